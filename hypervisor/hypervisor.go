@@ -1,0 +1,147 @@
+// Package hypervisor says what a guest and a standby are, whatever runs them.
+// hypervisor/qemu and hypervisor/sim are the adapters; hypervisor/hypervisortest
+// is the suite that each of them has to pass.
+//
+// A guest's whole state is an image (pages) and a device state (bytes). The
+// primary reads both from a Guest, the backup keeps both for a Standby, and
+// when the guest's host is lost the Standby becomes a Guest:
+//
+//	Guest:   Pause → AppendDeviceState ∥ CollectDirty+ReadPages → Resume
+//	Standby: WritePages … → Load(device state) → Run → Guest
+package hypervisor
+
+import (
+	"context"
+
+	"understudy/epoch"
+)
+
+// Image is a guest's memory: RAM first, then every other RAM block.
+type Image interface {
+	// Pages is the size of the image, in pages of epoch.PageSize bytes. It
+	// does not change during the life of a guest.
+	Pages() uint64
+	// ReadPages copies len(dst)/epoch.PageSize pages, starting at first, into
+	// dst. It allocates nothing. It may run while the guest runs; then a page
+	// may be torn, but every write after the last CollectDirty is reported by
+	// the next.
+	ReadPages(first epoch.GFN, dst []byte) error
+}
+
+// Guest is a virtual machine that this process runs. Its methods may be called
+// from several goroutines; Pause and Resume are called by one.
+type Guest interface {
+	Image
+	// Spec describes the machine, so that a Standby able to take this guest's
+	// state can be made from it on another host.
+	Spec() Spec
+	// Pause stops every vCPU and lets running device requests settle. After it
+	// has returned nothing writes to the image until Resume, and the guest
+	// emits nothing more. Pausing a paused guest is no error.
+	Pause(ctx context.Context) error
+	// Resume lets a paused guest run on.
+	Resume(ctx context.Context) error
+	// CollectDirty adds to set every page written since the page was last
+	// collected, by whatever part of the machine, and forgets them: the caller
+	// now answers for them. The first call reports every page. When it fails,
+	// nothing is known and the caller must count every page as dirty.
+	CollectDirty(set *epoch.PageSet) error
+	// AppendDeviceState appends the state of vCPUs and devices to dst and
+	// returns the longer slice. The guest must be paused. It writes nothing to
+	// the image, and may run beside CollectDirty and ReadPages.
+	AppendDeviceState(ctx context.Context, dst []byte) ([]byte, error)
+	// Events tells what the guest does by itself. The channel is closed when
+	// the guest is gone. The guest's owner must keep reading it.
+	Events() <-chan Event
+	// Detach lets go of the guest without stopping it, so that a later process
+	// can adopt it. The Guest must not be used afterwards.
+	Detach() error
+	// Destroy ends the guest at once and frees what it held on this host.
+	// It returns after the guest is gone; a second call does nothing.
+	Destroy() error
+}
+
+// Standby is a guest that is not running yet: an image kept up to date, and a
+// machine started ahead that will take it over.
+type Standby interface {
+	Image
+	// WritePages copies data into the image, starting at page first. It
+	// allocates nothing. It must not be called after Load.
+	WritePages(first epoch.GFN, data []byte) error
+	// Load puts the device state of the last commit into the waiting machine,
+	// which stays paused. A failure leaves the image as it was; Reset then
+	// brings a fresh machine for another attempt.
+	Load(ctx context.Context, deviceState []byte) error
+	// Reset replaces the waiting machine by a fresh one on the same image.
+	Reset(ctx context.Context) error
+	// Run lets the loaded machine run and returns it as a Guest of this host.
+	// The Standby must not be used afterwards.
+	Run(ctx context.Context) (Guest, error)
+	// Destroy ends the waiting machine and frees the image.
+	Destroy() error
+}
+
+// Spec describes a machine to another host of the same adapter.
+type Spec struct {
+	// Pages is the size of the image in pages.
+	Pages uint64 `json:"pages"`
+	// Machine is the adapter's own description: what must be equal on both
+	// hosts and what the standby needs before the first checkpoint. Bounded by
+	// MaxSpec; the receiving adapter checks every field of it.
+	Machine []byte `json:"machine"`
+}
+
+// MaxSpec bounds Spec.Machine, in bytes.
+const MaxSpec = 64 << 20
+
+// Driver runs guests on this host. One Driver serves one configured guest.
+type Driver interface {
+	// Start boots the guest from nothing. It returns with the guest paused:
+	// the caller lets it run once ownership allows it.
+	Start(ctx context.Context) (Guest, error)
+	// Adopt finds a guest that a former process of this host detached from or
+	// died under, and takes it on. It returns ErrNoGuest if there is none.
+	// The guest comes back paused, every page dirty.
+	Adopt(ctx context.Context) (Guest, error)
+	// Standby prepares a machine on this host that can take over the guest
+	// that spec describes, with an image of its own.
+	Standby(ctx context.Context, spec Spec) (Standby, error)
+	// Clean ends whatever a former process left of this guest on this host:
+	// running machines, images, sockets. It returns after they are gone.
+	Clean(ctx context.Context) error
+}
+
+// Event is something the guest did by itself.
+type Event struct {
+	Kind   EventKind
+	Detail string // the hypervisor's own words
+}
+
+// EventKind says what happened. After every kind but EventReset the guest
+// stands still, and stays so until the owner acts (RULES 6: nothing vanishes
+// by itself).
+type EventKind uint8
+
+const (
+	EventShutdown EventKind = iota + 1 // the guest powered itself off
+	EventReset                         // the guest rebooted and runs on
+	EventPanic                         // the guest's kernel reported a panic
+	EventExited                        // the hypervisor process is gone
+	EventFault                         // the hypervisor stopped the guest on an error
+)
+
+func (k EventKind) String() string {
+	switch k {
+	case EventShutdown:
+		return "shutdown"
+	case EventReset:
+		return "reset"
+	case EventPanic:
+		return "panic"
+	case EventExited:
+		return "exited"
+	case EventFault:
+		return "fault"
+	}
+	return "unknown"
+}

@@ -1,0 +1,266 @@
+// Package ownership is the pure part of the ownership log: what the log holds
+// for each guest, the commands that change it, and the one function, Apply,
+// that decides whether a command holds. Package failover replicates it with
+// raft; primary and backup propose commands and obey what was applied.
+//
+// Every command is conditional on the (generation, revision) its proposer last
+// saw. A proposal whose outcome is unknown is therefore resolved by reading the
+// state through a barrier, or by proposing the stricter command at the current
+// revision: once that has been applied, the lost one can never apply any more
+// (RULES 4).
+package ownership
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"time"
+
+	"understudy/epoch"
+)
+
+// HostID is the name of a host in the configuration.
+type HostID string
+
+// Desired is what the operator wants of a guest.
+type Desired string
+
+const (
+	Running Desired = "running"
+	Stopped Desired = "stopped"
+)
+
+// Phase says how far the owner of a generation has come.
+type Phase string
+
+const (
+	// PhaseActive: the owner may run the guest and, holding a lease, let its
+	// output out.
+	PhaseActive Phase = "active"
+	// PhaseActivating: the owner has been granted a takeover and brings the
+	// guest up. The former owner keeps its paused guest until PhaseActive.
+	PhaseActivating Phase = "activating"
+	// PhaseSurrendered: the owner has shut its gate, drained its I/O and given
+	// the guest up; the backup in sync may take over without waiting for the
+	// lease.
+	PhaseSurrendered Phase = "surrendered"
+)
+
+// Backup names an image that can continue the guest.
+type Backup struct {
+	Host  HostID            `json:"host"`
+	Image epoch.Incarnation `json:"image"`
+	// Epoch is the epoch at which the image became in sync, or at which the
+	// owner surrendered. The backup may hold later ones.
+	Epoch epoch.Number `json:"epoch"`
+}
+
+// Guest is what the log holds for one guest. The zero value means "never
+// started".
+type Guest struct {
+	Generation epoch.Generation `json:"generation"`
+	// Revision grows by one with every applied command.
+	Revision uint64  `json:"revision"`
+	Owner    HostID  `json:"owner"`
+	Phase    Phase   `json:"phase"`
+	Desired  Desired `json:"desired"`
+	// Backup is meaningful while InSync.
+	Backup Backup `json:"backup"`
+	InSync bool   `json:"in_sync"`
+	// Previous is the owner before the last takeover; a takeover that fails is
+	// returned to it.
+	Previous HostID `json:"previous,omitempty"`
+	// LastCommand is the command that led to this revision.
+	LastCommand CommandID `json:"last_command"`
+}
+
+// CommandID tells one proposal from another; a retry keeps its ID.
+type CommandID [16]byte
+
+// NewCommandID draws a fresh ID.
+func NewCommandID() CommandID {
+	var id CommandID
+	rand.Read(id[:]) // never fails, see crypto/rand
+	return id
+}
+
+func (id CommandID) String() string { return hex.EncodeToString(id[:4]) }
+
+// Kind names a command.
+type Kind string
+
+const (
+	// Start begins a new life of the guest on Host: first boot, boot after a
+	// stop, or boot after the guest was lost with no backup in sync.
+	Start Kind = "start"
+	// Adopt lets a restarted daemon of the owner go on with the guest it found
+	// running. The backup no longer counts as in sync.
+	Adopt Kind = "adopt"
+	// InSync records that Backup holds a whole checkpoint. The owner must be
+	// in full output commit before it proposes this (RULES 1).
+	InSync Kind = "in-sync"
+	// OutOfSync records that the guest runs unprotected. Only after it has
+	// been applied may the owner release output no backup acknowledged.
+	OutOfSync Kind = "out-of-sync"
+	// Takeover makes the backup in sync the owner. The raft leader proposes it
+	// only after the owner's lease has run out, or after a Surrender.
+	Takeover Kind = "takeover"
+	// Activated records that the new owner's guest runs.
+	Activated Kind = "activated"
+	// Return gives a takeover that could not be completed back to the previous
+	// owner, which still holds its paused guest.
+	Return Kind = "return"
+	// Surrender gives the guest up to the backup in sync (switchover, or a
+	// guest whose hypervisor died under a live daemon).
+	Surrender Kind = "surrender"
+	// Reclaim takes a surrendered guest back before the backup took it.
+	Reclaim Kind = "reclaim"
+	// Stop records that the guest is meant to be stopped.
+	Stop Kind = "stop"
+)
+
+// Command is one conditional change of one guest's state.
+type Command struct {
+	ID    CommandID `json:"id"`
+	Guest string    `json:"guest"`
+	Kind  Kind      `json:"kind"`
+	// Host is the proposer.
+	Host HostID `json:"host"`
+	// Generation and Revision are what the proposer saw; both must still hold.
+	Generation epoch.Generation `json:"generation"`
+	Revision   uint64           `json:"revision"`
+	// Backup is the image meant: by InSync, OutOfSync, Takeover, Surrender.
+	Backup Backup `json:"backup"`
+}
+
+// Refused is the error of a command whose condition did not hold. The state is
+// unchanged.
+type Refused struct {
+	Command Command
+	Reason  string
+	State   Guest // as it was when the command was refused
+}
+
+func (r *Refused) Error() string {
+	return fmt.Sprintf("ownership of %s: %s by %s refused: %s", r.Command.Guest, r.Command.Kind, r.Command.Host, r.Reason)
+}
+
+// Apply returns the state after c, or a *Refused and the state unchanged. A
+// command that was the last one applied is accepted again without effect.
+func Apply(g Guest, c Command) (Guest, error) {
+	refuse := func(format string, a ...any) (Guest, error) {
+		return g, &Refused{Command: c, Reason: fmt.Sprintf(format, a...), State: g}
+	}
+	if c.ID == g.LastCommand && g.Revision > 0 {
+		return g, nil
+	}
+	if c.Generation != g.Generation || c.Revision != g.Revision {
+		return refuse("it was meant for generation %d revision %d, the log is at generation %d revision %d",
+			c.Generation, c.Revision, g.Generation, g.Revision)
+	}
+	owner := c.Host == g.Owner
+	next := g
+	switch c.Kind {
+	case Start:
+		switch {
+		case g.Generation == 0, g.Desired == Stopped && g.Phase == PhaseActive:
+		case !owner:
+			return refuse("%s owns the guest", g.Owner)
+		case g.InSync:
+			return refuse("%s is in sync and can continue the guest: surrender it instead of booting it anew", g.Backup.Host)
+		case g.Phase != PhaseActive:
+			return refuse("the guest is %s", g.Phase)
+		}
+		next.Generation++
+		next.Owner, next.Phase, next.Desired = c.Host, PhaseActive, Running
+		next.Backup, next.InSync, next.Previous = Backup{}, false, ""
+	case Adopt:
+		if !owner || g.Phase != PhaseActive {
+			return refuse("owner is %s, the guest is %s", g.Owner, g.Phase)
+		}
+		if g.Desired != Running {
+			return refuse("the guest is meant to be %s", g.Desired)
+		}
+		next.Generation++
+		next.Backup, next.InSync, next.Previous = Backup{}, false, ""
+	case InSync:
+		switch {
+		case !owner || g.Phase != PhaseActive:
+			return refuse("owner is %s, the guest is %s", g.Owner, g.Phase)
+		case g.Desired != Running:
+			return refuse("the guest is meant to be %s", g.Desired)
+		case c.Backup.Host == "" || c.Backup.Host == g.Owner || c.Backup.Image.IsZero() || c.Backup.Epoch == 0:
+			return refuse("%+v names no image of another host", c.Backup)
+		}
+		next.Backup, next.InSync = c.Backup, true
+	case OutOfSync:
+		if !owner || g.Phase != PhaseActive {
+			return refuse("owner is %s, the guest is %s", g.Owner, g.Phase)
+		}
+		next.Backup, next.InSync = Backup{}, false
+	case Takeover:
+		switch {
+		case !g.InSync:
+			return refuse("no backup is in sync")
+		case c.Host != g.Backup.Host || c.Backup.Image != g.Backup.Image:
+			return refuse("the backup in sync is image %s of %s, not image %s of %s",
+				g.Backup.Image, g.Backup.Host, c.Backup.Image, c.Host)
+		case c.Backup.Epoch < g.Backup.Epoch:
+			return refuse("the image holds epoch %d, the log asks for %d or later", c.Backup.Epoch, g.Backup.Epoch)
+		case g.Desired != Running:
+			return refuse("the guest is meant to be %s", g.Desired)
+		case g.Phase == PhaseActivating:
+			return refuse("another takeover is under way")
+		}
+		next.Generation++
+		next.Previous, next.Owner, next.Phase = g.Owner, c.Host, PhaseActivating
+		next.Backup, next.InSync = Backup{}, false
+	case Activated:
+		if !owner || g.Phase != PhaseActivating {
+			return refuse("owner is %s, the guest is %s", g.Owner, g.Phase)
+		}
+		next.Phase, next.Previous = PhaseActive, ""
+	case Return:
+		if !owner || g.Phase != PhaseActivating || g.Previous == "" {
+			return refuse("owner is %s, the guest is %s, the previous owner %q", g.Owner, g.Phase, g.Previous)
+		}
+		next.Generation++
+		next.Owner, next.Phase, next.Previous = g.Previous, PhaseActive, ""
+	case Surrender:
+		switch {
+		case !owner || g.Phase != PhaseActive:
+			return refuse("owner is %s, the guest is %s", g.Owner, g.Phase)
+		case !g.InSync || c.Backup.Image != g.Backup.Image:
+			return refuse("image %s is not in sync", c.Backup.Image)
+		case c.Backup.Epoch < g.Backup.Epoch:
+			return refuse("epoch %d is older than the epoch %d that became in sync", c.Backup.Epoch, g.Backup.Epoch)
+		}
+		next.Phase, next.Backup.Epoch = PhaseSurrendered, c.Backup.Epoch
+	case Reclaim:
+		if !owner || g.Phase != PhaseSurrendered {
+			return refuse("owner is %s, the guest is %s", g.Owner, g.Phase)
+		}
+		next.Generation++
+		next.Phase, next.Backup, next.InSync = PhaseActive, Backup{}, false
+	case Stop:
+		if g.Generation == 0 {
+			return refuse("the guest was never started")
+		}
+		if !owner || g.Phase != PhaseActive {
+			return refuse("owner is %s, the guest is %s", g.Owner, g.Phase)
+		}
+		next.Desired, next.Backup, next.InSync = Stopped, Backup{}, false
+	default:
+		return refuse("unknown command %q", c.Kind)
+	}
+	next.Revision++
+	next.LastCommand = c.ID
+	return next, nil
+}
+
+// MinLease and MaxLease bound the length of a lease. Below the minimum the
+// scheduling noise of a busy host ends leases; above the maximum nobody waits.
+const (
+	MinLease = 100 * time.Millisecond
+	MaxLease = 60 * time.Second
+)
