@@ -1,0 +1,91 @@
+// Command build makes the test guest: a kernel and an initramfs.
+//
+//	go run ./guest/build -o build/guest
+//
+// The kernel is the one that Debian's linux-image-cloud-amd64 depends on. Its
+// package is downloaded and unpacked, never installed, and only while the
+// output directory has no kernel yet (-refresh takes the newest one). The
+// initramfs is then written from four inputs: our own PID 1, the host's
+// busybox, the kernel's modules and the list below. It is written anew only if
+// one of them differs.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+)
+
+// modules are the drivers the guest loads, those of every machine it boots on;
+// what they depend on comes with them.
+var modules = []string{
+	"virtio_pci",     // machines pc and q35
+	"virtio_mmio",    // machine microvm
+	"virtio_net",     //
+	"virtio_blk",     //
+	"virtio_balloon", //
+	"virtio-rng",     //
+	"pvpanic-mmio",   // tells QEMU of a panic, also on the ISA bus
+}
+
+func main() {
+	out := flag.String("o", "build/guest", "directory for vmlinuz and initrd")
+	busybox := flag.String("busybox", "", "statically linked busybox (default: the one in the path)")
+	refresh := flag.Bool("refresh", false, "take the newest kernel although there is one")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := build(ctx, *out, *busybox, *refresh); err != nil {
+		fmt.Fprintln(os.Stderr, "guest/build:", err)
+		os.Exit(1)
+	}
+}
+
+func build(ctx context.Context, out, busybox string, refresh bool) error {
+	if err := os.MkdirAll(out, 0o755); err != nil {
+		return err
+	}
+	kernel := filepath.Join(out, "kernel")
+	_, err := os.Stat(filepath.Join(kernel, "vmlinuz"))
+	if refresh || errors.Is(err, os.ErrNotExist) {
+		if err := fetchKernel(ctx, kernel); err != nil {
+			return fmt.Errorf("get a kernel for the guest: %w", err)
+		}
+	}
+	initrd, err := makeInitramfs(ctx, kernel, busybox)
+	if err != nil {
+		return fmt.Errorf("make the guest's initramfs: %w", err)
+	}
+	image, err := os.ReadFile(filepath.Join(kernel, "vmlinuz"))
+	if err != nil {
+		return err
+	}
+	for name, data := range map[string][]byte{"vmlinuz": image, "initrd": initrd} {
+		if err := replace(filepath.Join(out, name), data); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// replace writes the file, unless it holds data already, in one step: a guest
+// that boots meanwhile sees the old one or the new one.
+func replace(path string, data []byte) error {
+	old, err := os.ReadFile(path)
+	if err == nil && string(old) == string(data) {
+		return nil
+	}
+	temporary := path + ".new"
+	if err := os.WriteFile(temporary, data, 0o644); err != nil {
+		return err
+	}
+	if err := os.Rename(temporary, path); err != nil {
+		return err
+	}
+	fmt.Printf("%s: %.1f MiB\n", path, float64(len(data))/(1<<20))
+	return nil
+}
