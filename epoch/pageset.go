@@ -127,21 +127,21 @@ func (s *PageSet) Runs(yield func(first GFN, count uint64) bool) {
 }
 
 // TakeInto moves up to limit frames, lowest first, from s into dst and returns
-// how many were moved.
+// how many were moved. Both must be sets over images of the same size.
 func (s *PageSet) TakeInto(dst *PageSet, limit uint64) uint64 {
-	var moved uint64
+	if s.pages != dst.pages {
+		panic(fmt.Sprintf("epoch: frames moved between page sets over %d and %d pages", s.pages, dst.pages))
+	}
+	var moved, end uint64 // every frame of s below end has been moved
 	for first, count := range s.Runs {
-		if moved+count > limit {
-			count = limit - moved
-		}
-		dst.AddRange(first, count)
-		if moved += count; moved == limit {
+		count = min(count, limit-moved)
+		if count == 0 {
 			break
 		}
+		dst.AddRange(first, count)
+		moved, end = moved+count, uint64(first)+count
 	}
-	for i, w := range dst.words {
-		s.words[i] &^= w
-	}
+	s.RemoveRange(0, end)
 	return moved
 }
 
