@@ -14,9 +14,9 @@ import (
 	"understudy/guest/cpio"
 )
 
-// makeInitramfs returns the archive. It is not compressed: QEMU hands it over
-// in one piece, and an emulated processor takes longer to unpack it than that
-// (0.2 s for gzip, see the benchmark).
+// makeInitramfs returns the archive. It is not compressed: QEMU hands it over in
+// one piece, and neither gzip nor zstd made an emulated guest boot in less
+// processor time (2.1 to 2.8 s plain, 2.2 to 3.2 s compressed).
 func makeInitramfs(ctx context.Context, kernel, busybox string) ([]byte, error) {
 	init, err := buildInit(ctx)
 	if err != nil {

@@ -11,6 +11,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -38,8 +39,9 @@ func main() {
 	refresh := flag.Bool("refresh", false, "take the newest kernel although there is one")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	if err := build(ctx, *out, *busybox, *refresh); err != nil {
+	err := build(ctx, *out, *busybox, *refresh)
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "guest/build:", err)
 		os.Exit(1)
 	}
@@ -76,7 +78,7 @@ func build(ctx context.Context, out, busybox string, refresh bool) error {
 // that boots meanwhile sees the old one or the new one.
 func replace(path string, data []byte) error {
 	old, err := os.ReadFile(path)
-	if err == nil && string(old) == string(data) {
+	if err == nil && bytes.Equal(old, data) {
 		return nil
 	}
 	temporary := path + ".new"

@@ -1,0 +1,64 @@
+# Needs Go and, the first time, root on a Debian machine: setup installs the rest.
+#
+#   make build      the programs, into bin/
+#   make demo       a real guest survives the loss of its host, before your eyes
+#   make test       everything: lint, unit tests, real guests, with the race detector
+#   make failovers  fifty failovers in a row
+#   make bench      figures, into build/bench.json
+#   make lint fuzz guest clean
+
+GO            ?= go
+GOLANGCI      := v2.15.0
+GOLANGCI_LINT := build/tools/golangci-lint-$(GOLANGCI)
+FUZZTIME      ?= 20s
+FUZZ          ?=
+GUEST_FLAGS   ?=
+DEMO_FLAGS    ?=
+
+# Two cores: two packages at a time, and no two targets at once.
+GOTEST := $(GO) test -race -p 2 -timeout 12m
+
+.NOTPARALLEL:
+.PHONY: all build guest demo test failovers bench lint fuzz setup clean
+
+all: build
+
+setup:
+	@scripts/setup
+
+build:
+	$(GO) build -o bin/ ./cmd/...
+
+# Written only if something changed, see guest/build.
+guest: setup
+	@$(GO) run ./guest/build -o build/guest $(GUEST_FLAGS)
+
+demo: setup build guest
+	bin/understudy demo $(DEMO_FLAGS)
+
+test: setup guest build lint
+	$(GOTEST) ./...
+
+failovers: setup build guest
+	bin/understudy demo --repeat 50 $(DEMO_FLAGS)
+
+bench: setup build guest
+	bin/understudy bench --report build/bench.json
+
+lint: $(GOLANGCI_LINT)
+	@unformatted=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \
+	if [ -n "$$unformatted" ]; then echo "not formatted, run gofmt -w on: $$unformatted" >&2; exit 1; fi
+	$(GO) vet ./...
+	$(GOLANGCI_LINT) run --concurrency 2 ./...
+
+# Compiled here, once: its sources come by the module proxy like ours.
+$(GOLANGCI_LINT):
+	@mkdir -p build/tools
+	GOBIN=$(CURDIR)/build/tools $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI)
+	@mv build/tools/golangci-lint $@
+
+fuzz:
+	scripts/fuzz $(FUZZTIME) $(FUZZ)
+
+clean:
+	rm -rf bin build
