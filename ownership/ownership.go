@@ -84,7 +84,24 @@ func NewCommandID() CommandID {
 	return id
 }
 
+// String returns the first 4 bytes in hexadecimal, enough for logs.
 func (id CommandID) String() string { return hex.EncodeToString(id[:4]) }
+
+// MarshalText encodes all 16 bytes in hexadecimal.
+func (id CommandID) MarshalText() ([]byte, error) {
+	return []byte(hex.EncodeToString(id[:])), nil
+}
+
+// UnmarshalText is the inverse of MarshalText.
+func (id *CommandID) UnmarshalText(text []byte) error {
+	if hex.DecodedLen(len(text)) != len(id) {
+		return fmt.Errorf("command id: want %d hexadecimal digits, got %d", 2*len(id), len(text))
+	}
+	if _, err := hex.Decode(id[:], text); err != nil {
+		return fmt.Errorf("command id %q: %w", text, err)
+	}
+	return nil
+}
 
 // Kind names a command.
 type Kind string
