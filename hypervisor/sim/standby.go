@@ -1,0 +1,105 @@
+package sim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"understudy/epoch"
+	"understudy/hypervisor"
+)
+
+// Standby is an image that is kept up to date, and a machine that waits for
+// its device state.
+type Standby struct{ handle }
+
+var _ hypervisor.Standby = (*Standby)(nil)
+
+// WritePages copies data into the image. After Load it is an error.
+func (s *Standby) WritePages(first epoch.GFN, data []byte) error {
+	return s.do(context.Background(), "write pages of", func(m *machine) error {
+		if m.phase != phaseWaiting {
+			return errors.New("a device state was loaded or has failed to load: Reset comes first")
+		}
+		if err := inImage(m.mem.pages(), first, data); err != nil {
+			return err
+		}
+		copy(m.mem.bytes[uint64(first)*epoch.PageSize:], data)
+		return nil
+	})
+}
+
+// Load takes the device state of the last commit. It fails if the state is
+// damaged, or if the image is not the memory that the state was saved with.
+func (s *Standby) Load(ctx context.Context, deviceState []byte) error {
+	return s.do(ctx, "load device state of", func(m *machine) error {
+		if m.phase != phaseWaiting {
+			return errors.New("a device state was loaded or has failed to load: Reset comes first")
+		}
+		m.phase = phaseSpent
+		f := m.cfg.Faults
+		if f.lies(LieLoadWrites) {
+			m.mem.bytes[len(m.mem.bytes)-1]++
+		}
+		if err := f.load.next(); err != nil {
+			return err
+		}
+		regs, err := parseState(deviceState, &m.mem)
+		if err != nil {
+			return err
+		}
+		m.regs = regs
+		m.phase = phaseLoaded
+		return nil
+	})
+}
+
+// Reset forgets the loaded device state. The image stays as it is.
+func (s *Standby) Reset(ctx context.Context) error {
+	return s.do(ctx, "reset", func(m *machine) error {
+		m.regs = registers{}
+		m.phase = phaseWaiting
+		if m.cfg.Faults.lies(LieResetWrites) {
+			m.mem.bytes[len(m.mem.bytes)-1]++
+		}
+		return nil
+	})
+}
+
+// Run lets the loaded machine run. The Guest's concrete type is *Guest. It
+// fails if a guest of this name is on the host already.
+func (s *Standby) Run(ctx context.Context) (hypervisor.Guest, error) {
+	var g *Guest
+	err := s.do(ctx, "run", func(m *machine) error {
+		if m.phase != phaseLoaded {
+			return errors.New("it has no device state: Load comes first")
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if other, err := s.m.host.guest(s.m.cfg.Name); err == nil {
+		return nil, fmt.Errorf("run %s on %s: %s is on this host already", s.m.cfg.Name, s.m.host.name, other)
+	}
+	err = s.do(ctx, "run", func(m *machine) error {
+		g = m.takeLocked()
+		m.mem.dirty.Fill()
+		m.phase = phaseRunning
+		if kind := hypervisor.EventKind(m.regs.halted); kind != 0 {
+			m.phase = phasePaused
+			m.event = append(m.event, hypervisor.Event{Kind: kind, Detail: "happened before the takeover"})
+			m.tell()
+		}
+		m.startLoop()
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return g, nil
+}
+
+// Destroy ends the waiting machine and frees the image. A second call does
+// nothing.
+func (s *Standby) Destroy() error { return s.destroy() }
