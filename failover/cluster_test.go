@@ -9,7 +9,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"os"
 	"sync"
 	"testing"
 	"time"
@@ -227,10 +226,7 @@ func (c *cluster) config(id ownership.HostID) Config {
 		}
 		return l
 	}
-	var log *slog.Logger
-	if os.Getenv("FAILOVER_TEST_LOG") != "" {
-		log = slog.New(slog.NewTextHandler(os.Stderr, nil)).With("node", id)
-	}
+	log := slog.New(slog.NewTextHandler(c.t.Output(), nil)).With("node", id)
 	cfg := Config{Self: id, Peers: hosts(), Dir: c.dir[id], Lease: c.lease, Log: log, Clock: c.clk[id],
 		RaftListener: listen(), RPCListener: listen(), PeerName: peerName,
 		Dial: func(ctx context.Context, peer ownership.HostID, protocol string) (net.Conn, error) {
@@ -294,8 +290,7 @@ func (c *cluster) leads(id ownership.HostID) {
 	})
 }
 
-// makeLeader moves the leader to a voter and keeps it there: placement would
-// move it on to the witness, so tests that need another leader say so.
+// leader waits until some voter leads and returns it.
 func (c *cluster) leader() ownership.HostID {
 	c.t.Helper()
 	var id ownership.HostID

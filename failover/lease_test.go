@@ -89,3 +89,231 @@ func TestTakeoverWaitsForAnOwnerThatRenews(t *testing.T) {
 		}
 	}
 }
+
+// RULES 7: an owner that surrendered is not waited for.
+func TestSurrenderedGuestIsTakenAtOnce(t *testing.T) {
+	c := newCluster(t, 20*time.Second) // a wait would not fit into the test's time
+	st, b := c.protected()
+	c.renew(hostA, st.Generation)
+	b.Epoch = 7
+	c.do(hostA, ownership.Surrender, b)
+
+	_, err := c.node[hostA].Renew(c.ctx, guest, st.Generation)
+	if denied := (*Denied)(nil); !errors.As(err, &denied) {
+		t.Fatalf("renewal after the surrender: %v", err)
+	}
+	start := now()
+	if got := c.do(hostB, ownership.Takeover, b); got.Owner != hostB {
+		t.Fatalf("after the takeover: %+v", got)
+	}
+	t.Logf("taken over in %s", now().Sub(start))
+	// A failed activation is given back, by its owner: no wait either.
+	if got := c.do(hostB, ownership.Return, ownership.Backup{}); got.Owner != hostA {
+		t.Fatalf("after the return: %+v", got)
+	}
+}
+
+// A stopped guest belongs to nobody, but its last owner may still be letting
+// its output out under its lease: another host's start waits like a takeover.
+func TestStartElsewhereWaitsForTheLease(t *testing.T) {
+	c := newCluster(t, testLease)
+	st, _ := c.protected()
+	c.do(hostA, ownership.Stop, ownership.Backup{})
+	grant := c.renew(hostA, st.Generation)
+	got := c.do(hostB, ownership.Start, ownership.Backup{})
+	if early := grant.Until.Sub(now()); early > 0 {
+		t.Fatalf("%+v, %s before the old owner's lease ended", got, early)
+	}
+}
+
+// RULES 3: a new leader does not know what the old one granted. It waits out a
+// full lease of its own before it grants a takeover.
+func TestNewLeaderWaitsAFullLease(t *testing.T) {
+	c := newCluster(t, testLease)
+	st, b := c.protected()
+	cmd, err := c.command(c.ctx, hostB, ownership.Takeover, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	grant := c.renew(hostA, st.Generation)
+	killed := now()
+	c.stop(witness)
+	done := make(chan error, 1)
+	go func() {
+		_, err := c.node[hostB].Propose(c.ctx, cmd)
+		done <- err
+	}()
+	leader := c.leader()
+	elected := now()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	granted := now()
+	t.Logf("%s leads %s after the loss, granted %s after that", leader, elected.Sub(killed), granted.Sub(elected))
+	if granted.Before(killed.Add(testLease)) || granted.Before(grant.Until) {
+		t.Fatalf("granted %s after the leader was lost, the lease is %s", granted.Sub(killed), testLease)
+	}
+	if r := c.node[c.leader()].reigns.now(); r != nil && granted.Sub(r.start) < testLease && r.n.cfg.Self == leader {
+		t.Fatalf("granted %s after the reign began", granted.Sub(r.start))
+	}
+}
+
+// The owner outlives the loss of the leader: its lease is renewed by the next
+// one in the same generation.
+func TestRenewalGoesOnWithTheNextLeader(t *testing.T) {
+	c := newCluster(t, testLease)
+	st, _ := c.protected()
+	c.renew(hostA, st.Generation)
+	start := now()
+	c.net.isolate(witness, hostA, hostB)
+	grant := c.renew(hostA, st.Generation)
+	t.Logf("renewed %s after the leader went silent", now().Sub(start))
+	if !start.Before(grant.Until) || grant.State.Owner != hostA {
+		t.Fatalf("grant %+v", grant)
+	}
+}
+
+// RULES 9: an owner that cannot reach the leader renews and proposes through
+// another voter.
+func TestVotersRelay(t *testing.T) {
+	c := newCluster(t, testLease)
+	st, b := c.protected()
+	c.net.isolate(hostA, witness)
+	grant := c.renew(hostA, st.Generation)
+	if grant.State.Owner != hostA {
+		t.Fatalf("grant %+v", grant)
+	}
+	c.do(hostA, ownership.OutOfSync, ownership.Backup{})
+	if got := c.do(hostA, ownership.InSync, b); !got.InSync {
+		t.Fatalf("proposed through B: %+v", got)
+	}
+}
+
+// A renewal is granted to the voter the connection belongs to, whatever the
+// request says.
+func TestOnlyTheOwnerRenews(t *testing.T) {
+	c := newCluster(t, testLease)
+	st, b := c.protected()
+	_, err := c.node[hostB].Renew(c.ctx, guest, st.Generation)
+	if denied := (*Denied)(nil); !errors.As(err, &denied) {
+		t.Fatalf("B renews A's lease: %v", err)
+	}
+	_, err = c.node[hostA].Renew(c.ctx, guest, st.Generation-1)
+	if denied := (*Denied)(nil); !errors.As(err, &denied) {
+		t.Fatalf("A renews an old generation: %v", err)
+	}
+	// B proposes in A's name.
+	cmd, err := c.command(c.ctx, hostA, ownership.Surrender, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var refused *ownership.Refused
+	if _, err := c.node[hostB].Propose(c.ctx, cmd); !errors.As(err, &refused) {
+		t.Fatalf("B surrenders for A: %v", err)
+	}
+	// Somebody who is no voter gets no answer at all.
+	for _, proto := range []string{ProtocolRPC, ProtocolRaft} {
+		conn, err := c.net.dial(c.ctx, "mallory", witness, c.addr[witness][proto])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		f, err := encodeFrame(kindConfirm, 1, request{Timeout: time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = conn.Write(f) // may find the connection closed already
+		if n, err := conn.Read(make([]byte, 1)); err == nil {
+			t.Fatalf("%s: a stranger was answered %d bytes", proto, n)
+		} else if ne, ok := err.(interface{ Timeout() bool }); ok && ne.Timeout() {
+			t.Fatalf("%s: a stranger's connection was kept open", proto)
+		}
+		_ = conn.Close()
+	}
+}
+
+// A lease that is shortened does not shorten those granted before.
+func TestShortenedLeaseIsWaitedOutInFull(t *testing.T) {
+	c := newCluster(t, 2*time.Second)
+	st, b := c.protected()
+	// The raft timing was made for 2 s: too slow for 300 ms.
+	if err := c.node[hostA].SetLease(c.ctx, 300*time.Millisecond); err == nil {
+		t.Fatal("a lease that raft's timing does not suit was accepted")
+	}
+	grant := c.renew(hostA, st.Generation)
+	if err := c.node[hostA].SetLease(c.ctx, 1900*time.Millisecond); err != nil {
+		t.Fatal(err)
+	}
+	if again := c.renew(hostA, st.Generation); again.Lease != 1900*time.Millisecond {
+		t.Fatalf("renewed for %s after the length was changed", again.Lease)
+	}
+	if l := c.node[witness].fsm.leaseState(); l.Longest != 2*time.Second {
+		t.Fatalf("lease %+v: the old length is forgotten too early", l)
+	}
+	c.do(hostB, ownership.Takeover, b)
+	if now().Before(grant.Until) {
+		t.Fatal("the longer lease was still alive")
+	}
+	c.until("the old length is settled", func() bool {
+		return c.node[c.leader()].fsm.leaseState().Longest == 1900*time.Millisecond
+	})
+}
+
+// Guarantee 1, RULES 3: whatever the interleaving of renewals and takeovers,
+// at no instant does an owner hold a lease of a generation that is over. Both
+// hosts' clocks are one here, so the instants can be compared.
+func TestNoLeaseOutlivesItsGeneration(t *testing.T) {
+	lease := 300 * time.Millisecond
+	c := newCluster(t, lease)
+	_, b := c.protected()
+	owner, other := hostA, hostB
+	for round := range 6 {
+		st, err := c.node[owner].Read(c.ctx, guest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The owner renews without pause from three goroutines until it is
+		// told to fall silent, at another time each round.
+		silent := make(chan struct{})
+		lasts := make(chan clock.Instant, 3)
+		for range 3 {
+			go func() {
+				var last clock.Instant
+				for {
+					select {
+					case <-silent:
+						lasts <- last
+						return
+					default:
+					}
+					ctx, cancel := context.WithTimeout(c.ctx, lease)
+					if g, err := c.node[owner].Renew(ctx, guest, st.Generation); err == nil {
+						last = max(last, g.Until)
+					}
+					cancel()
+				}
+			}()
+		}
+		granted := make(chan clock.Instant, 1)
+		go func() {
+			for {
+				if _, err := c.try(c.ctx, other, ownership.Takeover, b); err == nil || c.ctx.Err() != nil {
+					granted <- now()
+					return
+				}
+			}
+		}()
+		c.until("the owner falls silent", after(time.Duration(round)*lease/5))
+		close(silent)
+		last := max(<-lasts, <-lasts, <-lasts)
+		if at := <-granted; at.Before(last) {
+			t.Fatalf("round %d: granted %s before the owner's lease ended", round, last.Sub(at))
+		}
+		owner, other = other, owner
+		c.do(owner, ownership.Activated, ownership.Backup{})
+		b = ownership.Backup{Host: other, Image: b.Image, Epoch: b.Epoch + 1}
+		c.do(owner, ownership.InSync, b)
+	}
+}

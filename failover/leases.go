@@ -60,13 +60,15 @@ func (r *reign) renew(ctx context.Context, who ownership.HostID, req request, re
 	if err := r.rounds.confirm(ctx); err != nil {
 		return r.later(err)
 	}
-	l := &r.leases
+	return r.leases.grant(who, req, received)
+}
+
+// grant checks a confirmed renewal against the applied state and writes it
+// down.
+func (l *leases) grant(who ownership.HostID, req request, received clock.Instant) answer {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err := r.holds(); err != nil {
-		return r.later(err)
-	}
-	st, length := r.n.fsm.guest(req.Guest), r.n.fsm.leaseState().Length
+	st, length := l.r.n.fsm.guest(req.Guest), l.r.n.fsm.leaseState().Length
 	refuse := func(c code, format string, a ...any) answer {
 		return answer{Code: c, Text: fmt.Sprintf(format, a...), State: st}
 	}

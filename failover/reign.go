@@ -286,3 +286,10 @@ func (n *Node) otherLeader() ownership.HostID {
 	}
 	return ""
 }
+
+// now returns the current reign, nil if there is none.
+func (rs *reigns) now() *reign {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	return rs.current
+}
