@@ -31,7 +31,7 @@ const (
 	slabPages = 256
 	// cacheEntry is what one page costs: content, tag, slot and its share of
 	// the table of slabs.
-	cacheEntry = PageSize + 8 + 4 + 1
+	cacheEntry = PageSize + 8 + 4 + 3
 )
 
 // newDeltaCache returns a cache for an image of the given pages, bounded to
@@ -85,6 +85,7 @@ func (c *deltaCache) add(f GFN, page []byte) {
 	if c.tags == nil {
 		c.tags = make([]uint64, c.sets*cacheWays)
 		c.slots = make([]uint32, c.sets*cacheWays)
+		c.slabs = make([][]byte, 0, (c.sets*cacheWays+slabPages-1)/slabPages)
 	}
 	at := uint64(f) % c.sets * cacheWays
 	victim, oldest := at, uint64(0)

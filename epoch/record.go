@@ -2,6 +2,7 @@ package epoch
 
 import (
 	"encoding/binary"
+	"slices"
 
 	"github.com/zeebo/xxh3"
 )
@@ -126,7 +127,7 @@ type Header struct {
 
 // AppendTo appends the HeaderSize bytes of h to dst.
 func (h Header) AppendTo(dst []byte) []byte {
-	dst = append(dst, headerMagic...)
+	dst = append(slices.Grow(dst, HeaderSize), headerMagic...)
 	dst = append(dst, FormatVersion, byte(h.Kind), 0, 0)
 	dst = binary.LittleEndian.AppendUint64(dst, uint64(h.Number))
 	dst = binary.LittleEndian.AppendUint64(dst, uint64(h.Generation))
@@ -191,7 +192,7 @@ type Trailer struct {
 
 // AppendTo appends the TrailerSize bytes of t to dst.
 func (t Trailer) AppendTo(dst []byte) []byte {
-	dst = append(dst, trailerMagic...)
+	dst = append(slices.Grow(dst, TrailerSize), trailerMagic...)
 	dst = append(dst, FormatVersion, 0, 0, 0)
 	dst = binary.LittleEndian.AppendUint64(dst, t.Chunks)
 	dst = binary.LittleEndian.AppendUint64(dst, t.Bytes)
