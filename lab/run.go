@@ -1,0 +1,204 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"runtime"
+	"sync"
+	"syscall"
+
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// Cmd is an exec.Cmd whose process runs in a namespace of the lab. It dies by
+// SIGKILL when this process dies or the lab is closed, and whatever it started
+// is killed when the lab is closed. Set fields as on an exec.Cmd; its
+// SysProcAttr.Pdeathsig is set by Start.
+type Cmd struct {
+	*exec.Cmd
+	space *space
+}
+
+// Command prepares a process in the host's namespace. The rest of its world is
+// this process's; /proc/sys/net is the namespace's, /sys is not.
+func (h *Host) Command(ctx context.Context, name string, args ...string) *Cmd {
+	return &Cmd{exec.CommandContext(ctx, name, args...), h.space}
+}
+
+// Start starts the process. It inherits the namespace of the thread that forks
+// it, and its death signal comes when that thread ends.
+func (c *Cmd) Start() error {
+	if c.SysProcAttr == nil {
+		c.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	c.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	return c.space.thread.do(c.Cmd.Start)
+}
+
+// Run starts the process and waits for its end.
+func (c *Cmd) Run() error {
+	if err := c.Start(); err != nil {
+		return err
+	}
+	return c.Wait()
+}
+
+// Output runs the process and returns what it wrote to its standard output.
+func (c *Cmd) Output() ([]byte, error) {
+	var out bytes.Buffer
+	c.Stdout = &out
+	err := c.Run()
+	return out.Bytes(), err
+}
+
+// CombinedOutput runs the process and returns what it wrote to its standard
+// output and error.
+func (c *Cmd) CombinedOutput() ([]byte, error) {
+	var out bytes.Buffer
+	c.Stdout, c.Stderr = &out, &out
+	err := c.Run()
+	return out.Bytes(), err
+}
+
+// Do calls f on a thread that is in the host's namespace for as long. What f
+// starts in other goroutines is not in the namespace; sockets and files it
+// opens stay in it.
+func (h *Host) Do(f func() error) error { return h.inside(f) }
+
+// Dial connects from the host, whose network is "tcp", "udp" and the like, to
+// an address with a numerical host: names would be looked up by other threads,
+// outside the namespace.
+func (h *Host) Dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
+	if _, err := netip.ParseAddrPort(address); err != nil {
+		return nil, fmt.Errorf("dialling from %s: %w", h.space.name, err)
+	}
+	err = h.inside(func() (err error) {
+		conn, err = new(net.Dialer).DialContext(ctx, network, address)
+		return err
+	})
+	return conn, err
+}
+
+// Listen listens on the host, on an address with a numerical host.
+func (h *Host) Listen(ctx context.Context, network, address string) (ln net.Listener, err error) {
+	if _, err := netip.ParseAddrPort(address); err != nil {
+		return nil, fmt.Errorf("listening on %s: %w", h.space.name, err)
+	}
+	err = h.inside(func() (err error) {
+		ln, err = new(net.ListenConfig).Listen(ctx, network, address)
+		return err
+	})
+	return ln, err
+}
+
+// inside calls f on a thread of its own that visits the namespace. A thread
+// that does not find its way back is not used again: it ends with its
+// goroutine, which stays locked to it.
+func (s *space) inside(f func() error) error {
+	result := make(chan error, 1)
+	go func() {
+		err := errors.New("the function ended its goroutine")
+		defer func() { result <- err }()
+		runtime.LockOSThread()
+		home, homeErr := netns.Get()
+		if homeErr != nil {
+			err = fmt.Errorf("finding this thread's namespace: %w", homeErr)
+			return
+		}
+		if enterErr := s.enter(); enterErr != nil {
+			err = errors.Join(enterErr, home.Close())
+			return
+		}
+		defer func() {
+			if netns.Set(home) == nil {
+				runtime.UnlockOSThread()
+			}
+			_ = home.Close()
+		}()
+		err = f()
+	}()
+	return <-result
+}
+
+func (s *space) enter() error {
+	s.life.RLock()
+	defer s.life.RUnlock()
+	if !s.ns.IsOpen() {
+		return errClosed
+	}
+	if err := netns.Set(s.ns); err != nil {
+		return fmt.Errorf("entering namespace %s: %w", s.name, err)
+	}
+	return nil
+}
+
+var errClosed = errors.New("the lab is closed")
+
+// thread is one operating system thread that stays in one namespace for the
+// life of a lab: processes are started by it, since a process gets its
+// parent-death signal (prctl(2)) when the thread that forked it ends. Its
+// goroutine ends with stop, and the thread with it.
+type thread struct {
+	work       chan func()
+	quit, done chan struct{}
+	once       sync.Once
+}
+
+func newThread() *thread {
+	t := &thread{work: make(chan func()), quit: make(chan struct{}), done: make(chan struct{})}
+	go t.start()
+	return t
+}
+
+func (t *thread) start() {
+	runtime.LockOSThread()
+	if unix.Gettid() == os.Getpid() {
+		// The first thread stands for the whole process in /proc and cannot
+		// end alone. As long as it is locked, another goroutine gets another.
+		locked := make(chan struct{})
+		go func() {
+			runtime.LockOSThread()
+			close(locked)
+			t.run()
+		}()
+		<-locked
+		runtime.UnlockOSThread()
+		return
+	}
+	t.run()
+}
+
+func (t *thread) run() {
+	defer close(t.done)
+	for {
+		select {
+		case f := <-t.work:
+			f()
+		case <-t.quit:
+			return
+		}
+	}
+}
+
+// do calls f on the thread and waits for it.
+func (t *thread) do(f func() error) error {
+	result := make(chan error, 1)
+	select {
+	case t.work <- func() { result <- f() }:
+		return <-result
+	case <-t.quit:
+		return errClosed
+	}
+}
+
+func (t *thread) stop() {
+	t.once.Do(func() { close(t.quit) })
+	<-t.done
+}
