@@ -1,0 +1,323 @@
+package backup
+
+// This file is the shell around the core, and holds the backup's loop:
+//
+//	wait for an event → core.Step → carry out its actions, in order
+//
+// A session's goroutine (session.go) receives and stages an epoch and then
+// waits for the loop's word; the loop acknowledges and applies. So commits and
+// the decision to take over are one serial sequence.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"understudy/clock"
+	"understudy/epoch"
+	"understudy/hypervisor"
+	"understudy/ownership"
+	"understudy/protocol"
+)
+
+// Ownership is the ownership log as this host sees it (package failover).
+type Ownership interface {
+	Propose(ctx context.Context, c ownership.Command) (ownership.Guest, error)
+	Watch(ctx context.Context, guest string) <-chan ownership.Guest
+}
+
+// Opened is a session whose Hello has been read.
+type Opened struct {
+	Session protocol.Session
+	Hello   protocol.Hello
+}
+
+// Deps are what a Backup works with.
+type Deps struct {
+	Driver   hypervisor.Driver
+	Log      Ownership
+	Sessions <-chan Opened
+	Clock    clock.Clock
+	Slog     *slog.Logger
+	// State is the log as this host last saw it.
+	State ownership.Guest
+}
+
+// Backup keeps one guest's image on this host, ready to run.
+type Backup struct {
+	cfg Config
+	Deps
+	core    *Core
+	events  chan Event
+	fed     chan sessionEvent
+	workers sync.WaitGroup
+
+	standby hypervisor.Standby
+	decoder *epoch.Decoder
+	image   epoch.Incarnation
+	state   []byte // device state of the last checkpoint committed
+
+	greeted *Opened
+	session *session
+	stats   stats
+	taken   hypervisor.Guest
+	outcome Outcome
+}
+
+// New returns a backup; Run starts it.
+func New(cfg Config, d Deps) *Backup {
+	return &Backup{cfg: cfg, Deps: d, core: NewCore(cfg, d.State),
+		events: make(chan Event, 16), fed: make(chan sessionEvent)}
+}
+
+// Result is how a backup ended. With OutcomeTookOver it holds the guest, which
+// runs, and the log's state that granted it.
+type Result struct {
+	Outcome Outcome
+	Guest   hypervisor.Guest
+	State   ownership.Guest
+}
+
+// Run is the backup's main loop.
+func (b *Backup) Run(ctx context.Context) (Result, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer b.workers.Wait()
+	defer cancel()
+	b.start(func() {
+		for state := range b.Log.Watch(ctx, b.cfg.Guest) {
+			b.send(ctx, LogApplied{state})
+		}
+	})
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for b.outcome == 0 {
+		var ev Event
+		select {
+		case <-ctx.Done():
+			b.drop("the daemon goes down")
+			return Result{Outcome: OutcomeDetached}, b.destroy()
+		case <-timer.C:
+			ev = Tick{}
+		case ev = <-b.events:
+		case o := <-b.Sessions:
+			b.drop("a newer session")
+			b.step(ctx, SessionLost{errors.New("replaced by a newer session")})
+			b.greeted = &o
+			ev = Greeted{o.Hello}
+		case s := <-b.fed:
+			if s.from != b.session {
+				continue // its session was closed meanwhile
+			}
+			if lost, ok := s.ev.(SessionLost); ok {
+				b.drop(lost.Err.Error())
+			}
+			ev = s.ev
+		}
+		b.step(ctx, ev)
+		timer.Reset(b.core.NextWake().Sub(b.Clock.Now()))
+	}
+	b.drop("the backup ends")
+	if b.outcome == OutcomeTookOver {
+		return Result{Outcome: b.outcome, Guest: b.taken, State: b.core.log}, nil
+	}
+	return Result{Outcome: b.outcome, State: b.core.log}, b.destroy()
+}
+
+// step feeds one event, and what its actions bring about, to the core.
+func (b *Backup) step(ctx context.Context, ev Event) {
+	for queue := []Event{ev}; len(queue) > 0; queue = queue[1:] {
+		for _, a := range b.core.Step(b.Clock.Now(), queue[0]) {
+			if next := b.do(ctx, a); next != nil {
+				queue = append(queue, next)
+			}
+		}
+	}
+	b.stats.update(b.core, b.Clock.Now())
+}
+
+// do carries out one action. It returns the event that the action led to, if
+// that is known at once.
+func (b *Backup) do(ctx context.Context, a Action) Event {
+	switch a := a.(type) {
+	case Prepare:
+		return b.prepare(ctx, a.Fresh)
+	case Refuse:
+		b.refuse(ctx, a.Reason)
+	case Commit:
+		return b.commit(ctx)
+	case Discard:
+		b.drop("its epoch came too late")
+	case Drop:
+		b.drop(a.Why)
+	case Load:
+		b.Slog.Info("loading the standby", "at", b.core.at, "device_state", len(b.state))
+		b.start(func() { b.send(ctx, Loaded{b.standby.Load(ctx, b.state)}) })
+	case Reset:
+		if err := b.standby.Reset(ctx); err != nil {
+			b.Slog.Error("no fresh machine for the standby", "err", err)
+		}
+	case Propose:
+		b.start(func() { b.propose(ctx, a.Command) })
+	case Run:
+		guest, err := b.standby.Run(ctx)
+		if err == nil {
+			b.taken, b.standby = guest, nil
+		}
+		return Ran{guest, err}
+	case Warn:
+		b.Slog.Warn(a.Text)
+	case End:
+		b.outcome = a.Outcome
+	}
+	return nil
+}
+
+// prepare answers the greeted session with a Welcome and starts to receive.
+func (b *Backup) prepare(ctx context.Context, fresh bool) Event {
+	o := b.greeted
+	if fresh {
+		if err := b.renew(ctx, o.Hello.Spec); err != nil {
+			b.Slog.Error("no image for the standby", "err", err)
+			return Prepared{Err: fmt.Errorf("backup %s cannot stand by: %w", b.cfg.Self, err)}
+		}
+	}
+	at, whole := b.core.At()
+	if fresh {
+		at, whole = epoch.Position{Image: b.image}, false
+	}
+	w, err := protocol.EncodeWelcome(protocol.Welcome{Version: protocol.Version, At: at, Whole: whole})
+	if err == nil {
+		err = o.Session.Send(ctx, protocol.KindWelcome, w)
+	}
+	if err != nil {
+		return Prepared{Err: fmt.Errorf("welcome: %w", err)}
+	}
+	b.greeted = nil
+	b.Slog.Info("session from the primary", "primary", o.Hello.Host, "generation", o.Hello.Generation, "fresh", fresh, "at", at)
+	b.session = b.feed(ctx, o.Session, o.Hello.Generation, at)
+	return Prepared{At: at, Whole: whole}
+}
+
+// renew makes a new, empty image and a machine that waits on it.
+func (b *Backup) renew(ctx context.Context, spec hypervisor.Spec) error {
+	if err := b.destroy(); err != nil {
+		return err
+	}
+	s, err := b.Driver.Standby(ctx, spec)
+	if err != nil {
+		return err
+	}
+	b.standby, b.state, b.image = s, nil, epoch.NewIncarnation()
+	b.decoder = epoch.NewDecoder(s.Pages(), epoch.DecoderConfig{MaxStageBytes: b.cfg.MaxStage}, s.ReadPages)
+	return nil
+}
+
+// commit acknowledges the staged epoch and applies it. Both cannot fail any
+// more except together with this host: the stage is verified and in memory.
+func (b *Backup) commit(ctx context.Context) Event {
+	s := b.session
+	stage := b.decoder.Stage()
+	ack := protocol.Ack{At: b.core.at}
+	if s.verify.Count == 0 {
+		// Acknowledged is committed: the stage stays until it is applied, and
+		// nothing between here and there can refuse it.
+		s.ack(ctx, ack)
+	}
+	if err := stage.Apply(b.standby.WritePages); err != nil {
+		// Our own image refused a write: it can no longer be trusted.
+		b.Slog.Error("commit failed: the image is given up", "at", b.core.at, "err", err)
+		b.drop(err.Error())
+		b.core.at, b.core.whole = epoch.Position{}, false
+		return SessionLost{err}
+	}
+	if d := stage.DeviceState(); len(d) > 0 {
+		b.state = append(b.state[:0], d...)
+	}
+	if s.verify.Count > 0 {
+		h, err := epoch.HashPages(b.standby.ReadPages, s.verify.First, s.verify.Count)
+		if err != nil {
+			b.drop(err.Error())
+			return SessionLost{err}
+		}
+		ack.HasHash, ack.Verified = true, h
+		s.ack(ctx, ack)
+	}
+	b.stats.commit(stage.PageCount())
+	s.resume <- struct{}{}
+	return nil
+}
+
+func (b *Backup) refuse(ctx context.Context, reason string) {
+	if b.greeted == nil {
+		return
+	}
+	b.Slog.Info("session refused", "primary", b.greeted.Hello.Host, "why", reason)
+	s := b.greeted.Session
+	b.greeted = nil
+	// The peer may be gone already; it is told if it can be.
+	call, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	_ = s.Send(call, protocol.KindRefuse, []byte(reason[:min(len(reason), protocol.MaxReason)]))
+	b.start(func() { // give the refusal time to arrive before the session ends
+		t := time.NewTimer(time.Second)
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+		}
+		_ = s.Close()
+	})
+}
+
+// drop closes the session and waits for its goroutine.
+func (b *Backup) drop(why string) {
+	s := b.session
+	if s == nil {
+		return
+	}
+	b.Slog.Info("session from the primary closed", "why", why)
+	b.session = nil
+	s.close()
+	b.decoder.Reset()
+}
+
+// destroy frees the image and ends the waiting machine.
+func (b *Backup) destroy() error {
+	if b.standby == nil {
+		return nil
+	}
+	s := b.standby
+	b.standby, b.state = nil, nil
+	if err := s.Destroy(); err != nil {
+		return fmt.Errorf("destroy the standby of %s: %w", b.cfg.Guest, err)
+	}
+	return nil
+}
+
+func (b *Backup) propose(ctx context.Context, c ownership.Command) {
+	call, cancel := context.WithTimeout(ctx, b.cfg.TakeoverWait)
+	defer cancel()
+	b.Slog.Info("proposing", "command", c.Kind, "id", c.ID, "generation", c.Generation)
+	state, err := b.Log.Propose(call, c)
+	b.Slog.Info("proposed", "command", c.Kind, "id", c.ID, "generation", state.Generation, "err", err)
+	b.send(ctx, Proposed{Command: c, State: state, Err: err})
+}
+
+// start runs a goroutine that Run waits for.
+func (b *Backup) start(f func()) {
+	b.workers.Add(1)
+	go func() {
+		defer b.workers.Done()
+		f()
+	}()
+}
+
+func (b *Backup) send(ctx context.Context, ev Event) {
+	select {
+	case b.events <- ev:
+	case <-ctx.Done():
+	}
+}

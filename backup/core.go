@@ -1,0 +1,335 @@
+// Package backup is the side that stands by. This file is its pure core: events
+// in (events.go), typed actions out. The shell around it is in backup.go.
+//
+// Acknowledging and taking over are decided in this one place, one event at a
+// time, so no epoch can be acknowledged once a takeover was asked for (RULES 5):
+//
+//	idle ── Greeted ──> fed ── session lost, in sync ──> asking ── granted ──> running
+//	  ^                  │ Staged: Commit                  │
+//	  └──────────────────┴───────────── refused ───────────┘
+package backup
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"understudy/clock"
+	"understudy/epoch"
+	"understudy/ownership"
+)
+
+// Config holds a backup's settings. Start from DefaultConfig.
+type Config struct {
+	Guest string
+	Self  ownership.HostID
+	// AskAfter is how long a lost session may take to come back before the
+	// backup asks for a takeover. The raft leader waits for the end of the
+	// owner's lease in any case, so a part of the lease costs nothing.
+	AskAfter time.Duration
+	// Retry is the pause before an unsettled proposal or load is repeated.
+	Retry time.Duration
+	// Loads is how often loading the device state is tried before a granted
+	// takeover is given back.
+	Loads int
+	// MaxStage bounds the decoded pages of one epoch, in bytes.
+	MaxStage uint64
+	// TakeoverWait bounds one request for a takeover: the wait for the end of
+	// the lease included.
+	TakeoverWait time.Duration
+}
+
+// DefaultConfig returns the defaults for a lease of the given length. An epoch
+// may hold every page of the image once.
+func DefaultConfig(guest string, self ownership.HostID, lease time.Duration, imageBytes uint64) Config {
+	return Config{Guest: guest, Self: self, AskAfter: lease / 4, Retry: 20 * time.Millisecond, Loads: 3,
+		MaxStage: imageBytes, TakeoverWait: max(10*lease, 10*time.Second)}
+}
+
+// Core is the backup's decision maker. It is not safe for concurrent use.
+type Core struct {
+	cfg Config
+	now clock.Instant
+	out []Action
+
+	log   ownership.Guest
+	at    epoch.Position // where the image stands
+	whole bool           // the last commit was a checkpoint
+
+	session   epoch.Generation // of the session that feeds the image; 0: none
+	preparing epoch.Generation // of the session being welcomed; 0: none
+	lostAt    clock.Instant
+	asking    bool // no acknowledgement any more
+	granted   bool
+	machine   machine
+	loads     int
+	proposing bool
+	retry     *ownership.Command
+	retryAt   clock.Instant
+	ended     bool
+}
+
+// machine is the state of the waiting machine.
+type machine uint8
+
+const (
+	machineFresh   machine = iota // can be loaded
+	machineLoading                // Load was asked for
+	machineLoaded                 // holds the last commit
+	machineSpoilt                 // a load failed, or is no longer wanted
+)
+
+// NewCore returns the core of a backup that holds no image yet.
+func NewCore(cfg Config, state ownership.Guest) *Core { return &Core{cfg: cfg, log: state} }
+
+// At returns where the image stands.
+func (c *Core) At() (at epoch.Position, whole bool) { return c.at, c.whole }
+
+// InSync reports whether the log names this image as able to take over.
+func (c *Core) InSync() bool {
+	b := c.log.Backup
+	return c.log.InSync && b.Host == c.cfg.Self && b.Image == c.at.Image && !c.at.Image.IsZero() &&
+		c.whole && c.at.Number >= b.Epoch && c.log.Desired == ownership.Running
+}
+
+// Step takes one event and returns what must happen now. The slice is valid
+// until the next call.
+func (c *Core) Step(now clock.Instant, ev Event) []Action {
+	c.now, c.out = now, c.out[:0]
+	if c.ended {
+		return nil
+	}
+	c.absorb(ev)
+	c.decide()
+	return c.out
+}
+
+func (c *Core) absorb(ev Event) {
+	switch ev := ev.(type) {
+	case Tick:
+	case LogApplied:
+		c.absorbLog(ev.State)
+	case Greeted:
+		c.absorbGreeted(ev)
+	case Prepared:
+		c.absorbPrepared(ev)
+	case Staged:
+		c.absorbStaged(ev)
+	case SessionLost:
+		if c.session != 0 || c.preparing != 0 {
+			c.session, c.preparing, c.lostAt = 0, 0, c.now
+		}
+	case Loaded:
+		c.machine = machineLoaded
+		if ev.Err != nil {
+			c.machine = machineSpoilt
+			c.retryAt = c.now.Add(c.cfg.Retry)
+			c.emit(Warn{fmt.Sprintf("the waiting machine did not load the checkpoint: %v", ev.Err)})
+		}
+	case Proposed:
+		c.absorbProposed(ev)
+	case Ran:
+		if ev.Err == nil {
+			c.end(OutcomeTookOver)
+			return
+		}
+		c.machine = machineSpoilt
+		c.emit(Warn{fmt.Sprintf("the loaded machine did not run: %v", ev.Err)})
+	}
+}
+
+func (c *Core) absorbLog(g ownership.Guest) {
+	if g.Revision > c.log.Revision {
+		c.log = g
+	}
+}
+
+// absorbGreeted decides on a session that wants to feed us.
+func (c *Core) absorbGreeted(ev Greeted) {
+	h := ev.Hello
+	resumed := false
+	for _, k := range h.Known {
+		resumed = resumed || k == c.at && !c.at.Image.IsZero()
+	}
+	switch {
+	case c.asking:
+		c.emit(Refuse{"a takeover is being asked for"})
+	case c.machine != machineFresh:
+		c.emit(Refuse{"the waiting machine is being replaced"})
+	case h.Guest != c.cfg.Guest:
+		c.emit(Refuse{fmt.Sprintf("this is the backup of %q, not of %q", c.cfg.Guest, h.Guest)})
+	case h.Host != c.log.Owner || h.Generation != c.log.Generation:
+		c.emit(Refuse{fmt.Sprintf("the log here names %s the owner in generation %d, not %s in generation %d",
+			c.log.Owner, c.log.Generation, h.Host, h.Generation)})
+	case !resumed && c.InSync():
+		// Making a new image would destroy the only one that may take over.
+		c.emit(Refuse{fmt.Sprintf("the log still names %v as in sync, and this primary cannot continue from it", c.at)})
+	default:
+		c.session, c.preparing = 0, h.Generation
+		if !resumed {
+			c.at, c.whole, c.machine = epoch.Position{}, false, machineFresh
+		}
+		c.emit(Prepare{Fresh: !resumed})
+	}
+}
+
+func (c *Core) absorbPrepared(ev Prepared) {
+	if c.preparing == 0 {
+		return
+	}
+	if ev.Err != nil {
+		c.preparing = 0
+		c.emit(Refuse{ev.Err.Error()})
+		return
+	}
+	c.session, c.preparing = c.preparing, 0
+	c.at, c.whole = ev.At, ev.Whole
+}
+
+func (c *Core) absorbStaged(ev Staged) {
+	switch {
+	case c.asking || c.session == 0:
+		c.emit(Discard{})
+	case c.session != c.log.Generation && c.log.Generation != 0:
+		c.emit(Discard{})
+	default:
+		c.at, c.whole = ev.At, ev.Kind == epoch.KindCheckpoint
+		c.emit(Commit{})
+	}
+}
+
+func (c *Core) absorbProposed(ev Proposed) {
+	c.proposing = false
+	var refused *ownership.Refused
+	switch {
+	case ev.Err == nil:
+		c.retry = nil
+		c.absorbLog(ev.State)
+		switch ev.Command.Kind {
+		case ownership.Takeover:
+			c.granted = true
+		case ownership.Return:
+			c.stopAsking()
+		}
+	case errors.As(ev.Err, &refused):
+		c.retry = nil
+		c.absorbLog(refused.State)
+		if ev.Command.Kind == ownership.Takeover {
+			c.emit(Warn{"takeover: " + refused.Error()})
+			c.stopAsking()
+		}
+		c.retryAt = c.now.Add(c.cfg.Retry)
+	default:
+		cmd := ev.Command
+		c.retry, c.retryAt = &cmd, c.now.Add(c.cfg.Retry)
+		c.emit(Warn{fmt.Sprintf("%s: outcome unknown: %v", cmd.Kind, ev.Err)})
+	}
+}
+
+// stopAsking goes back to standing by. A machine that was loaded is of no use
+// any more: the next load is of a later commit.
+func (c *Core) stopAsking() {
+	c.asking, c.granted, c.loads = false, false, 0
+	c.lostAt = c.now
+}
+
+func (c *Core) decide() {
+	if c.log.Owner == c.cfg.Self && !c.asking && !c.ended {
+		c.end(OutcomeOwner)
+		return
+	}
+	if c.session != 0 && c.log.Generation > c.session {
+		c.emit(Drop{fmt.Sprintf("generation %d is over", c.session)})
+		c.session, c.lostAt = 0, c.now
+	}
+	c.decideAsk()
+	c.decideMachine()
+	c.decideProposal()
+	if c.granted && c.machine == machineLoaded {
+		c.machine = machineSpoilt // until Ran says otherwise
+		c.emit(Run{})
+	}
+}
+
+// decideAsk stops acknowledging, for good as far as this session is concerned,
+// before anything else is done about a takeover.
+func (c *Core) decideAsk() {
+	if c.asking || !c.InSync() {
+		return
+	}
+	surrendered := c.log.Phase == ownership.PhaseSurrendered
+	silent := c.session == 0 && c.preparing == 0 && !c.now.Before(c.lostAt.Add(c.cfg.AskAfter))
+	if !surrendered && !silent {
+		return
+	}
+	c.asking = true
+	if c.session != 0 {
+		c.session = 0
+		c.emit(Drop{"the guest was surrendered"})
+	}
+}
+
+// decideMachine brings the waiting machine to where it is needed: loaded while
+// a takeover is asked for, fresh otherwise. Loading goes on beside the wait for
+// the grant, so it costs the guest nothing.
+func (c *Core) decideMachine() {
+	if c.machine == machineLoaded && !c.asking {
+		c.machine = machineSpoilt // loaded in vain
+	}
+	switch {
+	case c.machine == machineSpoilt && !c.now.Before(c.retryAt) && !c.at.Image.IsZero():
+		c.machine = machineFresh
+		c.emit(Reset{})
+		if c.asking && c.loads < c.cfg.Loads {
+			c.load()
+		}
+	case c.machine == machineFresh && c.asking && c.loads < c.cfg.Loads:
+		c.load()
+	}
+}
+
+func (c *Core) load() {
+	c.machine = machineLoading
+	c.loads++
+	c.emit(Load{})
+}
+
+// decideProposal asks for the takeover, or gives a grant back that cannot be
+// used.
+func (c *Core) decideProposal() {
+	if !c.asking || c.proposing || c.now.Before(c.retryAt) && c.retry != nil {
+		return
+	}
+	kind, b := ownership.Takeover, ownership.Backup{Host: c.cfg.Self, Image: c.at.Image, Epoch: c.at.Number}
+	if c.granted {
+		if c.machine == machineLoading || c.machine == machineLoaded || c.loads < c.cfg.Loads {
+			return
+		}
+		kind, b = ownership.Return, ownership.Backup{}
+	}
+	cmd := ownership.Command{ID: ownership.NewCommandID(), Guest: c.cfg.Guest, Kind: kind, Host: c.cfg.Self,
+		Generation: c.log.Generation, Revision: c.log.Revision, Backup: b}
+	if c.retry != nil && c.retry.Kind == kind {
+		cmd = *c.retry
+	}
+	c.proposing = true
+	c.emit(Propose{cmd})
+}
+
+func (c *Core) end(o Outcome) {
+	c.ended = true
+	c.emit(End{o})
+}
+
+func (c *Core) emit(a ...Action) { c.out = append(c.out, a...) }
+
+// NextWake returns when Step wants a Tick if nothing else happens.
+func (c *Core) NextWake() clock.Instant {
+	wake := c.now.Add(time.Second)
+	for _, t := range []clock.Instant{c.lostAt.Add(c.cfg.AskAfter), c.retryAt} {
+		if c.now.Before(t) && t.Before(wake) {
+			wake = t
+		}
+	}
+	return wake
+}

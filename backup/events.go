@@ -1,0 +1,122 @@
+package backup
+
+import (
+	"understudy/epoch"
+	"understudy/hypervisor"
+	"understudy/ownership"
+	"understudy/protocol"
+)
+
+// Event is something that happened outside the core.
+type Event interface{ isEvent() }
+
+type (
+	// Tick: time has passed.
+	Tick struct{}
+	// LogApplied: the ownership log on this host has applied State.
+	LogApplied struct{ State ownership.Guest }
+	// Greeted: a primary opened a session.
+	Greeted struct{ Hello protocol.Hello }
+	// Prepared: the image for the greeted session is ready, or Err.
+	Prepared struct {
+		At    epoch.Position
+		Whole bool
+		Err   error
+	}
+	// Staged: a whole, verified epoch is staged, and waits for the word.
+	Staged struct {
+		At   epoch.Position
+		Kind epoch.Kind
+	}
+	// SessionLost: the session broke, or its peer broke the rules.
+	SessionLost struct{ Err error }
+	// Loaded: the device state is in the waiting machine, or Err.
+	Loaded struct{ Err error }
+	// Proposed: a proposal ended; see primary.Proposed.
+	Proposed struct {
+		Command ownership.Command
+		State   ownership.Guest
+		Err     error
+	}
+	// Ran: the machine runs as a guest of this host, or Err.
+	Ran struct {
+		Guest hypervisor.Guest
+		Err   error
+	}
+)
+
+func (Tick) isEvent()        {}
+func (LogApplied) isEvent()  {}
+func (Greeted) isEvent()     {}
+func (Prepared) isEvent()    {}
+func (Staged) isEvent()      {}
+func (SessionLost) isEvent() {}
+func (Loaded) isEvent()      {}
+func (Proposed) isEvent()    {}
+func (Ran) isEvent()         {}
+
+// Action is what the shell must do next, in the order returned.
+type Action interface{ isAction() }
+
+type (
+	// Prepare: welcome the greeted session, with the image as it is or, if
+	// Fresh, with a new one.
+	Prepare struct{ Fresh bool }
+	// Refuse: tell the peer why not, and close its session.
+	Refuse struct{ Reason string }
+	// Commit: acknowledge the staged epoch and apply it.
+	Commit struct{}
+	// Discard: throw the staged epoch away.
+	Discard struct{}
+	// Drop: close the session.
+	Drop struct{ Why string }
+	// Load: put the last commit's device state into the waiting machine.
+	Load struct{}
+	// Reset: replace the waiting machine by a fresh one on the same image.
+	Reset struct{}
+	// Propose: put a command to the ownership log.
+	Propose struct{ Command ownership.Command }
+	// Run: let the machine run.
+	Run struct{}
+	// Warn: tell the operator.
+	Warn struct{ Text string }
+	// End: the backup's part is over.
+	End struct{ Outcome Outcome }
+)
+
+func (Prepare) isAction() {}
+func (Refuse) isAction()  {}
+func (Commit) isAction()  {}
+func (Discard) isAction() {}
+func (Drop) isAction()    {}
+func (Load) isAction()    {}
+func (Reset) isAction()   {}
+func (Propose) isAction() {}
+func (Run) isAction()     {}
+func (Warn) isAction()    {}
+func (End) isAction()     {}
+
+// Outcome says why a backup ended.
+type Outcome uint8
+
+const (
+	// OutcomeTookOver: the guest runs on this host, in Generation.
+	OutcomeTookOver Outcome = iota + 1
+	// OutcomeOwner: the log names this host the owner although no image here
+	// was activated (a restart in mid-takeover).
+	OutcomeOwner
+	// OutcomeDetached: the daemon is going down.
+	OutcomeDetached
+)
+
+func (o Outcome) String() string {
+	switch o {
+	case OutcomeTookOver:
+		return "took over"
+	case OutcomeOwner:
+		return "owner"
+	case OutcomeDetached:
+		return "detached"
+	}
+	return "waiting"
+}

@@ -1,0 +1,127 @@
+package backup
+
+// This file receives one session: Begin, Chunk…, End are decoded into the
+// stage as they arrive. A whole, verified epoch is offered to the loop; the
+// next one is not touched before the loop has applied this one, because its
+// deltas refer to it.
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"understudy/epoch"
+	"understudy/protocol"
+)
+
+// session is the goroutine that receives from one primary.
+type session struct {
+	b          *Backup
+	wire       protocol.Session
+	generation epoch.Generation
+	at         epoch.Position
+	kind       epoch.Kind
+	verify     protocol.Verify // of the epoch being staged
+	resume     chan struct{}   // the loop has applied what was offered
+	ctx        context.Context
+	cancel     context.CancelFunc
+	done       sync.WaitGroup
+}
+
+// sessionEvent is an event that belongs to one session.
+type sessionEvent struct {
+	from *session
+	ev   Event
+}
+
+// feed starts to receive epochs on top of the position at.
+func (b *Backup) feed(ctx context.Context, wire protocol.Session, g epoch.Generation, at epoch.Position) *session {
+	s := &session{b: b, wire: wire, generation: g, at: at, resume: make(chan struct{}, 1)}
+	s.ctx, s.cancel = context.WithCancel(ctx)
+	s.done.Add(1)
+	go func() {
+		defer s.done.Done()
+		err := s.receive()
+		s.offer(SessionLost{err})
+	}()
+	return s
+}
+
+// close ends the session and waits until its goroutine has let go of the stage.
+func (s *session) close() {
+	_ = s.wire.Close()
+	s.cancel()
+	s.done.Wait()
+}
+
+// offer hands an event to the loop, unless the session was closed.
+func (s *session) offer(ev Event) {
+	select {
+	case s.b.fed <- sessionEvent{s, ev}:
+	case <-s.ctx.Done():
+	}
+}
+
+// receive stages epoch after epoch until the session breaks.
+func (s *session) receive() error {
+	open := false
+	for {
+		m, err := s.wire.Receive(s.ctx)
+		if err != nil {
+			return err
+		}
+		open, err = s.message(m, open)
+		m.Release()
+		if err != nil {
+			s.complain(err)
+			return err
+		}
+	}
+}
+
+// message takes one message; open says whether an epoch is being staged.
+func (s *session) message(m protocol.Message, open bool) (bool, error) {
+	d := s.b.decoder
+	switch {
+	case m.Kind == protocol.KindBegin && !open:
+		v, header, err := protocol.ParseBegin(m.Payload, s.b.standby.Pages())
+		if err != nil {
+			return false, err
+		}
+		h, err := d.Begin(header, s.at, s.generation)
+		if err != nil {
+			return false, err
+		}
+		s.verify, s.kind = v, h.Kind
+		return true, nil
+	case m.Kind == protocol.KindChunk && open:
+		return true, d.Chunk(m.Payload)
+	case m.Kind == protocol.KindEnd && open:
+		at, err := d.End(m.Payload)
+		if err != nil {
+			return false, err
+		}
+		s.at = at
+		s.offer(Staged{At: at, Kind: s.kind})
+		select {
+		case <-s.resume:
+			return false, nil
+		case <-s.ctx.Done():
+			return false, s.ctx.Err()
+		}
+	}
+	return open, fmt.Errorf("message kind %d where none is expected (epoch open: %v)", m.Kind, open)
+}
+
+// complain tells the primary why its session ends.
+func (s *session) complain(err error) {
+	text := err.Error()
+	_ = s.wire.Send(s.ctx, protocol.KindRefuse, []byte(text[:min(len(text), protocol.MaxReason)]))
+}
+
+// ack acknowledges. A failure shows as the loss of the session.
+func (s *session) ack(ctx context.Context, a protocol.Ack) {
+	if err := s.wire.Send(ctx, protocol.KindAck, protocol.AppendAck(make([]byte, 0, protocol.AckSize), a)); err != nil {
+		s.b.Slog.Debug("acknowledgement not sent", "at", a.At, "err", err)
+	}
+}

@@ -1,0 +1,129 @@
+// Package host is one host's part in a pair: it follows the ownership log and,
+// guest by guest, is what the log says this host is.
+//
+//	log says                      this host
+//	owner is me, active           runs the guest: package primary
+//	owner is another              stands by: package backup
+//	owner is me, no guest here    gives it up, adopts it or boots it (recover.go)
+//
+// Each guest has one goroutine (manager.go) that goes from role to role; a
+// second one accepts the sessions of primaries on other hosts and hands each to
+// the guest it is for (accept.go).
+package host
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"understudy/backup"
+	"understudy/clock"
+	"understudy/epoch"
+	"understudy/hypervisor"
+	"understudy/ownership"
+	"understudy/primary"
+	"understudy/protocol"
+)
+
+// Ownership is the ownership log, as package failover offers it.
+type Ownership interface {
+	Renew(ctx context.Context, guest string, g epoch.Generation) (clock.Instant, error)
+	Propose(ctx context.Context, c ownership.Command) (ownership.Guest, error)
+	Watch(ctx context.Context, guest string) <-chan ownership.Guest
+	// Read returns the state as of some time after the call.
+	Read(ctx context.Context, guest string) (ownership.Guest, error)
+	// Lease is the length of a lease in the log, 0 while it is not known.
+	Lease() time.Duration
+}
+
+// Gate is a guest's way to the network; it lives as long as the daemon.
+type Gate interface {
+	primary.Gate
+	Discard()
+	Close() error
+}
+
+// Guest is what this host needs to play its part for one guest.
+type Guest struct {
+	Name string
+	Home ownership.HostID // boots the guest the first time
+	Peer ownership.HostID // the other host of the pair
+	// Driver runs the guest here.
+	Driver hypervisor.Driver
+	// Gate is the guest's way out. The Host closes it.
+	Gate Gate
+	// Primary and Backup make the two roles' settings for a lease length.
+	Primary func(lease time.Duration) primary.Config
+	Backup  func(lease time.Duration) backup.Config
+	// Dial opens a session to Peer.
+	Dial func(ctx context.Context) (protocol.Session, error)
+}
+
+// Config is what a Host is made of.
+type Config struct {
+	Self   ownership.HostID
+	Guests []Guest
+	Log    Ownership
+	// Accept returns the next session that another host opened, with the
+	// host's verified name. It fails once ctx ends.
+	Accept func(ctx context.Context) (protocol.Session, ownership.HostID, error)
+	Clock  clock.Clock
+	Slog   *slog.Logger
+	// AdoptLater leaves running guests alone when Run ends, for the next
+	// process to adopt; otherwise they are destroyed.
+	AdoptLater bool
+}
+
+// Host plays this host's part for all its guests.
+type Host struct {
+	cfg      Config
+	managers map[string]*manager
+}
+
+// New returns a Host; Run starts it.
+func New(cfg Config) (*Host, error) {
+	h := &Host{cfg: cfg, managers: make(map[string]*manager)}
+	for _, g := range cfg.Guests {
+		if h.managers[g.Name] != nil {
+			return nil, fmt.Errorf("guest %q is configured twice", g.Name)
+		}
+		h.managers[g.Name] = &manager{Guest: g, host: h, sessions: make(chan backup.Opened),
+			slog: cfg.Slog.With("guest", g.Name)}
+	}
+	return h, nil
+}
+
+// Run plays the part until ctx ends. It returns after every goroutine has
+// ended and every gate is closed.
+func (h *Host) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var workers sync.WaitGroup
+	workers.Add(1 + len(h.managers))
+	go func() {
+		defer workers.Done()
+		h.accept(ctx)
+	}()
+	for _, m := range h.managers {
+		go func() {
+			defer workers.Done()
+			m.run(ctx)
+			if err := m.Gate.Close(); err != nil {
+				m.slog.Warn("gate not closed cleanly", "err", err)
+			}
+		}()
+	}
+	workers.Wait()
+	return nil
+}
+
+// manager returns the guest's manager.
+func (h *Host) manager(guest string) (*manager, error) {
+	m := h.managers[guest]
+	if m == nil {
+		return nil, fmt.Errorf("no guest %q on host %s: see the [[guest]] sections of the configuration", guest, h.cfg.Self)
+	}
+	return m, nil
+}

@@ -1,0 +1,221 @@
+package host
+
+// This file takes one guest from role to role: read the log → be what it says →
+// when that role ends, read the log again.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"understudy/backup"
+	"understudy/hypervisor"
+	"understudy/ownership"
+	"understudy/primary"
+	"understudy/protocol"
+)
+
+// manager plays this host's part for one guest.
+type manager struct {
+	Guest
+	host     *Host
+	slog     *slog.Logger
+	sessions chan backup.Opened
+
+	// Owned by run.
+	guest   hypervisor.Guest // held by this host, nil if none
+	running bool
+
+	mu      sync.Mutex // the roles, for status and requests
+	role    string
+	primary *primary.Primary
+	backup  *backup.Backup
+	problem string
+	state   ownership.Guest
+}
+
+// again is the pause before something that failed is tried again.
+const again = 200 * time.Millisecond
+
+func (m *manager) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		state, err := m.read(ctx)
+		if err == nil {
+			err = m.play(ctx, state)
+		}
+		m.note(err)
+		if err != nil && ctx.Err() == nil {
+			m.slog.Warn("will try again", "err", err)
+			sleep(ctx, again)
+		}
+	}
+	m.leave()
+}
+
+// play is one role, from its beginning to its end.
+func (m *manager) play(ctx context.Context, state ownership.Guest) error {
+	self := m.host.cfg.Self
+	switch {
+	case state.Generation == 0 && m.Home == self:
+		return m.boot(ctx, state)
+	case state.Generation == 0:
+		m.as("waiting", nil, nil)
+		return m.changed(ctx, state)
+	case state.Desired == ownership.Stopped:
+		m.as("stopped", nil, nil)
+		if err := m.end(ctx); err != nil {
+			return err
+		}
+		return m.changed(ctx, state)
+	case state.Owner != self && state.Phase == ownership.PhaseActivating && state.Previous == self && m.guest != nil:
+		// The new owner may yet give it back: keep it, paused and shut in.
+		m.as("yielding", nil, nil)
+		return m.changed(ctx, state)
+	case state.Owner != self:
+		return m.standBy(ctx, state)
+	case m.guest == nil:
+		return m.recover(ctx, state)
+	}
+	return m.own(ctx, state)
+}
+
+// own runs the guest that this host holds.
+func (m *manager) own(ctx context.Context, state ownership.Guest) error {
+	p, err := primary.New(m.Primary(m.lease()), primary.Deps{
+		Guest: m.guest, Gate: m.Gate, Log: m.host.cfg.Log, Clock: m.host.cfg.Clock, Slog: m.slog,
+		State: state, Running: m.running,
+		Dial: func(ctx context.Context) (protocol.Session, ownership.HostID, error) {
+			s, err := m.Dial(ctx)
+			return s, m.Peer, err
+		},
+	})
+	if err != nil {
+		return err
+	}
+	m.as("primary", p, nil)
+	outcome, err := p.Run(ctx)
+	m.running = false
+	m.slog.Info("no longer the primary", "outcome", outcome, "err", err)
+	switch outcome {
+	case primary.OutcomeDetached:
+		return err
+	case primary.OutcomeLost, primary.OutcomeStopped, primary.OutcomeSuperseded:
+		m.Gate.Shut()
+		m.Gate.Discard()
+		return errors.Join(err, m.end(ctx))
+	}
+	return err
+}
+
+// standBy keeps an image of the guest that another host owns.
+func (m *manager) standBy(ctx context.Context, state ownership.Guest) error {
+	m.Gate.Shut()
+	m.Gate.Discard()
+	if err := m.end(ctx); err != nil {
+		return err
+	}
+	b := backup.New(m.Backup(m.lease()), backup.Deps{
+		Driver: m.Driver, Log: m.host.cfg.Log, Sessions: m.sessions, Clock: m.host.cfg.Clock, Slog: m.slog, State: state,
+	})
+	m.as("backup", nil, b)
+	r, err := b.Run(ctx)
+	m.slog.Info("no longer the backup", "outcome", r.Outcome, "err", err)
+	if r.Outcome != backup.OutcomeTookOver {
+		return err
+	}
+	// From here to the first frame every millisecond is the guest's outage: the
+	// log's state is the one that granted the takeover, it need not be read.
+	m.guest, m.running = r.Guest, true
+	return m.own(ctx, r.State)
+}
+
+// lease returns the length of a lease; run begins only once it is known.
+func (m *manager) lease() time.Duration { return m.host.cfg.Log.Lease() }
+
+// read waits until the log can be read through a barrier.
+func (m *manager) read(ctx context.Context) (ownership.Guest, error) {
+	call, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	state, err := m.host.cfg.Log.Read(call, m.Name)
+	if err != nil {
+		return state, fmt.Errorf("read the ownership log: %w", err)
+	}
+	if m.lease() == 0 {
+		return state, errors.New("the ownership log has no lease length yet")
+	}
+	m.mu.Lock()
+	m.state = state
+	m.mu.Unlock()
+	return state, nil
+}
+
+// changed waits until the log says something newer.
+func (m *manager) changed(ctx context.Context, state ownership.Guest) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	for s := range m.host.cfg.Log.Watch(ctx, m.Name) {
+		if s.Revision > state.Revision {
+			return nil
+		}
+	}
+	return ctx.Err()
+}
+
+// end destroys the guest this host holds, and whatever is left of it here.
+func (m *manager) end(ctx context.Context) error {
+	if m.guest != nil {
+		if err := m.guest.Destroy(); err != nil {
+			return fmt.Errorf("end the guest: %w", err)
+		}
+		m.guest = nil
+	}
+	if err := m.Driver.Clean(ctx); err != nil {
+		return fmt.Errorf("clean up what is left of the guest: %w", err)
+	}
+	return nil
+}
+
+// leave is the daemon going down.
+func (m *manager) leave() {
+	if m.guest == nil {
+		return
+	}
+	var err error
+	if m.host.cfg.AdoptLater {
+		err = m.guest.Detach()
+	} else {
+		err = m.guest.Destroy()
+	}
+	if err != nil {
+		m.slog.Warn("guest not left cleanly", "err", err)
+	}
+	m.guest = nil
+}
+
+// as notes the role for status and requests.
+func (m *manager) as(role string, p *primary.Primary, b *backup.Backup) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.role, m.primary, m.backup = role, p, b
+}
+
+func (m *manager) note(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.problem = ""
+	if err != nil {
+		m.problem = err.Error()
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}

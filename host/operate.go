@@ -1,0 +1,164 @@
+package host
+
+// This file is what an operator can see and ask of this host: Status, and the
+// requests Switchover, Verify, Stop and Start.
+
+import (
+	"context"
+	"fmt"
+	"sort"
+	"time"
+
+	"understudy/backup"
+	"understudy/ownership"
+	"understudy/primary"
+)
+
+// GuestStatus is what this host knows of one guest.
+type GuestStatus struct {
+	Name string           `json:"name"`
+	Host ownership.HostID `json:"host"` // who answers
+	Role string           `json:"role"` // primary, backup, booting, recovering, waiting, stopped, yielding
+	// Owner and the rest of Log are what the ownership log has applied here.
+	Log ownership.Guest `json:"log"`
+	// Protected: the log names a backup in sync, and this host, being the
+	// primary, feeds it. Unknown ("") where this host is not the primary.
+	Protected string          `json:"protected"`
+	Primary   *primary.Status `json:"primary,omitempty"`
+	Backup    *backup.Status  `json:"backup,omitempty"`
+	Problem   string          `json:"problem,omitempty"`
+}
+
+// Protection answers of GuestStatus.Protected.
+const (
+	ProtectedYes     = "yes"
+	ProtectedNo      = "no"
+	ProtectedUnknown = "unknown"
+)
+
+// Status returns what this host knows of its guests, by name.
+func (h *Host) Status() []GuestStatus {
+	all := make([]GuestStatus, 0, len(h.managers))
+	for _, m := range h.managers {
+		all = append(all, m.status())
+	}
+	sort.Slice(all, func(i, j int) bool { return all[i].Name < all[j].Name })
+	return all
+}
+
+func (m *manager) status() GuestStatus {
+	m.mu.Lock()
+	st := GuestStatus{Name: m.Name, Host: m.host.cfg.Self, Role: m.role, Log: m.state, Problem: m.problem, Protected: ProtectedUnknown}
+	p, b := m.primary, m.backup
+	m.mu.Unlock()
+	if now, ok := m.host.applied(m.Name); ok {
+		st.Log = now
+	}
+	switch {
+	case p != nil:
+		ps := p.Status()
+		st.Primary, st.Protected = &ps, ProtectedNo
+		if ps.Mode == primary.ModeProtected {
+			st.Protected = ProtectedYes
+		}
+	case b != nil:
+		bs := b.Status()
+		st.Backup = &bs
+	}
+	return st
+}
+
+// applied returns the newest state of the log on this host.
+func (h *Host) applied(guest string) (ownership.Guest, bool) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	for s := range h.cfg.Log.Watch(ctx, guest) {
+		return s, true
+	}
+	return ownership.Guest{}, false
+}
+
+// asPrimary returns the guest's primary, which must run on this host.
+func (h *Host) asPrimary(guest string) (*manager, *primary.Primary, error) {
+	m, err := h.manager(guest)
+	if err != nil {
+		return nil, nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.primary == nil {
+		return nil, nil, fmt.Errorf("guest %q is not run by host %s (its role here: %s): ask host %s, its owner",
+			guest, h.cfg.Self, m.role, m.state.Owner)
+	}
+	return m, m.primary, nil
+}
+
+// Switchover hands the guest to its backup and returns when it runs there.
+func (h *Host) Switchover(ctx context.Context, guest string) (ownership.Guest, error) {
+	m, p, err := h.asPrimary(guest)
+	if err != nil {
+		return ownership.Guest{}, err
+	}
+	if p.Status().Mode != primary.ModeProtected {
+		return ownership.Guest{}, fmt.Errorf("guest %q is not protected (%s): a switchover needs a backup in sync", guest, p.Status().ModeName)
+	}
+	from, _ := h.applied(guest)
+	if err := p.Ask(ctx, primary.RequestSwitchover); err != nil {
+		return ownership.Guest{}, err
+	}
+	return m.await(ctx, "the switchover", func(s ownership.Guest) bool {
+		return s.Owner != from.Owner && s.Phase == ownership.PhaseActive
+	})
+}
+
+// Stop commits a last epoch, records that the guest is meant to be stopped, and
+// ends it.
+func (h *Host) Stop(ctx context.Context, guest string) (ownership.Guest, error) {
+	m, p, err := h.asPrimary(guest)
+	if err != nil {
+		return ownership.Guest{}, err
+	}
+	if err := p.Ask(ctx, primary.RequestStop); err != nil {
+		return ownership.Guest{}, err
+	}
+	return m.await(ctx, "the stop", func(s ownership.Guest) bool { return s.Desired == ownership.Stopped })
+}
+
+// Start boots a guest that was stopped, on this host.
+func (h *Host) Start(ctx context.Context, guest string) (ownership.Guest, error) {
+	m, err := h.manager(guest)
+	if err != nil {
+		return ownership.Guest{}, err
+	}
+	state, err := h.cfg.Log.Read(ctx, guest)
+	if err != nil {
+		return state, fmt.Errorf("read the ownership log: %w", err)
+	}
+	if state.Desired != ownership.Stopped {
+		return state, fmt.Errorf("guest %q is not stopped: it runs on host %s", guest, state.Owner)
+	}
+	// The manager finds itself the owner of a guest that is nowhere, and boots it.
+	return m.propose(ctx, state, ownership.Start, ownership.Backup{})
+}
+
+// Verify compares the guest's whole image on both hosts while it runs.
+func (h *Host) Verify(ctx context.Context, guest string) (primary.VerifyResult, error) {
+	_, p, err := h.asPrimary(guest)
+	if err != nil {
+		return primary.VerifyResult{}, err
+	}
+	return p.Verify(ctx)
+}
+
+// await waits until the log satisfies done.
+func (m *manager) await(ctx context.Context, what string, done func(ownership.Guest) bool) (ownership.Guest, error) {
+	watch, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var last ownership.Guest
+	for s := range m.host.cfg.Log.Watch(watch, m.Name) {
+		if last = s; done(s) {
+			return s, nil
+		}
+	}
+	return last, fmt.Errorf("%s of %s is not done: the log names %s the owner, %s: %w", what, m.Name, last.Owner, last.Phase, ctx.Err())
+}

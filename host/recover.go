@@ -1,0 +1,97 @@
+package host
+
+// This file is for a host that the log names the owner while it holds no guest:
+// the daemon was restarted, or the host was, or the guest was lost.
+//
+//	a live guest is found here     adopt it: unprotected at first, full
+//	                               synchronisation follows (RULES 11)
+//	none, a backup is in sync      surrender: the backup goes on (RULES 7)
+//	none, no backup in sync        boot it anew
+//	granted a takeover, no image   give the grant back (RULES 10)
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"understudy/hypervisor"
+	"understudy/ownership"
+)
+
+// reclaimAfter is how long a surrendered guest waits for its backup before this
+// host, which no longer holds it, boots it anew.
+const reclaimAfter = 30 * time.Second
+
+func (m *manager) recover(ctx context.Context, state ownership.Guest) error {
+	m.as("recovering", nil, nil)
+	switch state.Phase {
+	case ownership.PhaseActivating:
+		_, err := m.propose(ctx, state, ownership.Return, ownership.Backup{})
+		return err
+	case ownership.PhaseSurrendered:
+		wait, cancel := context.WithTimeout(ctx, reclaimAfter)
+		defer cancel()
+		if err := m.changed(wait, state); err == nil || ctx.Err() != nil {
+			return err
+		}
+		m.slog.Warn("the backup did not take the guest over: it is booted anew")
+		_, err := m.propose(ctx, state, ownership.Reclaim, ownership.Backup{})
+		return err
+	}
+	guest, err := m.Driver.Adopt(ctx)
+	switch {
+	case err == nil:
+		m.slog.Info("adopted the running guest")
+		m.guest, m.running = guest, false
+		next, err := m.propose(ctx, state, ownership.Adopt, ownership.Backup{})
+		if err != nil {
+			return err
+		}
+		return m.own(ctx, next)
+	case !errors.Is(err, hypervisor.ErrNoGuest):
+		m.slog.Warn("the guest found here cannot be adopted: it is ended", "err", err)
+	}
+	// Whatever is left of it here must be gone before anyone else may run it.
+	if err := m.end(ctx); err != nil {
+		return err
+	}
+	if state.InSync {
+		m.slog.Warn("the guest is gone here; its backup is in sync and takes it over", "backup", state.Backup.Host)
+		_, err := m.propose(ctx, state, ownership.Surrender, state.Backup)
+		return err
+	}
+	return m.boot(ctx, state)
+}
+
+// boot starts the guest from nothing, in a new generation.
+func (m *manager) boot(ctx context.Context, state ownership.Guest) error {
+	m.as("booting", nil, nil)
+	if err := m.end(ctx); err != nil {
+		return err
+	}
+	guest, err := m.Driver.Start(ctx)
+	if err != nil {
+		return fmt.Errorf("start the guest: %w", err)
+	}
+	m.guest, m.running = guest, false
+	next, err := m.propose(ctx, state, ownership.Start, ownership.Backup{})
+	if err != nil {
+		return errors.Join(err, m.end(ctx))
+	}
+	m.slog.Info("guest started", "generation", next.Generation)
+	return m.own(ctx, next)
+}
+
+// propose puts one command to the log. When its outcome is unknown, the caller
+// returns the error, and run reads the log through a barrier, which settles it.
+func (m *manager) propose(ctx context.Context, state ownership.Guest, kind ownership.Kind, b ownership.Backup) (ownership.Guest, error) {
+	call, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	next, err := m.host.cfg.Log.Propose(call, ownership.Command{ID: ownership.NewCommandID(), Guest: m.Name, Kind: kind,
+		Host: m.host.cfg.Self, Generation: state.Generation, Revision: state.Revision, Backup: b})
+	if err != nil {
+		return next, fmt.Errorf("propose %s: %w", kind, err)
+	}
+	return next, nil
+}

@@ -1,0 +1,653 @@
+// Package primary is the side that runs the guest. This file is its pure core:
+// events in (events.go), typed actions out, no clock, no goroutine, no I/O. The
+// shell around it is in primary.go.
+//
+// The core keeps facts (what the log says, until when the lease holds, what is
+// in flight) and after every event asks, in a fixed order, what the facts now
+// demand (decide). So no rule depends on the order in which events arrived.
+//
+//	         LinkUp           few pages left        InSync applied
+//	alone ──────────> syncing ──────────────> entering ──────────> protected
+//	  ^                  │ LinkDown               │                    │
+//	  │<─────────────────┘                        │ link lost, no ack, │ mismatch
+//	  │                                           v                    v
+//	  └────────────────── OutOfSync applied ── detaching <─────────────┘
+//
+// While alone or syncing the gate passes frames, because the log says that the
+// guest runs unprotected. In every other mode a frame waits for its epoch.
+package primary
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"understudy/clock"
+	"understudy/epoch"
+	"understudy/hypervisor"
+	"understudy/ownership"
+)
+
+// Mode is where the guest's protection stands.
+type Mode uint8
+
+const (
+	// ModeAlone: unprotected, and the log says so.
+	ModeAlone Mode = iota + 1
+	// ModeSyncing: unprotected; the backup's image is being filled.
+	ModeSyncing
+	// ModeEntering: full output commit; InSync is not known to be recorded.
+	ModeEntering
+	// ModeProtected: full output commit; the log names the backup in sync.
+	ModeProtected
+	// ModeDetaching: full output commit, the backup is lost; nothing more is
+	// released until the log has recorded it as out of sync.
+	ModeDetaching
+	// ModeLeaving: a last epoch, then surrender or stop.
+	ModeLeaving
+	// ModeYielded: another host owns the guest or is taking it over; the guest
+	// here stands still behind a shut gate.
+	ModeYielded
+	// ModeEnded: over.
+	ModeEnded
+)
+
+var modeNames = [...]string{ModeAlone: "alone", ModeSyncing: "syncing", ModeEntering: "entering",
+	ModeProtected: "protected", ModeDetaching: "detaching", ModeLeaving: "leaving", ModeYielded: "yielded", ModeEnded: "ended"}
+
+func (m Mode) String() string {
+	if int(m) < len(modeNames) && modeNames[m] != "" {
+		return modeNames[m]
+	}
+	return "starting"
+}
+
+// commits reports whether output waits for its epoch in this mode.
+func (m Mode) commits() bool { return m >= ModeEntering }
+
+// Core is the primary's decision maker. It is not safe for concurrent use.
+type Core struct {
+	cfg Config
+	now clock.Instant
+	out []Action
+
+	mode       Mode
+	since      clock.Instant // when mode was entered
+	log        ownership.Guest
+	generation epoch.Generation
+	leaseUntil clock.Instant
+
+	running  bool // what the shell was last told
+	guestOff bool // the guest powered itself off
+	guestErr bool // the guest's process is gone
+
+	linked     bool
+	connecting bool
+	connectAt  clock.Instant
+	peer       ownership.HostID
+	image      epoch.Incarnation
+	linkLost   clock.Instant // when the link went down, while it is
+
+	sealed, acked epoch.Number
+	sealedAt      [maxWindow]clock.Instant // of epoch n at n % maxWindow
+	firstWhole    epoch.Number             // first checkpoint of this entering; 0: none yet
+	syncRounds    int
+	remaining     uint64 // pages the last sync step left
+	epochAt       clock.Instant
+	pace          pace
+	heldFull      bool
+
+	proposing   bool
+	retry       *ownership.Command // outcome unknown: asked again with the same ID
+	retryAt     clock.Instant
+	inSyncMaybe bool // an InSync of ours may be, or may become, applied
+
+	leave      Request
+	final      epoch.Number // the last epoch of ModeLeaving; 0: not captured yet
+	reclaimAt  clock.Instant
+	mismatched bool
+}
+
+// maxWindow bounds Config.Window; see Core.sealedAt.
+const maxWindow = 8
+
+// NewCore returns the core of a primary whose guest stands as the log says in
+// state. running tells whether the guest runs already (after a takeover).
+func NewCore(cfg Config, state ownership.Guest, running bool) *Core {
+	return &Core{cfg: cfg, log: state, generation: state.Generation, running: running, pace: pace{cfg: cfg}}
+}
+
+// Mode returns where protection stands.
+func (c *Core) Mode() Mode { return c.mode }
+
+// Step takes one event and returns what must happen now. The slice is valid
+// until the next call.
+func (c *Core) Step(now clock.Instant, ev Event) []Action {
+	c.now, c.out = now, c.out[:0]
+	if c.mode == ModeEnded {
+		return nil
+	}
+	c.absorb(ev)
+	for c.mode != ModeEnded {
+		mode, actions := c.mode, len(c.out)
+		c.decide()
+		if c.mode == mode && len(c.out) == actions {
+			break // the facts demand nothing more
+		}
+	}
+	return c.out
+}
+
+// absorb turns an event into facts.
+func (c *Core) absorb(ev Event) {
+	switch ev := ev.(type) {
+	case Tick:
+	case LeaseRenewed:
+		if ev.Generation == c.generation && c.leaseUntil.Before(ev.Until) {
+			c.leaseUntil = ev.Until
+		}
+	case LogApplied:
+		c.absorbLog(ev.State)
+	case Proposed:
+		c.absorbProposed(ev)
+	case LinkUp:
+		c.absorbLinkUp(ev)
+	case LinkDown:
+		c.connecting = false
+		c.connectAt = c.now.Add(c.cfg.Reconnect)
+		if c.linked {
+			c.unlink()
+		}
+	case Captured:
+		c.absorbCaptured(ev)
+	case CaptureFailed:
+		c.emit(Warn{fmt.Sprintf("epoch %d was not captured: %v", ev.Number, ev.Err)})
+		c.sealed = ev.Number - 1
+		c.final = 0
+		c.epochAt = c.now.Add(c.cfg.Ceiling)
+	case Acked:
+		c.absorbAcked(ev.Number)
+	case Mismatch:
+		c.mismatched = true
+		c.emit(Warn{fmt.Sprintf("the backup's memory differs after epoch %d: its image is given up and made anew", ev.Number)})
+	case HeldFull:
+		c.heldFull = true
+	case GuestDid:
+		c.absorbGuest(ev.Event)
+	case Asked:
+		if c.leave == 0 {
+			c.leave = ev.Request
+		}
+	}
+}
+
+func (c *Core) absorbLog(g ownership.Guest) {
+	if g.Revision > c.log.Revision {
+		c.log = g
+	}
+}
+
+func (c *Core) absorbProposed(ev Proposed) {
+	c.proposing = false
+	var refused *ownership.Refused
+	switch {
+	case ev.Err == nil:
+		c.retry = nil
+		c.absorbLog(ev.State)
+		switch ev.Command.Kind {
+		case ownership.OutOfSync, ownership.Stop:
+			// Applied at the newest revision: no lost InSync can follow it.
+			c.inSyncMaybe = false
+			if c.mode == ModeDetaching {
+				c.enter(ModeAlone)
+			}
+		case ownership.Reclaim:
+			c.inSyncMaybe = false
+		}
+	case errors.As(ev.Err, &refused):
+		c.retry = nil
+		c.absorbLog(refused.State)
+		if ev.Command.Kind == ownership.InSync {
+			c.inSyncMaybe = false
+		}
+		if ev.Command.Kind == ownership.Surrender && c.leave == RequestSwitchover {
+			c.abandonLeave("surrender was refused: " + refused.Reason)
+		}
+		c.retryAt = c.now.Add(c.cfg.Reconnect)
+	default:
+		cmd := ev.Command
+		c.retry, c.retryAt = &cmd, c.now.Add(c.cfg.Reconnect)
+	}
+}
+
+func (c *Core) absorbLinkUp(ev LinkUp) {
+	c.linked, c.connecting = true, false
+	c.peer, c.image = ev.Peer, ev.At.Image
+	c.heldFull = false
+	if ev.Resumed {
+		// The Welcome counts as an acknowledgement of everything up to At.
+		c.sealed = max(ev.At.Number, c.acked)
+		c.absorbAcked(ev.At.Number)
+		c.emit(Restore{})
+		if c.mode.commits() {
+			c.emit(Hold{}) // the frames of lost epochs belong to the next one
+		}
+		if c.final > c.sealed {
+			c.final = 0 // the last epoch was lost on the way: taken again
+		}
+		return
+	}
+	if c.mode.commits() {
+		c.mismatched = true // the image that the log names is gone
+	}
+	c.sealed, c.acked, c.firstWhole = 0, 0, 0
+	c.emit(Refill{})
+}
+
+// unlink notes the loss of the session. What was in flight is void; should the
+// backup have committed some of it, its next Welcome says so.
+func (c *Core) unlink() {
+	c.linked = false
+	c.linkLost = c.now
+	if c.mode == ModeSyncing {
+		c.enter(ModeAlone)
+	}
+}
+
+func (c *Core) absorbCaptured(ev Captured) {
+	if !c.linked || ev.Number <= c.acked || ev.Number > c.sealed {
+		return // of a session that is gone
+	}
+	c.sealedAt[ev.Number%maxWindow] = c.now
+	if ev.Kind == epoch.KindSync {
+		c.remaining = ev.Remaining
+		c.syncRounds++
+		return
+	}
+	c.heldFull = false
+	c.epochAt = c.now.Add(c.pace.after(ev.Cost))
+}
+
+func (c *Core) absorbAcked(n epoch.Number) {
+	if n <= c.acked && n != 0 || n > c.sealed {
+		return
+	}
+	c.acked = n
+	c.emit(Forget{n})
+	if c.mode.commits() && c.mode != ModeYielded && c.firstWhole != 0 && n >= c.firstWhole {
+		c.emit(Release{n})
+	}
+}
+
+func (c *Core) absorbGuest(ev hypervisor.Event) {
+	switch ev.Kind {
+	case hypervisor.EventShutdown:
+		c.guestOff, c.running = true, false
+		if c.leave != RequestStop {
+			c.leave, c.final = RequestStop, 0
+		}
+	case hypervisor.EventExited:
+		c.guestErr = true
+		c.emit(Warn{"the guest's hypervisor is gone: " + ev.Detail})
+	case hypervisor.EventPanic:
+		c.emit(Warn{"the guest's kernel panicked; what follows is the guest's own policy: " + ev.Detail})
+		c.running = false // stopped by the hypervisor: decide resumes it
+	case hypervisor.EventFault:
+		c.emit(Warn{"the hypervisor stopped the guest: " + ev.Detail})
+	case hypervisor.EventReset:
+		c.emit(Warn{"the guest rebooted"})
+	}
+}
+
+// decide asks what the facts demand, the most urgent first.
+func (c *Core) decide() {
+	switch {
+	case !c.owns():
+		c.decideYield()
+		return
+	case c.log.Desired == ownership.Stopped:
+		c.decideStopped()
+		return
+	}
+	c.decideRun()
+	if c.guestErr {
+		c.decideGuestGone()
+		return
+	}
+	switch c.mode {
+	case 0:
+		c.enter(ModeAlone)
+	case ModeYielded: // given back (Return, Reclaim)
+		c.enter(ModeAlone)
+	case ModeAlone:
+		if c.linked {
+			c.mismatched = false
+			c.enter(ModeSyncing)
+		}
+	case ModeSyncing:
+		if c.converged() {
+			c.enter(ModeEntering)
+		}
+	case ModeEntering:
+		c.decideEntering()
+	case ModeProtected:
+		if c.lost() {
+			c.enter(ModeDetaching)
+		}
+	case ModeDetaching:
+		c.proposeOutOfSync()
+	}
+	c.decideLeave()
+	c.decideConnect()
+	c.decideEpoch()
+}
+
+// owns reports whether the log lets this primary act for the guest. A new
+// generation of our own (Return, Reclaim) is taken on here.
+func (c *Core) owns() bool {
+	if c.log.Owner != c.cfg.Self {
+		return false
+	}
+	if c.log.Phase == ownership.PhaseSurrendered {
+		return false
+	}
+	if c.log.Generation != c.generation {
+		c.generation, c.leaseUntil = c.log.Generation, 0
+		c.emit(UseGeneration{c.generation})
+		c.inSyncMaybe = false
+		c.leave, c.final = 0, 0
+	}
+	return true
+}
+
+// decideYield: the guest is another's, or on its way there. It is kept, paused
+// and shut in, until the new owner runs it (RULES 10).
+func (c *Core) decideYield() {
+	if c.mode != ModeYielded {
+		c.enter(ModeYielded)
+	}
+	c.stop("another host takes the guest over")
+	if c.log.Owner != c.cfg.Self {
+		if c.log.Phase != ownership.PhaseActivating {
+			c.end(OutcomeSuperseded)
+		}
+		return
+	}
+	// Surrendered by us, and not taken: after a while take it back.
+	if c.now.Before(c.reclaimAt) || c.guestErr {
+		return
+	}
+	c.propose(ownership.Reclaim, ownership.Backup{})
+}
+
+func (c *Core) decideStopped() {
+	c.stop("the guest is meant to be stopped")
+	c.emit(Shut{})
+	c.end(OutcomeStopped)
+}
+
+// decideRun lets the guest run exactly while the lease holds and nothing else
+// forbids it.
+func (c *Core) decideRun() {
+	leased := c.now.Before(c.leaseUntil.Add(-c.cfg.PauseMargin))
+	want := leased && !c.guestOff && !c.guestErr && c.final == 0
+	switch {
+	case want && !c.running:
+		c.running = true
+		c.emit(ResumeGuest{})
+	case !want && c.running && !leased:
+		c.stop("the lease ran out")
+	}
+}
+
+func (c *Core) stop(why string) {
+	if c.running {
+		c.running = false
+		if !c.guestErr {
+			c.emit(PauseGuest{why})
+		}
+	}
+}
+
+// decideGuestGone: the hypervisor died under a live daemon. What was
+// acknowledged has left or may leave; the rest never happened.
+func (c *Core) decideGuestGone() {
+	c.running, c.leave = false, 0
+	switch {
+	case c.log.InSync:
+		if c.mode != ModeLeaving {
+			c.enter(ModeLeaving)
+			c.emit(Shut{})
+		}
+		c.surrender(c.acked)
+	case c.inSyncMaybe:
+		c.proposeOutOfSync()
+	default:
+		c.emit(Shut{})
+		c.end(OutcomeLost)
+	}
+}
+
+// converged reports whether what is left of the initial synchronisation is
+// small enough for a pause, or will not get smaller.
+func (c *Core) converged() bool {
+	return c.syncRounds > 0 && c.linked &&
+		(c.remaining <= c.cfg.SyncEnough || c.remaining == 0 || c.syncRounds > c.cfg.SyncRounds)
+}
+
+// decideEntering: record the backup as in sync once it holds a whole
+// checkpoint; output commit is in force since the mode was entered (RULES 1).
+func (c *Core) decideEntering() {
+	if c.log.InSync && c.log.Backup.Image == c.image && c.linked {
+		c.enter(ModeProtected)
+		return
+	}
+	if c.lost() {
+		if c.inSyncMaybe || c.log.InSync {
+			c.enter(ModeDetaching)
+		} else {
+			c.enter(ModeAlone) // the log never said otherwise
+		}
+		return
+	}
+	if c.linked && c.firstWhole != 0 && c.acked >= c.firstWhole {
+		c.inSyncMaybe = true
+		c.propose(ownership.InSync, ownership.Backup{Host: c.peer, Image: c.image, Epoch: c.acked})
+	}
+}
+
+// lost reports whether the backup can no longer be counted on.
+func (c *Core) lost() bool {
+	switch {
+	case c.mismatched:
+		return true
+	case !c.linked:
+		return c.mode == ModeEntering && !c.inSyncMaybe || !c.now.Before(c.linkLost.Add(c.cfg.DetachAfter))
+	case c.log.InSync && c.log.Backup.Image != c.image:
+		return true // it came back with another image
+	case c.acked < c.sealed:
+		return !c.now.Before(c.sealedAt[(c.acked+1)%maxWindow].Add(c.cfg.AckTimeout))
+	}
+	return false
+}
+
+func (c *Core) proposeOutOfSync() {
+	c.propose(ownership.OutOfSync, c.log.Backup)
+}
+
+// decideLeave brings a switchover or a stop to its end.
+func (c *Core) decideLeave() {
+	if c.leave == 0 {
+		return
+	}
+	switch c.mode {
+	case ModeAlone, ModeSyncing:
+		if c.leave == RequestSwitchover {
+			c.abandonLeave("no backup is in sync")
+			return
+		}
+		// Unprotected: nothing is held that could be lost.
+		if c.final == 0 {
+			c.final = c.sealed + 1
+			c.stop("the guest is meant to be stopped")
+		}
+		c.propose(ownership.Stop, ownership.Backup{})
+	case ModeEntering:
+		if c.leave == RequestStop && !c.inSyncMaybe && !c.log.InSync {
+			c.enter(ModeAlone) // not worth protecting any more
+		}
+	case ModeProtected:
+		if c.final == 0 && c.linked && c.sealed-c.acked < epoch.Number(c.cfg.Window) && c.leaseHolds() {
+			c.final = c.next()
+			c.running = false
+			c.emit(Capture{Number: c.final, Final: true})
+		}
+		if c.final != 0 && c.acked >= c.final {
+			c.emit(Shut{})
+			c.enter(ModeLeaving)
+		}
+	case ModeLeaving:
+		if c.leave == RequestStop {
+			c.propose(ownership.Stop, ownership.Backup{})
+		} else {
+			c.surrender(c.final)
+		}
+	}
+}
+
+func (c *Core) surrender(at epoch.Number) {
+	c.reclaimAt = c.now.Add(c.cfg.ReclaimAfter)
+	c.propose(ownership.Surrender, ownership.Backup{Host: c.log.Backup.Host, Image: c.log.Backup.Image, Epoch: at})
+}
+
+// abandonLeave gives up a switchover; the guest runs on.
+func (c *Core) abandonLeave(why string) {
+	c.emit(Warn{"switchover given up: " + why})
+	c.leave, c.final = 0, 0
+	if c.mode == ModeLeaving {
+		c.enter(ModeProtected)
+		c.emit(Hold{}) // the gate was shut for the surrender
+	}
+}
+
+// decideConnect keeps a session open while there is something to protect.
+func (c *Core) decideConnect() {
+	switch {
+	case c.mode == ModeLeaving, c.mode == ModeYielded:
+	case c.linked && c.mode == ModeDetaching:
+		c.unlink()
+		c.connectAt = c.now.Add(c.cfg.Reconnect)
+		c.emit(Disconnect{"the backup is recorded as out of sync"})
+	case c.linked && !c.now.Before(c.leaseUntil.Add(c.cfg.LeaseGrace)):
+		// Cut off from the voters, but not from the backup: fall silent, so
+		// that the backup, which may reach them, asks to take over.
+		c.unlink()
+		c.emit(Disconnect{"this host can renew no lease"})
+	case !c.linked && !c.connecting && c.leaseHolds() && !c.now.Before(c.connectAt) &&
+		c.log.Phase == ownership.PhaseActive && c.mode != ModeDetaching:
+		c.connecting = true
+		c.emit(Connect{})
+	case c.log.Phase == ownership.PhaseActivating && !c.proposing:
+		// A takeover of ours that is not recorded as done yet.
+		c.propose(ownership.Activated, ownership.Backup{})
+	}
+}
+
+// decideEpoch starts the next epoch when it is due and the window has room.
+func (c *Core) decideEpoch() {
+	if !c.linked || c.final != 0 || !c.running || c.sealed-c.acked >= epoch.Number(c.cfg.Window) {
+		return
+	}
+	switch c.mode {
+	case ModeSyncing:
+		c.emit(SyncStep{c.next()})
+	case ModeEntering, ModeProtected:
+		if c.now.Before(c.epochAt) && !c.heldFull {
+			return
+		}
+		c.heldFull = false
+		n := c.next()
+		if c.firstWhole == 0 {
+			c.firstWhole = n
+		}
+		c.epochAt = c.now.Add(c.cfg.Ceiling) // until Captured sets it
+		c.emit(Capture{Number: n})
+	}
+}
+
+func (c *Core) next() epoch.Number {
+	c.sealed++
+	c.sealedAt[c.sealed%maxWindow] = c.now
+	return c.sealed
+}
+
+func (c *Core) leaseHolds() bool { return c.now.Before(c.leaseUntil.Add(-c.cfg.PauseMargin)) }
+
+// propose puts a command to the log unless one is on its way. A command whose
+// outcome is unknown is asked again with its ID, unless a different kind is
+// wanted by now: that one is stricter and settles the lost one.
+func (c *Core) propose(kind ownership.Kind, b ownership.Backup) {
+	if c.proposing || c.now.Before(c.retryAt) {
+		return
+	}
+	cmd := ownership.Command{ID: ownership.NewCommandID(), Guest: c.cfg.Guest, Kind: kind, Host: c.cfg.Self,
+		Generation: c.log.Generation, Revision: c.log.Revision, Backup: b}
+	if c.retry != nil && c.retry.Kind == kind {
+		cmd = *c.retry
+	}
+	c.proposing = true
+	c.emit(Propose{cmd})
+}
+
+// enter changes the mode and sets the gate accordingly.
+func (c *Core) enter(m Mode) {
+	c.mode, c.since = m, c.now
+	switch m {
+	case ModeAlone:
+		c.firstWhole = 0
+		c.emit(Pass{})
+	case ModeSyncing:
+		c.syncRounds = 0
+	case ModeEntering:
+		c.firstWhole = 0
+		c.emit(Hold{})
+	case ModeYielded:
+		c.emit(Shut{})
+		if c.linked {
+			c.unlink()
+			c.emit(Disconnect{"another host takes the guest over"})
+		}
+	}
+}
+
+func (c *Core) end(o Outcome) {
+	c.mode, c.since = ModeEnded, c.now
+	c.emit(End{o})
+}
+
+func (c *Core) emit(a ...Action) { c.out = append(c.out, a...) }
+
+// NextWake returns when Step wants a Tick if nothing else happens.
+func (c *Core) NextWake() clock.Instant {
+	wake := c.now.Add(time.Second)
+	sooner := func(t clock.Instant) {
+		if c.now.Before(t) && t.Before(wake) {
+			wake = t
+		}
+	}
+	sooner(c.leaseUntil.Add(-c.cfg.PauseMargin))
+	sooner(c.retryAt)
+	sooner(c.connectAt)
+	sooner(c.reclaimAt)
+	sooner(c.leaseUntil.Add(c.cfg.LeaseGrace))
+	if c.linked && (c.mode == ModeEntering || c.mode == ModeProtected) {
+		sooner(c.epochAt)
+	}
+	if !c.linked && c.mode.commits() {
+		sooner(c.linkLost.Add(c.cfg.DetachAfter))
+	}
+	if c.acked < c.sealed {
+		sooner(c.sealedAt[(c.acked+1)%maxWindow].Add(c.cfg.AckTimeout))
+	}
+	return wake
+}

@@ -1,0 +1,210 @@
+package primary
+
+import (
+	"understudy/clock"
+	"understudy/epoch"
+	"understudy/hypervisor"
+	"understudy/ownership"
+)
+
+// Event is something that happened outside the core. Each is a plain value, so
+// that a test or a simulation can feed any order of them.
+type Event interface{ isEvent() }
+
+type (
+	// Tick: time has passed; the shell sends it when NextWake is due.
+	Tick struct{}
+
+	// LeaseRenewed: the raft leader answered a renewal of Generation. Until
+	// counts from before the request was sent, by this host's clock.
+	LeaseRenewed struct {
+		Generation epoch.Generation
+		Until      clock.Instant
+	}
+
+	// LogApplied: the ownership log on this host has applied State.
+	LogApplied struct{ State ownership.Guest }
+
+	// Proposed: a proposal ended. Err nil: State is the log after it. Err an
+	// *ownership.Refused: it was certainly not applied. Any other error: it
+	// may have been applied, or may yet be.
+	Proposed struct {
+		Command ownership.Command
+		State   ownership.Guest
+		Err     error
+	}
+
+	// LinkUp: a session is open and the backup's image stands at At, which is
+	// a position of ours (Resumed) or a new, empty image.
+	LinkUp struct {
+		Peer    ownership.HostID
+		At      epoch.Position
+		Resumed bool
+	}
+
+	// LinkDown: the session, or the attempt to open one, failed.
+	LinkDown struct{ Err error }
+
+	// Captured: an epoch's pages are in our buffers and on their way.
+	Captured struct {
+		Number    epoch.Number
+		Kind      epoch.Kind
+		Remaining uint64 // pages still to be sent after this sync step
+		Cost      Cost
+	}
+
+	// CaptureFailed: nothing of this epoch counts; its pages are dirty again.
+	CaptureFailed struct {
+		Number epoch.Number
+		Err    error
+	}
+
+	// Acked: the backup holds everything up to Number.
+	Acked struct{ Number epoch.Number }
+
+	// Mismatch: the backup's memory differs from ours after Number.
+	Mismatch struct{ Number epoch.Number }
+
+	// HeldFull: held output nears its limit; only a commit frees it.
+	HeldFull struct{}
+
+	// GuestDid: the guest did something by itself.
+	GuestDid struct{ Event hypervisor.Event }
+
+	// Asked: an operator wants something.
+	Asked struct{ Request Request }
+)
+
+// Request is what an operator can ask of a primary.
+type Request uint8
+
+const (
+	RequestSwitchover Request = iota + 1 // hand the guest to the backup, nothing lost
+	RequestStop                          // commit a last epoch, then end the guest
+)
+
+func (Tick) isEvent()          {}
+func (LeaseRenewed) isEvent()  {}
+func (LogApplied) isEvent()    {}
+func (Proposed) isEvent()      {}
+func (LinkUp) isEvent()        {}
+func (LinkDown) isEvent()      {}
+func (Captured) isEvent()      {}
+func (CaptureFailed) isEvent() {}
+func (Acked) isEvent()         {}
+func (Mismatch) isEvent()      {}
+func (HeldFull) isEvent()      {}
+func (GuestDid) isEvent()      {}
+func (Asked) isEvent()         {}
+
+// Action is what the shell must do next. Actions are carried out in the order
+// they were returned; that order is part of the guarantees (Hold before the
+// first Capture that counts, Shut before a Surrender is proposed).
+type Action interface{ isAction() }
+
+type (
+	// SyncStep: collect the dirty pages while the guest runs, and send some.
+	SyncStep struct{ Number epoch.Number }
+
+	// Capture: pause, take a whole checkpoint, resume (unless Final), send.
+	Capture struct {
+		Number epoch.Number
+		Final  bool // the guest stays paused
+	}
+
+	// Forget: the backup has everything up to Through; those pages need not be
+	// sent again.
+	Forget struct{ Through epoch.Number }
+
+	// Restore: epochs after the acknowledged one are void; their pages count
+	// as dirty again.
+	Restore struct{}
+
+	// Refill: the backup's image is new; every page counts as dirty.
+	Refill struct{}
+
+	// Release: frames of epochs up to Through may leave.
+	Release struct{ Through epoch.Number }
+
+	// Hold: frames that were not released wait for the next epoch captured.
+	Hold struct{}
+
+	// Pass: the log has recorded that the guest runs unprotected; what is held
+	// leaves, and frames leave as they come.
+	Pass struct{}
+
+	// Shut: nothing leaves any more, whatever the lease says.
+	Shut struct{}
+
+	// PauseGuest and ResumeGuest stop and continue the vCPUs.
+	PauseGuest  struct{ Why string }
+	ResumeGuest struct{}
+
+	// Propose: put a command to the ownership log; answer with Proposed.
+	Propose struct{ Command ownership.Command }
+
+	// UseGeneration: renew leases under this generation from now on.
+	UseGeneration struct{ Generation epoch.Generation }
+
+	// Connect: open a session; answer with LinkUp or LinkDown.
+	Connect struct{}
+
+	// Disconnect: close the session and drop its epochs; no answer.
+	Disconnect struct{ Why string }
+
+	// Warn: tell the operator.
+	Warn struct{ Text string }
+
+	// End: the primary's part is over.
+	End struct{ Outcome Outcome }
+)
+
+func (SyncStep) isAction()      {}
+func (Capture) isAction()       {}
+func (Forget) isAction()        {}
+func (Restore) isAction()       {}
+func (Refill) isAction()        {}
+func (Release) isAction()       {}
+func (Hold) isAction()          {}
+func (Pass) isAction()          {}
+func (Shut) isAction()          {}
+func (PauseGuest) isAction()    {}
+func (ResumeGuest) isAction()   {}
+func (Propose) isAction()       {}
+func (UseGeneration) isAction() {}
+func (Connect) isAction()       {}
+func (Disconnect) isAction()    {}
+func (Warn) isAction()          {}
+func (End) isAction()           {}
+
+// Outcome says why a primary ended, and so what its host has to do with the
+// guest, which is paused or gone.
+type Outcome uint8
+
+const (
+	// OutcomeSuperseded: another host owns the guest and runs it. The guest
+	// here must be destroyed.
+	OutcomeSuperseded Outcome = iota + 1
+	// OutcomeStopped: the log says stopped. The guest here must be destroyed.
+	OutcomeStopped
+	// OutcomeLost: the guest died with no backup in sync; only a cold boot is
+	// left.
+	OutcomeLost
+	// OutcomeDetached: the daemon is going down; the guest stays for a later
+	// process to adopt.
+	OutcomeDetached
+)
+
+func (o Outcome) String() string {
+	switch o {
+	case OutcomeSuperseded:
+		return "superseded"
+	case OutcomeStopped:
+		return "stopped"
+	case OutcomeLost:
+		return "lost"
+	case OutcomeDetached:
+		return "detached"
+	}
+	return "running"
+}

@@ -1,0 +1,81 @@
+package primary
+
+// This file is the primary's part in ownership: it renews the lease, watches
+// the log, and carries proposals to it. The renewer opens the gate by itself,
+// so that a loop busy with a long pause loses no lease; what the gate may do
+// until then is bounded by the lease, not by the loop.
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"understudy/epoch"
+	"understudy/ownership"
+)
+
+// renew keeps the lease: a quarter of it after each success, an eighth after
+// each failure.
+func (p *Primary) renew(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	failing := false
+	var announced epoch.Generation
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		}
+		g := epoch.Generation(p.generation.Load())
+		call, cancel := context.WithTimeout(ctx, p.cfg.Lease/2)
+		until, err := p.Log.Renew(call, p.cfg.Guest, g)
+		cancel()
+		if err != nil {
+			if !failing && ctx.Err() == nil {
+				p.Slog.Warn("lease not renewed", "generation", g, "err", err)
+			}
+			failing = true
+			timer.Reset(p.cfg.Lease / 8)
+			continue
+		}
+		if failing {
+			p.Slog.Info("lease renewed again", "generation", g)
+		}
+		failing = false
+		if err := p.Gate.Allow(until); err != nil {
+			p.Slog.Error("the gate did not take the lease", "err", err)
+		}
+		if announced != g {
+			announced = g
+			if err := p.Gate.Announce(p.cfg.Addresses...); err != nil {
+				p.Slog.Warn("the network was not told where the guest is", "err", err)
+			}
+		}
+		p.send(ctx, LeaseRenewed{Generation: g, Until: until})
+		timer.Reset(p.cfg.Lease / 4)
+	}
+}
+
+// watch forwards what the log has applied.
+func (p *Primary) watch(ctx context.Context) {
+	for state := range p.Log.Watch(ctx, p.cfg.Guest) {
+		p.send(ctx, LogApplied{state})
+	}
+}
+
+// propose carries one command to the log.
+func (p *Primary) propose(ctx context.Context, c ownership.Command) {
+	call, cancel := context.WithTimeout(ctx, max(2*p.cfg.Lease, 2*time.Second))
+	defer cancel()
+	state, err := p.Log.Propose(call, c)
+	p.Slog.Log(ctx, level(err), "ownership", "command", c.Kind, "id", c.ID, "generation", state.Generation, "err", err)
+	p.send(ctx, Proposed{Command: c, State: state, Err: err})
+}
+
+func level(err error) slog.Level {
+	if err != nil {
+		return slog.LevelWarn
+	}
+	return slog.LevelInfo
+}

@@ -1,0 +1,283 @@
+package primary
+
+// This file is the shell around the core, and holds the main loop:
+//
+//	wait for an event → core.Step → carry out its actions, in order
+//
+// What the loop waits for comes from goroutines that Run owns and ends: the
+// lease renewer and the log watcher (log.go), the link to the backup (link.go),
+// the guest's events. A capture runs inline (capture.go), because the pause is
+// what everything else has to wait for.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"understudy/clock"
+	"understudy/epoch"
+	"understudy/hypervisor"
+	"understudy/ownership"
+	"understudy/protocol"
+)
+
+// Gate is the guest's way out (package egress): frames are held until the epoch
+// they belong to is released, and leave only while a lease allows it.
+type Gate interface {
+	// Seal is called while the guest stands still: every frame it has emitted
+	// so far belongs to epoch n or an earlier one.
+	Seal(n epoch.Number) error
+	// Release lets the frames of every epoch up to through leave, in order.
+	Release(through epoch.Number)
+	// Hold makes every frame that was not released wait for the next epoch
+	// that is sealed.
+	Hold()
+	// Pass lets every frame leave at once.
+	Pass()
+	// Shut lets nothing out and nothing in.
+	Shut()
+	// Allow lets frames leave until the given instant and not later.
+	Allow(until clock.Instant) error
+	// Announce tells the network that the guest is here.
+	Announce(addrs ...netip.Addr) error
+	Held() (frames int, bytes int64)
+	// Pressure tells that held output nears its limit.
+	Pressure() <-chan struct{}
+}
+
+// Ownership is the ownership log as this host sees it (package failover).
+type Ownership interface {
+	// Renew asks for the lease of a guest; the instant returned counts from
+	// before the request was sent.
+	Renew(ctx context.Context, guest string, g epoch.Generation) (clock.Instant, error)
+	// Propose returns the state after c, or *ownership.Refused, or another
+	// error if the outcome is unknown.
+	Propose(ctx context.Context, c ownership.Command) (ownership.Guest, error)
+	// Watch sends the guest's applied state now and after every change, until
+	// ctx ends; a slow reader misses states, never the newest.
+	Watch(ctx context.Context, guest string) <-chan ownership.Guest
+}
+
+// Dial opens a session to the backup and names it.
+type Dial func(ctx context.Context) (protocol.Session, ownership.HostID, error)
+
+// Deps are what a Primary works with.
+type Deps struct {
+	Guest hypervisor.Guest
+	Gate  Gate
+	Log   Ownership
+	Dial  Dial
+	Clock clock.Clock
+	Slog  *slog.Logger
+	// State is the log as it was when this host became, or found itself, the
+	// owner. Running says that the guest runs already.
+	State   ownership.Guest
+	Running bool
+}
+
+// Primary runs one guest of this host and keeps its backup up to date.
+type Primary struct {
+	cfg Config
+	Deps
+	core *Core
+
+	events  chan Event     // from goroutines without a link
+	linked  chan linkEvent // from the link
+	asked   chan Event     // from operators
+	workers sync.WaitGroup
+
+	generation atomic.Uint64 // under which leases are renewed
+	dialing    context.CancelFunc
+	link       *link
+	known      []epoch.Position // what a new session may continue from
+	encoder    *epoch.Encoder
+	effort     effort
+	memory     slabs
+	devices    chan []byte // spare buffers for device states
+
+	pending  *epoch.PageSet // dirty, and in no epoch in flight
+	inflight []flight       // captured, not acknowledged, ascending
+	spare    []*epoch.PageSet
+
+	verifies verifier
+	stats    stats
+	outcome  Outcome
+}
+
+// flight is one epoch that was captured and not yet acknowledged.
+type flight struct {
+	number epoch.Number
+	pages  *epoch.PageSet
+	sealed clock.Instant
+}
+
+// New returns a primary; Run starts it.
+func New(cfg Config, d Deps) (*Primary, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("primary of %s: %w", cfg.Guest, err)
+	}
+	p := &Primary{
+		cfg: cfg, Deps: d,
+		core:    NewCore(cfg, d.State, d.Running),
+		events:  make(chan Event, 16),
+		linked:  make(chan linkEvent, 16),
+		asked:   make(chan Event, 4),
+		devices: make(chan []byte, maxWindow),
+		encoder: epoch.NewEncoder(d.Guest.Pages(), cfg.Encoder),
+		pending: epoch.NewPageSet(d.Guest.Pages()),
+		memory:  slabs{count: cfg.CaptureBytes / slabBytes},
+	}
+	p.generation.Store(uint64(d.State.Generation))
+	p.pending.Fill()
+	return p, nil
+}
+
+// Run is the primary's main loop. It returns when its part is over, with the
+// guest paused or gone, or, when ctx ends, with the guest as it is.
+func (p *Primary) Run(ctx context.Context) (Outcome, error) {
+	defer p.memory.free()
+	ctx, cancel := context.WithCancel(ctx)
+	defer p.workers.Wait()
+	defer cancel()
+	defer p.disconnect(errors.New("the primary ends"))
+	p.start(ctx, p.renew)
+	p.start(ctx, p.watch)
+	p.start(ctx, p.listen)
+
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for p.outcome == 0 {
+		var ev Event
+		select {
+		case <-ctx.Done():
+			return OutcomeDetached, nil
+		case <-timer.C:
+			ev = Tick{}
+		case ev = <-p.events:
+		case ev = <-p.asked:
+		case l := <-p.linked:
+			if l.from != nil && l.from != p.link {
+				continue // of a link that was closed meanwhile
+			}
+			ev = p.linkEvent(l)
+		}
+		p.step(ctx, ev)
+		timer.Reset(p.core.NextWake().Sub(p.Clock.Now()))
+	}
+	return p.outcome, nil
+}
+
+// step feeds one event, and what its actions bring about, to the core.
+func (p *Primary) step(ctx context.Context, ev Event) {
+	for queue := []Event{ev}; len(queue) > 0; queue = queue[1:] {
+		before := p.core.Mode()
+		for _, a := range p.core.Step(p.Clock.Now(), queue[0]) {
+			if next := p.do(ctx, a); next != nil {
+				queue = append(queue, next)
+			}
+		}
+		if now := p.core.Mode(); now != before {
+			p.Slog.Info("protection", "was", before, "is", now, "epoch", p.core.acked)
+			p.stats.mode(now, p.Clock.Now())
+		}
+	}
+}
+
+// do carries out one action. It returns the event that the action led to, if
+// that is known at once.
+func (p *Primary) do(ctx context.Context, a Action) Event {
+	var err error
+	switch a := a.(type) {
+	case SyncStep:
+		return p.syncStep(a.Number)
+	case Capture:
+		return p.capture(ctx, a)
+	case Forget:
+		p.forget(a.Through)
+	case Restore:
+		p.restore()
+	case Refill:
+		p.restore()
+		p.pending.Fill()
+	case Release:
+		p.Gate.Release(a.Through)
+	case Hold:
+		p.Gate.Hold()
+	case Pass:
+		p.Gate.Pass()
+	case Shut:
+		p.Gate.Shut()
+	case PauseGuest:
+		p.Slog.Warn("guest paused", "why", a.Why)
+		err = p.Guest.Pause(ctx)
+	case ResumeGuest:
+		err = p.Guest.Resume(ctx)
+	case Propose:
+		p.start(ctx, func(ctx context.Context) { p.propose(ctx, a.Command) })
+	case UseGeneration:
+		p.generation.Store(uint64(a.Generation))
+	case Connect:
+		p.connect(ctx)
+	case Disconnect:
+		p.disconnect(errors.New(a.Why))
+	case Warn:
+		p.Slog.Warn(a.Text)
+	case End:
+		p.outcome = a.Outcome
+	}
+	if err != nil {
+		p.Slog.Error("action failed", "action", fmt.Sprintf("%T", a), "err", err)
+	}
+	return nil
+}
+
+// start runs a goroutine that Run waits for.
+func (p *Primary) start(ctx context.Context, f func(ctx context.Context)) {
+	p.workers.Add(1)
+	go func() {
+		defer p.workers.Done()
+		f(ctx)
+	}()
+}
+
+// send hands an event to the loop, unless the loop has ended.
+func (p *Primary) send(ctx context.Context, ev Event) {
+	select {
+	case p.events <- ev:
+	case <-ctx.Done():
+	}
+}
+
+// listen forwards what the guest does by itself, and that the gate is full.
+func (p *Primary) listen(ctx context.Context) {
+	guest := p.Guest.Events()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.Gate.Pressure():
+			p.send(ctx, HeldFull{})
+		case ev, ok := <-guest:
+			if !ok {
+				guest = nil
+				ev = hypervisor.Event{Kind: hypervisor.EventExited, Detail: "its event stream ended"}
+			}
+			p.send(ctx, GuestDid{ev})
+		}
+	}
+}
+
+// Ask hands an operator's request to the primary.
+func (p *Primary) Ask(ctx context.Context, r Request) error {
+	select {
+	case p.asked <- Asked{r}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
