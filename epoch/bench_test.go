@@ -130,7 +130,7 @@ func (b *bench) commitNext() EpochStats {
 }
 
 func TestEpochsAllocateNothingPerPage(t *testing.T) {
-	const pages = 200
+	const pages = 64
 	for _, load := range workloads(pages) {
 		for effort := EffortNone; effort <= EffortFull; effort++ {
 			b := newBench(pages, load, effort)

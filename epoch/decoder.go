@@ -143,8 +143,8 @@ func (d *Decoder) record(b []byte) (int, error) {
 	d.seen.Records++
 	body := b[headSize:size]
 	switch t {
-	case recordDevice:
-		err = d.device(frame, body)
+	case recordState, recordPackedState:
+		err = d.device(t, frame, body)
 	case recordEnd:
 		if frame != 0 {
 			return 0, d.malformed("an end record with frame %d, want 0", frame)
@@ -176,7 +176,7 @@ func (d *Decoder) size(t recordType, n int) (int, error) {
 		size, least, most = size+checkSize+n, 0, PageSize
 	case recordXOR:
 		size, most = size+checkSize+n, PageSize
-	case recordDevice:
+	case recordState, recordPackedState:
 		size += n
 	case recordEnd:
 		least, most = 0, 0
@@ -266,18 +266,32 @@ func (d *Decoder) unpack(f GFN, dst, body []byte) error {
 }
 
 // device stages a piece of the device state.
-func (d *Decoder) device(offset uint64, piece []byte) error {
+func (d *Decoder) device(t recordType, offset uint64, body []byte) error {
+	n := len(body)
+	if t == recordPackedState {
+		var err error
+		if n, err = s2.DecodedLen(body); err != nil || n < 1 || n > maxCount {
+			return d.malformed("device state at offset %d decompresses to %d bytes, want 1 to %d", offset, n, maxCount)
+		}
+	}
 	switch {
 	case d.head.Kind != KindCheckpoint:
 		return d.malformed("a device state in an epoch of kind %v", d.head.Kind)
 	case offset != d.seen.DeviceBytes:
 		return d.malformed("device state at offset %d, want %d", offset, d.seen.DeviceBytes)
-	case d.seen.DeviceBytes+uint64(len(piece)) > MaxDeviceState:
+	case offset+uint64(n) > MaxDeviceState:
 		return refuse(ErrTooLarge, d.head.Number, "its device state is above %d bytes", MaxDeviceState)
-	case !d.stage.addDevice(piece):
+	}
+	dst, ok := d.stage.takeDevice(n)
+	if !ok {
 		return d.tooLarge()
 	}
-	d.seen.DeviceBytes += uint64(len(piece))
+	d.seen.DeviceBytes += uint64(n)
+	if t == recordState {
+		copy(dst, body)
+	} else if _, err := s2.Decode(dst, body); err != nil {
+		return d.malformed("decompressing device state at offset %d: %v", offset, err)
+	}
 	return nil
 }
 
@@ -292,7 +306,7 @@ func (d *Decoder) End(trailer []byte) (Position, error) {
 		err = d.verify(t)
 	}
 	if err != nil {
-		return Position{}, d.refuse(err)
+		return Position{}, d.refuse(d.ofThisEpoch(err))
 	}
 	d.state = decoderWhole
 	return Position{Image: d.head.Parent.Image, Number: d.head.Number, Running: t.Running}, nil
@@ -370,6 +384,15 @@ func (d *Decoder) locate(err error, at int) error {
 	var refused *RefusedError
 	if errors.As(err, &refused) {
 		refused.Detail = fmt.Sprintf("chunk %d, byte %d: %s", d.seen.Chunks, at, refused.Detail)
+	}
+	return err
+}
+
+// ofThisEpoch names the epoch in an error about its trailer, which does not.
+func (d *Decoder) ofThisEpoch(err error) error {
+	var refused *RefusedError
+	if errors.As(err, &refused) {
+		refused.Epoch = d.head.Number
 	}
 	return err
 }

@@ -28,7 +28,8 @@ const (
 	// EffortNone finds zero pages and sends all others raw. Sent pages are not
 	// remembered, and remembered ones are forgotten as they are sent again.
 	EffortNone Effort = iota
-	// EffortDelta also sends what changed of pages it remembers.
+	// EffortDelta also sends what changed of pages it remembers, and
+	// compresses the device state.
 	EffortDelta
 	// EffortFull also compresses: pages without a delta, and large deltas.
 	EffortFull
@@ -106,7 +107,7 @@ type Encoder struct {
 	chunk []byte // the open chunk
 	run   openRun
 	xor   []byte // PageSize
-	pack  []byte // s2.MaxEncodedLen(PageSize)
+	pack  []byte // s2.MaxEncodedLen(maxCount)
 }
 
 // openRun is the zero or raw run at the end of the open chunk that the next
@@ -134,7 +135,7 @@ func NewEncoder(pages uint64, cfg EncoderConfig) *Encoder {
 		cache:  newDeltaCache(pages, cfg.DeltaCacheBytes),
 		chunk:  make([]byte, 0, min(max(size, MinChunkBytes), MaxChunkBytes)),
 		xor:    make([]byte, PageSize),
-		pack:   make([]byte, s2.MaxEncodedLen(PageSize)),
+		pack:   make([]byte, s2.MaxEncodedLen(maxCount)),
 	}
 }
 
@@ -221,7 +222,7 @@ func (e *Encoder) whole(f GFN, page []byte) error {
 	if e.effort >= EffortFull {
 		if packed := s2.Encode(e.pack, page); len(packed) <= worthwhile {
 			e.stats.PackedPages++
-			return e.single(recordPacked, f, nil, packed)
+			return e.single(recordPacked, uint64(f), nil, packed)
 		}
 	}
 	e.stats.RawPages++
@@ -243,7 +244,7 @@ func (e *Encoder) delta(f GFN, page, base []byte) error {
 		if packed := s2.Encode(e.pack, e.xor); len(packed) <= worthwhile && (!ok || len(packed) < len(patch)) {
 			copy(base, page)
 			e.stats.DeltaPages++
-			return e.single(recordXOR, f, page, packed)
+			return e.single(recordXOR, uint64(f), page, packed)
 		}
 	}
 	if !ok {
@@ -263,14 +264,18 @@ func (e *Encoder) delta(f GFN, page, base []byte) error {
 	return nil
 }
 
-// single appends a record of its own for one page; checked is the page, for
+// single appends a record that no other prolongs; checked is the page, for
 // records that carry its check.
-func (e *Encoder) single(t recordType, f GFN, checked, body []byte) error {
-	if err := e.room(headSize + checkSize + len(body)); err != nil {
+func (e *Encoder) single(t recordType, frame uint64, checked, body []byte) error {
+	size := headSize + len(body)
+	if checked != nil {
+		size += checkSize
+	}
+	if err := e.room(size); err != nil {
 		return err
 	}
 	e.chunk = e.chunk[:len(e.chunk)+headSize]
-	putHead(e.chunk[len(e.chunk)-headSize:], t, uint64(f), len(body))
+	putHead(e.chunk[len(e.chunk)-headSize:], t, frame, len(body))
 	if checked != nil {
 		e.chunk = binary.LittleEndian.AppendUint32(e.chunk, pageCheck(checked))
 	}
@@ -312,18 +317,19 @@ func (e *Encoder) DeviceState(state []byte) error {
 	case len(state) == 0 || len(state) > MaxDeviceState:
 		return e.fail(refuse(ErrMisuse, e.head.Number, "a device state of %d bytes, want 1 to %d", len(state), MaxDeviceState))
 	}
-	e.state, e.run = true, openRun{}
+	e.state = true
 	e.trail.DeviceBytes = uint64(len(state))
-	for offset := 0; offset < len(state); {
-		if err := e.room(headSize + 1); err != nil {
+	piece := min(maxCount, cap(e.chunk)-headSize)
+	for at := 0; at < len(state); at += piece {
+		t, body := recordState, state[at:min(at+piece, len(state))]
+		if e.effort >= EffortDelta {
+			if packed := s2.Encode(e.pack, body); len(packed) <= len(body)*7/8 {
+				t, body = recordPackedState, packed
+			}
+		}
+		if err := e.single(t, uint64(at), nil, body); err != nil {
 			return e.fail(err)
 		}
-		n := min(len(state)-offset, maxCount, cap(e.chunk)-len(e.chunk)-headSize)
-		e.chunk = e.chunk[:len(e.chunk)+headSize]
-		putHead(e.chunk[len(e.chunk)-headSize:], recordDevice, uint64(offset), n)
-		e.chunk = append(e.chunk, state[offset:offset+n]...)
-		e.trail.Records++
-		offset += n
 	}
 	return nil
 }
@@ -338,12 +344,9 @@ func (e *Encoder) End() (Trailer, Position, EpochStats, error) {
 	if e.head.Kind == KindCheckpoint && !e.state {
 		return e.abandon(refuse(ErrMisuse, e.head.Number, "a checkpoint without a device state"))
 	}
-	if err := e.room(headSize); err != nil {
+	if err := e.single(recordEnd, 0, nil, nil); err != nil {
 		return e.abandon(err)
 	}
-	e.chunk = e.chunk[:len(e.chunk)+headSize]
-	putHead(e.chunk[len(e.chunk)-headSize:], recordEnd, 0, 0)
-	e.trail.Records++
 	if err := e.flush(); err != nil {
 		return e.abandon(err)
 	}

@@ -183,7 +183,10 @@ func TestEncoderRefusesMisuse(t *testing.T) {
 func TestLargestDeviceState(t *testing.T) {
 	r := newRig(1, EncoderConfig{}, DecoderConfig{})
 	state := make([]byte, MaxDeviceState)
-	fillRandom(rand.New(rand.NewPCG(1, 1)), state)
+	fillRandom(rand.New(rand.NewPCG(1, 1)), state[:1<<20])
+	for n := 1 << 20; n < len(state); n *= 2 {
+		copy(state[n:], state[:n])
+	}
 	s, err := r.encode(r.header(KindCheckpoint), r.image, NewPageSet(1), state)
 	if err != nil {
 		t.Fatal(err)

@@ -39,7 +39,7 @@ func (r Reason) Error() string {
 	case ErrMalformed:
 		return "malformed"
 	case ErrVersion:
-		return "unknown version"
+		return "of an unknown version"
 	case ErrForeign:
 		return "foreign"
 	case ErrGeneration:

@@ -42,6 +42,7 @@ import (
 //	5 xored page    page              bytes, ≥ 1     check (4 bytes), then an s2 block of 4096 bytes
 //	6 device state  offset, in bytes  bytes, ≥ 1     n bytes of the state
 //	7 end           0                 0              none: nothing follows
+//	8 packed state  offset, in bytes  bytes, ≥ 1     an s2 block of 1 … 65535 bytes of the state
 //	16 … 31 are kept for references (page ↔ disk block)
 //	32 … 47 are kept for disk writes
 //
@@ -49,8 +50,9 @@ import (
 // page's content after the parent epoch: a patch replaces words of it, an s2
 // block of type 5 is XORed with it; check is the low 32 bits of the xxh3-64 of
 // the resulting page, so that a wrong base is seen. n of types 3, 4 and 5 is
-// at most 4096. Pieces of the device state come in order, without gaps, at
-// most 64 MiB in all; a checkpoint has at least one, a sync none. A record of
+// at most 4096. Pieces of the device state (types 6 and 8) come in order,
+// without gaps, at most 64 MiB in all; a checkpoint has at least one, a sync
+// none. The offset is that in the state itself. A record of
 // unknown type is refused.
 //
 // Trailer, 88 bytes:
@@ -87,13 +89,14 @@ const (
 type recordType uint8
 
 const (
-	recordZero   recordType = 1
-	recordRaw    recordType = 2
-	recordPacked recordType = 3
-	recordPatch  recordType = 4
-	recordXOR    recordType = 5
-	recordDevice recordType = 6
-	recordEnd    recordType = 7
+	recordZero        recordType = 1
+	recordRaw         recordType = 2
+	recordPacked      recordType = 3
+	recordPatch       recordType = 4
+	recordXOR         recordType = 5
+	recordState       recordType = 6
+	recordEnd         recordType = 7
+	recordPackedState recordType = 8
 )
 
 const (

@@ -118,6 +118,14 @@ func goldenEpoch() (before, after []byte, dirty *PageSet) {
 	return before, after, dirty
 }
 
+// goldenState is a device state, long enough to be packed at EffortFull.
+func goldenState(effort Effort) []byte {
+	if effort == EffortFull {
+		return bytes.Repeat([]byte("device state"), 100)
+	}
+	return []byte("device state")
+}
+
 func encodeGolden(t *testing.T, effort Effort) (*rig, sent, []byte) {
 	t.Helper()
 	before, after, dirty := goldenEpoch()
@@ -136,7 +144,7 @@ func encodeGolden(t *testing.T, effort Effort) (*rig, sent, []byte) {
 		t.Fatal(err)
 	}
 	r.enc.SetEffort(effort)
-	s, err = r.encode(r.header(KindCheckpoint), after, dirty, []byte("device state"))
+	s, err = r.encode(r.header(KindCheckpoint), after, dirty, goldenState(effort))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,7 +191,7 @@ func TestGoldenEpochs(t *testing.T) {
 			if err := r.decode(s); err != nil {
 				t.Fatalf("a stored epoch is not understood any more: %v", err)
 			}
-			if got := string(r.dec.Stage().DeviceState()); got != "device state" {
+			if got := r.dec.Stage().DeviceState(); !bytes.Equal(got, goldenState(c.effort)) {
 				t.Errorf("device state %q", got)
 			}
 			if err := r.commit(s.to); err != nil {

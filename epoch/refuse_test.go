@@ -48,7 +48,9 @@ func refuseRig(t *testing.T) (*rig, sent, []byte) {
 	memory[41*PageSize]++
 	copy(memory[50*PageSize:], rawMark)
 	fillRandom(random, memory[50*PageSize+len(rawMark):53*PageSize])
-	s, err := r.encode(r.header(KindCheckpoint), memory, dirty, bytes.Repeat([]byte("state"), 10_000))
+	state := bytes.Repeat([]byte("state"), 10_000)
+	fillRandom(random, state[:30_000])
+	s, err := r.encode(r.header(KindCheckpoint), memory, dirty, state)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -218,9 +220,13 @@ func TestHostileRecordIsRefused(t *testing.T) {
 		{"same, wrong check", checked(recordPatch, nil), ErrBase, "page 1"},
 		{"patch beyond the page", checked(recordPatch, []byte{255, 0, 255, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0}), ErrMalformed, "malformed patch"},
 		{"patch longer than a page", checked(recordPatch, padded), ErrMalformed, "n = 4097"},
-		{"no device state", record(recordDevice, 0, 0), ErrMalformed, "n = 0"},
-		{"device state from the middle", record(recordDevice, 1, 1, 7), ErrMalformed, "offset 1, want 0"},
-		{"device state twice", append(record(recordDevice, 0, 1, 7), record(recordDevice, 0, 1, 7)...), ErrMalformed, "offset 0, want 1"},
+		{"no device state", record(recordState, 0, 0), ErrMalformed, "n = 0"},
+		{"device state from the middle", record(recordState, 1, 1, 7), ErrMalformed, "offset 1, want 0"},
+		{"device state twice", append(record(recordState, 0, 1, 7), record(recordState, 0, 1, 7)...), ErrMalformed, "offset 0, want 1"},
+		{"packed state bomb", record(recordPackedState, 0, len(bomb)+9, append(bomb, make([]byte, 9)...)...), ErrMalformed, "decompresses to"},
+		{"packed state of nothing", record(recordPackedState, 0, 1, 0), ErrMalformed, "decompresses to 0 bytes"},
+		{"packed state torn", record(recordPackedState, 0, len(torn), torn...), ErrMalformed, "decompressing device state"},
+		{"packed state from the middle", record(recordPackedState, 9, len(good), good...), ErrMalformed, "offset 9, want 0"},
 		{"an end with a count", record(recordEnd, 0, 1), ErrMalformed, "n = 1"},
 		{"an end with a frame", record(recordEnd, 1, 0), ErrMalformed, "frame 1"},
 		{"end twice", append(record(recordEnd, 0, 0), record(recordEnd, 0, 0)...), ErrMalformed, "follow the end"},
@@ -255,8 +261,8 @@ func TestEpochWithoutItsPartsIsRefused(t *testing.T) {
 		say   string
 	}{
 		{"checkpoint without device state", KindCheckpoint, record(recordEnd, 0, 0), ErrIncomplete, "without a device state"},
-		{"no end record", KindCheckpoint, record(recordDevice, 0, 1, 7), ErrIncomplete, "no end record"},
-		{"sync with a device state", KindSync, record(recordDevice, 0, 1, 7), ErrMalformed, "device state in an epoch of kind sync"},
+		{"no end record", KindCheckpoint, record(recordState, 0, 1, 7), ErrIncomplete, "no end record"},
+		{"sync with a device state", KindSync, record(recordState, 0, 1, 7), ErrMalformed, "device state in an epoch of kind sync"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := newRig(refusePages, EncoderConfig{}, DecoderConfig{})
@@ -286,7 +292,7 @@ func TestStageKeepsItsLimit(t *testing.T) {
 		{"raw pages", 10 * PageSize, func(i int) []byte { return record(recordRaw, uint64(i), 1, page...) }},
 		{"raw pages, several slabs", 3<<20 + 10000, func(i int) []byte { return record(recordRaw, uint64(i), 1, page...) }},
 		{"scattered zero pages", 10 * PageSize, func(i int) []byte { return record(recordZero, uint64(2*i), 1) }},
-		{"device state", 10 * PageSize, func(i int) []byte { return record(recordDevice, uint64(i)*PageSize, PageSize, page...) }},
+		{"device state", 10 * PageSize, func(i int) []byte { return record(recordState, uint64(i)*PageSize, PageSize, page...) }},
 		{"no room at all", 1, func(i int) []byte { return record(recordZero, uint64(2*i), 1) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -325,7 +331,7 @@ func TestStageKeepsItsLimit(t *testing.T) {
 			if at > MaxDeviceState {
 				t.Fatalf("%d bytes of device state taken", at)
 			}
-			err = r.dec.Chunk(record(recordDevice, uint64(at), len(piece), piece...))
+			err = r.dec.Chunk(record(recordState, uint64(at), len(piece), piece...))
 		}
 		if !errors.Is(err, ErrTooLarge) {
 			t.Error(err)

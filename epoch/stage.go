@@ -7,7 +7,7 @@ import (
 
 // Stage holds one decoded epoch until it is applied:
 //
-//	Decoder → take (page memory), zero (runs), device → Apply
+//	Decoder → take (page memory), zero (runs), takeDevice → Apply
 //
 // Page memory comes in slabs that are kept for the next epoch. Everything an
 // epoch makes the stage hold counts against one limit.
@@ -134,12 +134,14 @@ func (s *Stage) zero(first GFN, count uint64) bool {
 	return true
 }
 
-// addDevice appends a piece of the device state. It reports false if the limit
-// leaves no room.
-func (s *Stage) addDevice(piece []byte) bool {
-	if !s.fits(uint64(len(piece))) {
-		return false
+// takeDevice makes the device state n bytes longer and returns the memory for
+// them, to be filled by the caller. It reports false if the limit leaves no
+// room.
+func (s *Stage) takeDevice(n int) ([]byte, bool) {
+	if !s.fits(uint64(n)) {
+		return nil, false
 	}
-	s.device = append(slices.Grow(s.device, len(piece)), piece...)
-	return true
+	at := len(s.device)
+	s.device = slices.Grow(s.device, n)[:at+n]
+	return s.device[at:], true
 }
