@@ -1,0 +1,160 @@
+package ownership
+
+import (
+	"errors"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"understudy/epoch"
+)
+
+// oracle says which kinds of command may apply in a state, by who proposes
+// it: a table beside the switch in Apply, written down the other way round.
+// The images named by a command are judged in the test.
+func oracle(g Guest, host HostID) []Kind {
+	owner := host == g.Owner
+	switch {
+	case g.Generation == 0:
+		return []Kind{Start}
+	case g.Desired == Stopped && owner:
+		return []Kind{Start, OutOfSync, Stop}
+	case g.Desired == Stopped:
+		return []Kind{Start}
+	case g.Phase == PhaseActive && g.InSync && owner:
+		return []Kind{Adopt, InSync, OutOfSync, Surrender, Stop}
+	case g.Phase == PhaseActive && owner:
+		return []Kind{Start, Adopt, InSync, OutOfSync, Stop}
+	case g.Phase == PhaseSurrendered && owner:
+		return []Kind{Reclaim}
+	case g.Phase == PhaseActivating && owner:
+		return []Kind{Activated, Return}
+	case g.InSync && host == g.Backup.Host:
+		return []Kind{Takeover}
+	}
+	return nil
+}
+
+var kinds = []Kind{Start, Adopt, InSync, OutOfSync, Takeover, Activated, Return, Surrender, Reclaim, Stop, "nonsense"}
+
+// bumps are the kinds that begin a new generation.
+var bumps = map[Kind]bool{Start: true, Adopt: true, Takeover: true, Return: true, Reclaim: true}
+
+// Any hosts propose anything, on time, late, lost and doubled.
+func TestApplyProperties(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var g Guest
+		var sent []Command // every command ever made: the network may repeat any
+		hosts := rapid.SampledFrom([]HostID{"a", "b", "w"})
+		image := rapid.Custom(func(t *rapid.T) epoch.Incarnation {
+			return epoch.Incarnation{rapid.ByteRange(0, 3).Draw(t, "image")}
+		})
+		n := byte(0)
+		t.Repeat(map[string]func(*rapid.T){
+			"fresh": func(t *rapid.T) {
+				n++
+				c := Command{ID: CommandID{n, byte(len(sent)), byte(len(sent) >> 8)}, Guest: "web",
+					Kind: rapid.SampledFrom(kinds).Draw(t, "kind"), Host: hosts.Draw(t, "host"),
+					Generation: g.Generation, Revision: g.Revision}
+				if rapid.Bool().Draw(t, "right image") {
+					c.Backup = g.Backup
+				} else {
+					c.Backup = Backup{Host: hosts.Draw(t, "backup"), Image: image.Draw(t, "image"),
+						Epoch: epoch.Number(rapid.IntRange(0, 3).Draw(t, "epoch"))}
+				}
+				sent = append(sent, c)
+				g = step(t, g, c)
+			},
+			"lost": func(t *rapid.T) { // made, may arrive later
+				n++
+				sent = append(sent, Command{ID: CommandID{n, byte(len(sent)), byte(len(sent) >> 8), 1}, Guest: "web",
+					Kind: rapid.SampledFrom(kinds).Draw(t, "kind"), Host: hosts.Draw(t, "host"),
+					Generation: g.Generation, Revision: g.Revision, Backup: g.Backup})
+			},
+			"late": func(t *rapid.T) {
+				if len(sent) == 0 {
+					return
+				}
+				c := rapid.SampledFrom(sent).Draw(t, "again")
+				next := step(t, g, c)
+				if c.Revision != g.Revision && next != g {
+					t.Fatalf("RULES 4: a command of revision %d applied at revision %d", c.Revision, g.Revision)
+				}
+				g = next
+			},
+			"": func(t *rapid.T) {
+				if g.InSync && (g.Backup.Host == g.Owner || g.Backup.Image.IsZero() || g.Desired != Running || g.Phase == PhaseActivating) {
+					t.Fatalf("RULES 2, 6: in sync in %+v", g)
+				}
+				if (g.Phase == PhaseActivating) != (g.Previous != "") {
+					t.Fatalf("RULES 10: phase and previous owner disagree in %+v", g)
+				}
+				if (g.Generation > 0) != (g.Owner != "") {
+					t.Fatalf("guarantee 1: owner of %+v", g)
+				}
+			},
+		})
+	})
+}
+
+// step applies c and checks all that holds for any command.
+func step(t *rapid.T, g Guest, c Command) Guest {
+	next, err := Apply(g, c)
+	repeat := g.Revision > 0 && c.ID == g.LastCommand
+	if err != nil {
+		var refused *Refused
+		if !errors.As(err, &refused) || next != g {
+			t.Fatalf("a refusal changed the state: %v, %+v to %+v", err, g, next)
+		}
+		if repeat {
+			t.Fatalf("RULES 4: the last command, repeated, was refused: %v", err)
+		}
+	}
+	if repeat {
+		if next != g {
+			t.Fatalf("RULES 4: the last command, repeated, had an effect: %+v to %+v", g, next)
+		}
+		return next
+	}
+	if want := allowed(g, c); want != (err == nil) {
+		t.Fatalf("%s by %s in %+v with %+v: applied %v, the oracle says %v (%v)", c.Kind, c.Host, g, c.Backup, err == nil, want, err)
+	}
+	if err != nil {
+		return next
+	}
+	if next.Revision != g.Revision+1 || next.LastCommand != c.ID {
+		t.Fatalf("RULES 4: revision %d to %d by %s, last command %s", g.Revision, next.Revision, c.ID, next.LastCommand)
+	}
+	wantGen := g.Generation
+	if bumps[c.Kind] {
+		wantGen++
+	}
+	if next.Generation != wantGen {
+		t.Fatalf("guarantee 1: %s led from generation %d to %d", c.Kind, g.Generation, next.Generation)
+	}
+	if next.Owner != g.Owner && next.Generation == g.Generation {
+		t.Fatalf("guarantee 1: two owners, %s and %s, in generation %d", g.Owner, next.Owner, g.Generation)
+	}
+	if again, err := Apply(next, c); err != nil || again != next {
+		t.Fatalf("RULES 4: %s applied twice: %+v, %v", c.Kind, again, err)
+	}
+	return next
+}
+
+func allowed(g Guest, c Command) bool {
+	if c.Generation != g.Generation || c.Revision != g.Revision {
+		return false
+	}
+	ok := false
+	for _, k := range oracle(g, c.Host) {
+		ok = ok || k == c.Kind
+	}
+	b := c.Backup
+	switch c.Kind {
+	case InSync:
+		ok = ok && b.Host != "" && b.Host != g.Owner && !b.Image.IsZero() && b.Epoch > 0
+	case Takeover, Surrender:
+		ok = ok && b.Image == g.Backup.Image && b.Epoch >= g.Backup.Epoch
+	}
+	return ok
+}
