@@ -168,6 +168,9 @@ func Apply(g Guest, c Command) (Guest, error) {
 	refuse := func(format string, a ...any) (Guest, error) {
 		return g, &Refused{Command: c, Reason: fmt.Sprintf(format, a...), State: g}
 	}
+	if c.Host == "" || c.ID == (CommandID{}) {
+		return refuse("it names no proposer or has no ID")
+	}
 	if c.ID == g.LastCommand && g.Revision > 0 {
 		return g, nil
 	}

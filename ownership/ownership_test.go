@@ -89,6 +89,8 @@ func takenByB(g *Guest) {
 func TestApplyRefuses(t *testing.T) {
 	stale := at(inSync, Takeover, "b", onB)
 	stale.Revision--
+	nameless := at(inSync, OutOfSync, "a", onB)
+	nameless.ID = CommandID{}
 	future := at(inSync, Takeover, "b", onB)
 	future.Generation++
 	for name, tc := range map[string]struct {
@@ -132,6 +134,8 @@ func TestApplyRefuses(t *testing.T) {
 		"RULES 6: stop by another":                {inSync, at(inSync, Stop, "b", Backup{}), "owner is a"},
 		"RULES 6: stop in mid-takeover":           {activating, at(activating, Stop, "b", Backup{}), "activating"},
 		"RULES 6: stop of nothing":                {Guest{}, at(Guest{}, Stop, "a", Backup{}), "never started"},
+		"RULES 4: a command without an ID":        {inSync, nameless, "has no ID"},
+		"guarantee 1: an owner without a name":    {Guest{}, at(Guest{}, Start, "", Backup{}), "no proposer"},
 		"guarantee 8: an unknown command":         {alone, at(alone, "explode", "a", Backup{}), "unknown command"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -45,32 +45,14 @@ func TestApplyProperties(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var g Guest
 		var sent []Command // every command ever made: the network may repeat any
-		hosts := rapid.SampledFrom([]HostID{"a", "b", "w"})
-		image := rapid.Custom(func(t *rapid.T) epoch.Incarnation {
-			return epoch.Incarnation{rapid.ByteRange(0, 3).Draw(t, "image")}
-		})
-		n := byte(0)
+		make := func(t *rapid.T) Command {
+			c := draw(t, g, len(sent))
+			sent = append(sent, c)
+			return c
+		}
 		t.Repeat(map[string]func(*rapid.T){
-			"fresh": func(t *rapid.T) {
-				n++
-				c := Command{ID: CommandID{n, byte(len(sent)), byte(len(sent) >> 8)}, Guest: "web",
-					Kind: rapid.SampledFrom(kinds).Draw(t, "kind"), Host: hosts.Draw(t, "host"),
-					Generation: g.Generation, Revision: g.Revision}
-				if rapid.Bool().Draw(t, "right image") {
-					c.Backup = g.Backup
-				} else {
-					c.Backup = Backup{Host: hosts.Draw(t, "backup"), Image: image.Draw(t, "image"),
-						Epoch: epoch.Number(rapid.IntRange(0, 3).Draw(t, "epoch"))}
-				}
-				sent = append(sent, c)
-				g = step(t, g, c)
-			},
-			"lost": func(t *rapid.T) { // made, may arrive later
-				n++
-				sent = append(sent, Command{ID: CommandID{n, byte(len(sent)), byte(len(sent) >> 8), 1}, Guest: "web",
-					Kind: rapid.SampledFrom(kinds).Draw(t, "kind"), Host: hosts.Draw(t, "host"),
-					Generation: g.Generation, Revision: g.Revision, Backup: g.Backup})
-			},
+			"on time": func(t *rapid.T) { g = step(t, g, make(t)) },
+			"lost":    func(t *rapid.T) { make(t) }, // it may arrive later
 			"late": func(t *rapid.T) {
 				if len(sent) == 0 {
 					return
@@ -95,6 +77,30 @@ func TestApplyProperties(t *testing.T) {
 			},
 		})
 	})
+}
+
+// draw makes a command at the state g: mostly one that may apply, with the
+// right image, or it would take ages until a guest is taken over.
+func draw(t *rapid.T, g Guest, serial int) Command {
+	hosts := []HostID{"a", "b", "w"}
+	c := Command{ID: CommandID{1, byte(serial), byte(serial >> 8)}, Guest: "web",
+		Kind: rapid.SampledFrom(kinds).Draw(t, "kind"), Host: rapid.SampledFrom(hosts).Draw(t, "host"),
+		Generation: g.Generation, Revision: g.Revision, Backup: g.Backup}
+	if rapid.IntRange(0, 3).Draw(t, "who") > 0 && g.Owner != "" {
+		c.Host = rapid.SampledFrom([]HostID{g.Owner, g.Owner, g.Backup.Host}).Draw(t, "party")
+	}
+	if may := oracle(g, c.Host); len(may) > 0 && rapid.IntRange(0, 3).Draw(t, "what") > 0 {
+		c.Kind = rapid.SampledFrom(may).Draw(t, "allowed kind")
+	}
+	if c.Kind == InSync || rapid.IntRange(0, 2).Draw(t, "image") == 0 {
+		c.Backup = Backup{Host: rapid.SampledFrom(hosts).Draw(t, "backup"),
+			Image: epoch.Incarnation{rapid.ByteRange(0, 2).Draw(t, "incarnation")},
+			Epoch: epoch.Number(rapid.IntRange(0, 3).Draw(t, "epoch"))}
+		if rapid.Bool().Draw(t, "same image") {
+			c.Backup.Image = g.Backup.Image
+		}
+	}
+	return c
 }
 
 // step applies c and checks all that holds for any command.
@@ -142,7 +148,7 @@ func step(t *rapid.T, g Guest, c Command) Guest {
 }
 
 func allowed(g Guest, c Command) bool {
-	if c.Generation != g.Generation || c.Revision != g.Revision {
+	if c.Host == "" || c.Generation != g.Generation || c.Revision != g.Revision {
 		return false
 	}
 	ok := false
