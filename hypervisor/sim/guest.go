@@ -117,7 +117,8 @@ func (g *Guest) Detach() error {
 func (g *Guest) Destroy() error { return g.destroy() }
 
 // Step takes one step of a running guest: first the frames that have arrived,
-// then the step itself. Tests of a guest without an Interval drive it so.
+// then the step itself. Tests of a guest without an Interval drive it so. Such a
+// guest has no clock; one with an Interval reads the time in each step.
 func (g *Guest) Step() error {
 	var frames <-chan []byte
 	err := g.do(context.Background(), "step", func(m *machine) error {
@@ -135,13 +136,13 @@ func (g *Guest) Step() error {
 	for range maxInbox {
 		select {
 		case frame := <-frames:
-			g.m.step(frame, false)
+			g.m.step(frame, false, 0)
 			continue
 		default:
 		}
 		break
 	}
-	g.m.step(nil, true)
+	g.m.step(nil, true, 0)
 	return nil
 }
 

@@ -54,10 +54,16 @@ func (k *kernel) boot(cfg Config, seed, boots uint64) {
 	k.findDiskEnd()
 }
 
-// tick is one step of the guest.
-func (k *kernel) tick() {
+// tick is one step of the guest. clock is what it reads from its clock, an
+// input like any other: it is mixed into the guest's randomness, so that a
+// guest that was rolled back behind something it has said does not happen to
+// say the same again. 0 means that it has no clock.
+func (k *kernel) tick(clock uint64) {
 	if k.regs.halted != 0 {
 		return
+	}
+	if clock != 0 {
+		k.regs.prng = mix(k.regs.prng, clock)
 	}
 	k.regs.step++
 	counter := k.mem.get(atCounter) + 1

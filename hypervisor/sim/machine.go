@@ -157,14 +157,14 @@ func (m *machine) loop() {
 		case <-m.changed:
 			timer.Reset(m.cfg.Interval)
 		case <-tick:
-			m.step(nil, true)
+			m.step(nil, true, uint64(time.Now().UnixNano()))
 			timer.Reset(m.cfg.Interval)
 		case frame, ok := <-frames:
 			if !ok {
 				m.unplug()
 				continue
 			}
-			m.step(frame, false)
+			m.step(frame, false, 0)
 		}
 	}
 }
@@ -182,7 +182,7 @@ func (m *machine) card() (frames <-chan []byte, running bool) {
 
 // step lets the guest handle what waits in its inbox, then frame, and then
 // take a step of its own. A guest that does not run keeps the frame for later.
-func (m *machine) step(frame []byte, tick bool) {
+func (m *machine) step(frame []byte, tick bool, clock uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if frame != nil && len(m.inbox) < maxInbox {
@@ -197,7 +197,7 @@ func (m *machine) step(frame []byte, tick bool) {
 	}
 	m.inbox = m.inbox[:0]
 	if tick {
-		m.tick()
+		m.tick(clock)
 	}
 	if m.regs.halted != 0 {
 		m.phase = phasePaused

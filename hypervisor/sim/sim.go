@@ -56,7 +56,7 @@ type Config struct {
 	// Pages is the size of the image, from MinPages to MaxPages.
 	Pages uint64
 	// Seed makes the guest's life repeatable: same seed, same host name, same
-	// inputs, same image. Zero draws one from the system's random source at
+	// inputs (frames, disk, and the clock if there is an Interval), same image. Zero draws one from the system's random source at
 	// every Start.
 	Seed uint64
 
@@ -66,7 +66,9 @@ type Config struct {
 	// LineEvery is the number of steps between two lines of a stream.
 	LineEvery int
 	// RetransmitAfter is how many steps the guest waits for an
-	// acknowledgement before it sends a line again.
+	// acknowledgement before it sends a line again. An acknowledgement takes
+	// at least as long as the guest's output is held for its commit; a client
+	// that misses a line asks for it at once.
 	RetransmitAfter int
 	// DiskEvery is the number of steps between two records on the disk.
 	DiskEvery int
@@ -91,7 +93,7 @@ func DefaultConfig(name string) Config {
 		Pages:           4096,
 		DirtyPages:      16,
 		LineEvery:       1,
-		RetransmitAfter: 8,
+		RetransmitAfter: 50,
 		DiskEvery:       4,
 		Interval:        2 * time.Millisecond,
 	}

@@ -5,13 +5,16 @@ import "understudy/epoch"
 // The guest's network service. A client opens a connection; the guest then says
 // a line every LineEvery steps, numbered from 1, and says it again until it is
 // acknowledged. Each line has a token that depends on the token before it and
-// on the guest's randomness, into which the arrival of every client frame is
-// mixed: a guest that was rolled back behind something it has said cannot say
+// on the guest's randomness, into which its clock and every client frame are
+// mixed: a guest that was rolled back behind something it has said does not say
 // the same again, and the client sees it (session.go).
 
 // idleSteps is how long a client may be silent before its connection can be
 // given to another one.
 const idleSteps = 4096
+
+// burst is how many lines are said again at a time.
+const burst = 16
 
 // speak says the due lines of every connection, and again those that were not
 // acknowledged in time.
@@ -25,7 +28,7 @@ func (k *kernel) speak(counter uint64) {
 		}
 		sent, acked := m.get(c+connSent), m.get(c+connAcked)
 		if sent > acked && k.regs.step-m.get(c+connTold) >= m.get(atRetransmit) {
-			for line := acked + 1; line <= sent; line++ {
+			for line := acked + 1; line <= min(sent, acked+burst); line++ {
 				k.sendLine(c, line)
 			}
 		}
