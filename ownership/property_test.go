@@ -65,6 +65,7 @@ func TestApplyProperties(t *testing.T) {
 				g = next
 			},
 			"": func(t *rapid.T) {
+				everyCommand(t, g)
 				if g.InSync && (g.Backup.Host == g.Owner || g.Backup.Image.IsZero() || g.Desired != Running || g.Phase == PhaseActivating) {
 					t.Fatalf("RULES 2, 6: in sync in %+v", g)
 				}
@@ -101,6 +102,22 @@ func draw(t *rapid.T, g Guest, serial int) Command {
 		}
 	}
 	return c
+}
+
+// everyCommand tries each kind by each host in the state g, with the image the
+// log names, with a later and an older epoch of it, and with another image.
+func everyCommand(t *rapid.T, g Guest) {
+	later, older, other := g.Backup, g.Backup, Backup{Host: "w", Image: epoch.Incarnation{9}, Epoch: 9}
+	later.Epoch++
+	older.Epoch--
+	for _, k := range kinds {
+		for _, h := range []HostID{"a", "b", "w", ""} {
+			for _, b := range []Backup{g.Backup, later, older, other, {}} {
+				step(t, g, Command{ID: CommandID{2}, Guest: "web", Kind: k, Host: h,
+					Generation: g.Generation, Revision: g.Revision, Backup: b})
+			}
+		}
+	}
 }
 
 // step applies c and checks all that holds for any command.
