@@ -7,24 +7,27 @@ import (
 	"understudy/epoch"
 )
 
-// The scan of the pause path: nothing written, then 5,000 pages written since
-// the last one, in one run or each alone.
+// The scan of the pause path: guests that have touched some or all of their
+// memory, and wrote nothing, or 5,000 or 20,000 pages in one run, or 5,000
+// each alone, since the last Collect.
 func BenchmarkCollect(b *testing.B) {
-	for _, size := range []uint64{512 << 20, 4 << 30} {
-		pages := size / epoch.PageSize
+	const MiB = 1 << 20 / epoch.PageSize
+	for _, m := range []struct{ size, touched uint64 }{{512 * MiB, 512 * MiB}, {4096 * MiB, 512 * MiB}, {4096 * MiB, 4096 * MiB}} {
 		for _, c := range []struct {
 			name          string
 			stripe, count uint64
-		}{{"idle", 1, 0}, {"5k-run", 1, 5000}, {"5k-scattered", pages / 5001, 5000}, {"20k-run", 1, 20000}} {
-			b.Run(fmt.Sprintf("%dMiB/%s", size>>20, c.name), func(b *testing.B) {
-				tg := startTarget(b, pages, 0)
+		}{{"idle", 1, 0}, {"5k-run", 1, 5000}, {"5k-scattered", m.touched / 5001, 5000}, {"20k-run", 1, 20000}} {
+			b.Run(fmt.Sprintf("%dMiB/%dMiB-touched/%s", m.size/MiB, m.touched/MiB, c.name), func(b *testing.B) {
+				tg := startTarget(b, m.size, 0)
 				cfg := tg.config()
 				cfg.Regions = cfg.Regions[:1]
 				tr := attach(b, cfg)
-				// A guest that uses a quarter of its memory, or 512 MiB of it.
-				tg.do(order{Do: "write", Stripe: 4, Count: min(pages/4, 32768)})
-				set := epoch.NewPageSet(pages)
-				must(b, tr.Collect(set))
+				// One page in eight is enough to have all the page tables.
+				tg.do(order{Do: "write", Stripe: 8, Count: m.touched / 8})
+				set := epoch.NewPageSet(m.size)
+				for range m.size/MiB/2/settleLimit + 2 {
+					must(b, tr.Collect(set))
+				}
 				b.ReportAllocs()
 				for b.Loop() {
 					b.StopTimer()

@@ -6,7 +6,8 @@
 // (inject.go, ptrace_amd64.go) or finds the one a former Tracker left there,
 // copies it, and registers the regions for asynchronous write protection
 // (uffd.go); each Collect then asks the kernel with PAGEMAP_SCAN for the pages
-// written since the last one, which protects them anew in the same walk.
+// written since the last one, which protects them anew in the same walk
+// (walk.go).
 //
 // What the scan cannot see: writes through other mappings of the same file
 // (our own disk back end reports those itself), and pages that were emptied
@@ -17,8 +18,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -72,11 +73,12 @@ const vectorLength = 8192
 // Tracker tracks writes to a process. It is not safe for concurrent use.
 type Tracker struct {
 	pid        int
-	regions    []Region
+	regions    []tracked
 	image      uint64   // frames that a set must have room for
 	uffd       int      // our copy; the target's is the anchor
 	pagemap    *os.File // of the target's address space as of Attach
 	everything bool     // the next Collect reports every page
+	settled    bool     // the first Collect is over
 	resumed    bool
 	arg        pmScanArg
 	vector     []pageRegion
@@ -114,7 +116,7 @@ func Attach(ctx context.Context, cfg Config) (_ *Tracker, err error) {
 		return nil, err
 	}
 	for _, r := range t.regions {
-		if err := covered(maps, r); err != nil {
+		if err := covered(maps, r.Region); err != nil {
 			return nil, err
 		}
 	}
@@ -147,7 +149,7 @@ func (t *Tracker) setRegions(regions []Region) error {
 		return errors.New("no regions to track")
 	}
 	for i, r := range regions {
-		if r.Length == 0 || (r.Addr|r.Length)%epoch.PageSize != 0 || r.end() < r.Addr || uint64(r.FirstPage) > 1<<52 {
+		if r.Length == 0 || (r.Addr|r.Length)%epoch.PageSize != 0 || r.end() < r.Addr || uint64(r.FirstPage) > 1<<52 || r.Length > 1<<47 {
 			return fmt.Errorf("%v, frame %d: not a range of whole pages", r, r.FirstPage)
 		}
 		for _, other := range regions[:i] {
@@ -156,8 +158,8 @@ func (t *Tracker) setRegions(regions []Region) error {
 			}
 		}
 		t.image = max(t.image, uint64(r.FirstPage)+r.pages())
+		t.regions = append(t.regions, newTracked(r))
 	}
-	t.regions = append(t.regions, regions...)
 	return nil
 }
 
@@ -194,7 +196,7 @@ func (t *Tracker) take(pidfd int, a anchor) error {
 		if err != nil {
 			break
 		}
-		err = uffdRegister(fd, r)
+		err = uffdRegister(fd, r.Region)
 	}
 	if err != nil {
 		_ = unix.Close(fd)
@@ -224,10 +226,22 @@ func (t *Tracker) Collect(set *epoch.PageSet) error {
 	everything := t.everything
 	t.everything = true // until this call has succeeded
 	for i := range t.regions {
-		if err := t.scan(&t.regions[i], set, pmScanWPMatching|pmScanCheckWPAsync); err != nil {
+		if err := t.collect(&t.regions[i], set); err != nil {
 			return fmt.Errorf("collect dirty pages of process %d: %w", t.pid, err)
 		}
 	}
+	limit := settleLimit
+	if !t.settled {
+		limit = math.MaxInt // the first call is not one of a tight pause
+	}
+	for i := range t.regions {
+		done, err := t.settle(&t.regions[i], limit)
+		if err != nil {
+			return fmt.Errorf("collect dirty pages of process %d: %w", t.pid, err)
+		}
+		limit -= done
+	}
+	t.settled = true
 	if err := t.alive(); err != nil {
 		return fmt.Errorf("collect dirty pages of process %d: %w", t.pid, err)
 	}
@@ -240,74 +254,16 @@ func (t *Tracker) Collect(set *epoch.PageSet) error {
 	return nil
 }
 
-// check asks whether every region is tracked, and changes nothing.
+// check asks whether every region is tracked, and which page tables there are.
+// It changes nothing in the target.
 func (t *Tracker) check() error {
 	for i := range t.regions {
-		if err := t.scan(&t.regions[i], nil, pmScanCheckWPAsync); err != nil {
+		r := &t.regions[i]
+		if err := t.walk(r, r.Addr, r.end(), &present, nil); err != nil {
 			return err
 		}
 	}
 	return t.alive()
-}
-
-// scan walks one region and adds what it finds to set, if there is one.
-func (t *Tracker) scan(r *Region, set *epoch.PageSet, flags uint64) error {
-	t.arg = pmScanArg{
-		size:  uint64(unsafe.Sizeof(t.arg)),
-		flags: flags,
-		end:   r.end(),
-		// WRITTEN alone would also walk what was never touched; asking for
-		// present or swapped pages as well skips it.
-		categoryMask:      pageIsWritten,
-		categoryAnyofMask: pageIsPresent | pageIsSwapped,
-		returnMask:        pageIsWritten,
-	}
-	if set != nil {
-		t.arg.vec = uint64(uintptr(unsafe.Pointer(unsafe.SliceData(t.vector))))
-		t.arg.vecLen = uint64(len(t.vector))
-	}
-	for at := r.Addr; at < r.end(); {
-		t.arg.start = at
-		n, _, errno := unix.Syscall(unix.SYS_IOCTL, t.pagemap.Fd(), ioctlPagemapScan, uintptr(unsafe.Pointer(&t.arg)))
-		switch errno {
-		case 0:
-		case unix.EPERM:
-			return fmt.Errorf("%v: %w", *r, ErrTrackingLost)
-		case unix.ESRCH:
-			return ErrTargetGone
-		default:
-			return fmt.Errorf("scan %v from %#x: %w", *r, at, errno)
-		}
-		if set == nil {
-			n = 0
-		}
-		for _, run := range t.vector[:n] {
-			if run.start < at || run.end > r.end() || run.end < run.start {
-				return fmt.Errorf("scan %v from %#x: the kernel answered %#x-%#x", *r, at, run.start, run.end)
-			}
-			set.AddRange(r.FirstPage+epoch.GFN((run.start-r.Addr)/epoch.PageSize), (run.end-run.start)/epoch.PageSize)
-		}
-		if t.arg.walkEnd <= at {
-			return fmt.Errorf("scan %v from %#x: the kernel did not advance", *r, at)
-		}
-		at = t.arg.walkEnd
-	}
-	return nil
-}
-
-// alive tells a quiet process from one that has ended: newer kernels refuse to
-// scan the address space of a dead process (ESRCH), older ones find no page in
-// it dirty. Reading a page's entry returns nothing once the address space is
-// gone, everywhere. It must come after the scan.
-func (t *Tracker) alive() error {
-	n, err := unix.Pread(int(t.pagemap.Fd()), t.entry[:], int64(t.regions[0].Addr/epoch.PageSize*8))
-	if err != nil {
-		return fmt.Errorf("read page table: %w", err)
-	}
-	if n != len(t.entry) {
-		return ErrTargetGone
-	}
-	return nil
 }
 
 // Close lets go of the target. Tracking goes on in there, by the anchor, for

@@ -1,0 +1,399 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"understudy/epoch"
+	"understudy/hypervisor"
+	"understudy/hypervisor/qemu/qmp"
+)
+
+// Driver runs one configured guest on this host. It implements
+// hypervisor.Driver.
+type Driver struct {
+	cfg Config
+	as  account
+	log *slog.Logger
+
+	mu  sync.Mutex
+	kvm *bool // whether KVM works here, once it was tried
+}
+
+var _ hypervisor.Driver = (*Driver)(nil)
+
+// NewDriver returns a driver for the configured guest. It starts nothing.
+func NewDriver(cfg Config, log *slog.Logger) (*Driver, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	as, err := cfg.account()
+	if err != nil {
+		return nil, fmt.Errorf("guest %q: %w", cfg.Name, err)
+	}
+	return &Driver{cfg: cfg, as: as, log: log.With("guest", cfg.Name)}, nil
+}
+
+// Start boots the guest from nothing.
+func (d *Driver) Start(ctx context.Context) (_ hypervisor.Guest, err error) {
+	defer d.explain(&err, "start guest %q")
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	l, err := d.look(ctx)
+	if err != nil {
+		return nil, err
+	}
+	m := machine{}
+	if m.Type, err = l.program.resolve(d.cfg.Machine); err != nil {
+		return nil, err
+	}
+	if m.Accel, err = d.accelerator(ctx); err != nil {
+		return nil, err
+	}
+	at, ram, err := d.makePlace()
+	if err != nil {
+		return nil, err
+	}
+	v, err := d.boot(ctx, m, at, ram, false)
+	if err != nil {
+		return nil, errors.Join(err, ram.close(), at.remove())
+	}
+	g, err := d.established(ctx, v, m, l)
+	if err != nil {
+		return nil, errors.Join(v.proc.explain(err), v.end(), ram.close(), at.remove())
+	}
+	return g, nil
+}
+
+// established makes a Guest of a machine that has just been started.
+func (d *Driver) established(ctx context.Context, v *vm, m machine, l *local) (*Guest, error) {
+	self, err := describe(ctx, v.client, d.cfg.Memory)
+	if err != nil {
+		return nil, err
+	}
+	spec := &machineSpec{
+		Format: specFormat, QEMU: l.program.Version, Machine: m.Type, Accel: m.Accel, Memory: d.cfg.Memory,
+		Shape: d.cfg.shape(m), Kernel: l.kernel, Initrd: l.initrd,
+		RAM: self.snapshot.RAM, Blocks: self.blocks, Devices: self.snapshot.Devices,
+	}
+	if m.Accel == AccelKVM {
+		spec.HostCPU = l.hostCPU
+	}
+	side, _ := layout(spec.Blocks)
+	mem, err := openMemory(v.proc.identity.PID)
+	if err != nil {
+		return nil, err
+	}
+	if err := locate(v.proc.identity.PID, mem, spec.Blocks, side, func(i int) []byte { return self.content[i] }); err != nil {
+		_ = mem.Close()
+		return nil, err
+	}
+	g, err := newGuest(ctx, d, v, spec, side, mem)
+	if err != nil {
+		return nil, err
+	}
+	if err := g.attach(ctx); err == nil {
+		err = g.saveRecord(roleGuest)
+		if err == nil {
+			g.listen()
+			return g, nil
+		}
+		return nil, errors.Join(err, g.drop())
+	} else {
+		return nil, errors.Join(err, g.drop())
+	}
+}
+
+// Adopt takes on a guest that a former process of this host left running.
+func (d *Driver) Adopt(ctx context.Context) (_ hypervisor.Guest, err error) {
+	defer d.explain(&err, "adopt guest %q")
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	found, err := d.cfg.places()
+	if err != nil {
+		return nil, err
+	}
+	for _, at := range found {
+		r, err := at.load()
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if r.Role != roleGuest {
+			continue
+		}
+		proc, err := find(r.Process)
+		if errors.Is(err, os.ErrProcessDone) {
+			continue // Clean removes what is left of it
+		}
+		if err != nil {
+			return nil, err
+		}
+		g, err := d.takeOn(ctx, at, r, proc)
+		if err != nil {
+			proc.letGo()
+			return nil, err
+		}
+		return g, nil
+	}
+	return nil, hypervisor.ErrNoGuest
+}
+
+// takeOn makes a paused Guest of a machine found running.
+func (d *Driver) takeOn(ctx context.Context, at place, r record, proc *process) (*Guest, error) {
+	spec, err := r.spec()
+	if err != nil {
+		return nil, err
+	}
+	side, _ := layout(spec.Blocks)
+	if len(side) != len(r.Side) {
+		return nil, fmt.Errorf("record of %s names %d RAM blocks, the machine has %d", at.dir, len(r.Side), len(side))
+	}
+	for i := range side {
+		side[i].addr = r.Side[i]
+	}
+	client, err := qmp.Dial(ctx, at.socket())
+	if err != nil {
+		return nil, err
+	}
+	v := &vm{place: at, proc: proc, client: client}
+	if err := client.Execute(ctx, "stop", nil, nil); err != nil {
+		return nil, errors.Join(err, client.Close())
+	}
+	if v.ram, err = openRAM(at.ram, spec.Memory); err != nil {
+		return nil, errors.Join(err, client.Close())
+	}
+	mem, err := openMemory(proc.identity.PID)
+	if err != nil {
+		return nil, errors.Join(err, client.Close(), v.ram.close())
+	}
+	g, err := newGuest(ctx, d, v, spec, side, mem)
+	if err != nil {
+		return nil, errors.Join(err, client.Close(), v.ram.close())
+	}
+	if err := g.attach(ctx); err != nil {
+		return nil, errors.Join(err, g.drop(), client.Close(), v.ram.close())
+	}
+	g.listen()
+	return g, nil
+}
+
+// Standby prepares a machine that waits for the state of the guest that spec
+// describes.
+func (d *Driver) Standby(ctx context.Context, spec hypervisor.Spec) (_ hypervisor.Standby, err error) {
+	defer d.explain(&err, "prepare a standby for guest %q")
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	m, err := unpackSpec(spec)
+	if err != nil {
+		return nil, err
+	}
+	l, err := d.look(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.agrees(&d.cfg, l); err != nil {
+		return nil, err
+	}
+	if m.Accel == AccelKVM && !d.kvmWorks(ctx) {
+		return nil, &hypervisor.Refusal{What: "the guest runs under KVM, which does not work on this host", Remedy: "make /dev/kvm work here, or configure the accelerator tcg on both hosts"}
+	}
+	at, ram, err := d.makePlace()
+	if err != nil {
+		return nil, err
+	}
+	s := newStandby(d, m, at, ram)
+	if err := s.wait(ctx); err != nil {
+		return nil, errors.Join(err, s.Destroy())
+	}
+	return s, nil
+}
+
+// Clean ends and removes whatever is left of this guest on this host.
+func (d *Driver) Clean(ctx context.Context) (err error) {
+	defer d.explain(&err, "clean up after guest %q")
+	found, err := d.cfg.places()
+	if err != nil {
+		return err
+	}
+	for _, at := range found {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := d.cleanPlace(at); err != nil {
+			return err
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := d.killUnrecorded(); err != nil {
+		return err
+	}
+	// A memory file whose place was never made.
+	stray, err := filepath.Glob(filepath.Join(d.cfg.ImageDir, "*.ram"))
+	if err != nil {
+		return err
+	}
+	for _, path := range stray {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *Driver) cleanPlace(at place) error {
+	r, err := at.load()
+	if err == nil {
+		var proc *process
+		if proc, err = find(r.Process); err == nil {
+			err = proc.kill()
+			proc.letGo()
+		}
+	}
+	// No record: it died before it wrote one. killUnrecorded sees to that.
+	if err != nil && !errors.Is(err, os.ErrProcessDone) && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	d.log.Info("removing what a former process left", "machine", at.dir)
+	return at.remove()
+}
+
+// makePlace makes the directory and the memory file of a new machine.
+func (d *Driver) makePlace() (place, *ramFile, error) {
+	if err := d.cfg.prepare(d.as); err != nil {
+		return place{}, nil, err
+	}
+	at, err := newPlace(&d.cfg)
+	if err != nil {
+		return place{}, nil, err
+	}
+	ram, err := createRAM(&d.cfg, at.ram, d.as)
+	if err != nil {
+		return place{}, nil, errors.Join(err, at.remove())
+	}
+	return at, ram, nil
+}
+
+// vm is a running QEMU and our connection to it.
+type vm struct {
+	place  place
+	ram    *ramFile
+	proc   *process
+	client *qmp.Client
+}
+
+// bootLimit bounds the time from the start of a QEMU to its greeting.
+const bootLimit = 30 * time.Second
+
+// boot starts a QEMU on a memory file and connects to it. The guest is paused.
+func (d *Driver) boot(ctx context.Context, m machine, at place, ram *ramFile, incoming bool) (*vm, error) {
+	if err := os.Remove(at.socket()); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: at.socket(), Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	listener.SetUnlinkOnClose(false)
+	var groups []uint32
+	if m.Accel == AccelKVM {
+		groups = kvmGroup()
+	}
+	proc, err := launch(d.cfg.QEMU, d.cfg.arguments(m, at.ram, incoming), d.as, groups, "/", listener)
+	_ = listener.Close() // QEMU has its own; when that ends, so does the socket
+	if err != nil {
+		return nil, err
+	}
+	v := &vm{place: at, ram: ram, proc: proc}
+	// From here on a later process of ours can find it, and end it.
+	if err := at.save(record{Role: roleStandby, Process: proc.identity}); err != nil {
+		return nil, errors.Join(err, v.end())
+	}
+	limited, cancel := context.WithTimeout(ctx, bootLimit)
+	defer cancel()
+	if v.client, err = qmp.Dial(limited, at.socket()); err != nil {
+		return nil, errors.Join(proc.explain(err), v.end())
+	}
+	d.log.Info("QEMU started", "pid", proc.identity.PID, "machine", m.Type, "accelerator", m.Accel, "incoming", incoming)
+	return v, nil
+}
+
+// end kills the QEMU and closes our connection. The place stays.
+func (v *vm) end() error {
+	err := v.proc.kill()
+	if v.client != nil {
+		err = errors.Join(err, v.client.Close())
+	}
+	v.proc.letGo()
+	return err
+}
+
+func (d *Driver) look(ctx context.Context) (*local, error) {
+	p, err := askProgram(ctx, d.cfg.QEMU)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.checkVersion(); err != nil {
+		return nil, err
+	}
+	return d.cfg.look(p)
+}
+
+func (d *Driver) explain(err *error, format string) {
+	if *err != nil && !errors.Is(*err, hypervisor.ErrNoGuest) {
+		*err = fmt.Errorf(format+": %w", d.cfg.Name, *err)
+	}
+}
+
+// kvmGroup is the group that may open /dev/kvm.
+func kvmGroup() []uint32 {
+	info, err := os.Stat("/dev/kvm")
+	if err != nil {
+		return nil
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || st.Gid == 0 {
+		return nil
+	}
+	return []uint32{st.Gid}
+}
+
+// spec reads the spec back that the record holds.
+func (r record) spec() (*machineSpec, error) {
+	var s hypervisor.Spec
+	s.Machine = r.Spec
+	s.Pages = r.Pages
+	m, err := parseSpec(s)
+	if err != nil {
+		return nil, fmt.Errorf("record of the guest: %w", err)
+	}
+	return m, nil
+}
+
+// checkRange checks that whole pages lie in an image.
+func checkRange(first epoch.GFN, size int, pages uint64) error {
+	if size%epoch.PageSize != 0 {
+		return fmt.Errorf("%d bytes are not whole pages", size)
+	}
+	n := uint64(size) / epoch.PageSize
+	if uint64(first) > pages || n > pages-uint64(first) {
+		return fmt.Errorf("pages %d+%d lie outside an image of %d", first, n, pages)
+	}
+	return nil
+}

@@ -1,0 +1,220 @@
+package qemu
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"understudy/epoch"
+)
+
+// ramFile is a machine's main memory: a named, sparse file on tmpfs that QEMU
+// and we both map.
+//
+// A page that was never written is a hole. To read a hole through a mapping
+// takes a page of real memory for nothing, and to write one through a mapping
+// when the tmpfs is full is a SIGBUS. So holes go through pread and pwrite,
+// which do neither, and a page is touched in the mapping only once it is known
+// to be there; pages are not known to leave.
+type ramFile struct {
+	file  *os.File
+	mem   []byte
+	there []atomic.Uint64 // one bit a page: known not to be a hole
+}
+
+// createRAM makes the memory file of a new machine.
+func createRAM(c *Config, path string, as account) (_ *ramFile, err error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("memory file: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("memory file %s: %w", path, err)
+			_ = f.Close()
+			_ = os.Remove(path)
+		}
+	}()
+	if err := checkRoom(path, c.Memory); err != nil {
+		return nil, err
+	}
+	if err := f.Truncate(int64(c.Memory)); err != nil {
+		return nil, err
+	}
+	if c.Reserve {
+		if err := fallocate(f, int64(c.Memory)); err != nil {
+			return nil, fmt.Errorf("reserve %d MiB: %w", c.Memory/mib, err)
+		}
+	}
+	if err := as.own(path); err != nil {
+		return nil, err
+	}
+	return mapRAM(f, c.Memory)
+}
+
+// openRAM opens the memory file of a machine that runs already.
+func openRAM(path string, size uint64) (*ramFile, error) {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return nil, fmt.Errorf("memory file: %w", err)
+	}
+	info, err := f.Stat()
+	if err == nil && uint64(info.Size()) != size {
+		err = fmt.Errorf("memory file %s has %d bytes, want %d", path, info.Size(), size)
+	}
+	var r *ramFile
+	if err == nil {
+		r, err = mapRAM(f, size)
+	}
+	if err != nil {
+		_ = f.Close()
+	}
+	return r, err
+}
+
+func mapRAM(f *os.File, size uint64) (*ramFile, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var mem []byte
+	var mapErr error
+	err = raw.Control(func(fd uintptr) {
+		mem, mapErr = unix.Mmap(int(fd), 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	})
+	if err = errors.Join(err, mapErr); err != nil {
+		return nil, fmt.Errorf("map %s: %w", f.Name(), err)
+	}
+	return &ramFile{file: f, mem: mem, there: make([]atomic.Uint64, (size/epoch.PageSize+63)/64)}, nil
+}
+
+func (r *ramFile) pages() uint64 { return uint64(len(r.mem)) / epoch.PageSize }
+
+func (r *ramFile) close() error {
+	return errors.Join(unix.Munmap(r.mem), r.file.Close())
+}
+
+// run returns how many of count pages from first on are equally known to be
+// there or not, and which of the two.
+func (r *ramFile) run(first, count uint64) (n uint64, there bool) {
+	there = r.isThere(first)
+	for n = 1; n < count && r.isThere(first+n) == there; n++ {
+	}
+	return n, there
+}
+
+func (r *ramFile) isThere(page uint64) bool {
+	return r.there[page/64].Load()&(1<<(page%64)) != 0
+}
+
+func (r *ramFile) setThere(page uint64) { r.there[page/64].Or(1 << (page % 64)) }
+
+// read copies pages out. The caller has checked the range.
+func (r *ramFile) read(first uint64, dst []byte) error {
+	for len(dst) > 0 {
+		n, there := r.run(first, uint64(len(dst))/epoch.PageSize)
+		part := dst[:n*epoch.PageSize]
+		if there {
+			copy(part, r.mem[first*epoch.PageSize:])
+		} else if err := r.readUnknown(first, part); err != nil {
+			return err
+		}
+		first, dst = first+n, dst[len(part):]
+	}
+	return nil
+}
+
+// readUnknown reads pages that may be holes, and learns of those that hold
+// something that they are there. Their page tables are filled here, outside of
+// what is hot.
+func (r *ramFile) readUnknown(first uint64, dst []byte) error {
+	if _, err := r.file.ReadAt(dst, int64(first*epoch.PageSize)); err != nil {
+		return fmt.Errorf("read guest memory: %w", err)
+	}
+	var start, length uint64
+	populate := func() {
+		if length > 0 {
+			at := start * epoch.PageSize
+			// Only speed is lost if this fails.
+			_ = unix.Madvise(r.mem[at:at+length*epoch.PageSize], unix.MADV_POPULATE_READ)
+		}
+		length = 0
+	}
+	for i := uint64(0); len(dst) > 0; i++ {
+		if isZero(dst[:epoch.PageSize]) {
+			populate()
+		} else {
+			r.setThere(first + i)
+			if length == 0 {
+				start = first + i
+			}
+			length++
+		}
+		dst = dst[epoch.PageSize:]
+	}
+	populate()
+	return nil
+}
+
+// write copies pages in. A page of zeros over a hole stays a hole.
+func (r *ramFile) write(first uint64, data []byte) error {
+	for len(data) > 0 {
+		n, there := r.run(first, uint64(len(data))/epoch.PageSize)
+		part := data[:n*epoch.PageSize]
+		if there {
+			copy(r.mem[first*epoch.PageSize:], part)
+		} else if err := r.writeUnknown(first, part); err != nil {
+			return err
+		}
+		first, data = first+n, data[len(part):]
+	}
+	return nil
+}
+
+// writeUnknown writes pages of a file that this process has created: what it
+// does not know to be there is a hole, or reserved and zero.
+func (r *ramFile) writeUnknown(first uint64, data []byte) error {
+	for i := uint64(0); len(data) > 0; i++ {
+		if page := data[:epoch.PageSize]; !isZero(page) {
+			if _, err := r.file.WriteAt(page, int64((first+i)*epoch.PageSize)); err != nil {
+				return fmt.Errorf("write guest memory: %w", err)
+			}
+			r.setThere(first + i)
+		}
+		data = data[epoch.PageSize:]
+	}
+	return nil
+}
+
+// checkRoom refuses a memory file that its tmpfs cannot hold.
+func checkRoom(path string, size uint64) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(path, &st); err != nil {
+		return err
+	}
+	if st.Type != unix.TMPFS_MAGIC {
+		return errors.New("it does not lie on a tmpfs: set the image directory to one, such as /dev/shm")
+	}
+	free := st.Bavail * uint64(st.Bsize)
+	if st.Blocks != 0 && free < size { // a tmpfs without limit has no blocks
+		return fmt.Errorf("%d MiB are free there, the guest needs %d MiB: make the tmpfs larger (mount -o remount,size=…) or the guest smaller", free/mib, size/mib)
+	}
+	return nil
+}
+
+func fallocate(f *os.File, size int64) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var callErr error
+	err = raw.Control(func(fd uintptr) { callErr = unix.Fallocate(int(fd), 0, 0, size) })
+	return errors.Join(err, os.NewSyscallError("fallocate", callErr))
+}
+
+var zeroPage [epoch.PageSize]byte
+
+func isZero(page []byte) bool { return string(page) == string(zeroPage[:]) }

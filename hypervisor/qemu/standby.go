@@ -1,0 +1,359 @@
+package qemu
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+
+	"understudy/epoch"
+	"understudy/hypervisor"
+	"understudy/hypervisor/qemu/dirty"
+	"understudy/hypervisor/qemu/stream"
+)
+
+// Standby is a guest's image and a QEMU that waits on it. It implements
+// hypervisor.Standby. Main memory is the file that QEMU has mapped already;
+// the other RAM blocks' pages are kept here and go into the incoming stream.
+type Standby struct {
+	driver *Driver
+	place  place
+	ram    *ramFile
+	spec   *machineSpec
+	side   []sideBlock
+	main   uint64
+	pages  uint64
+	extra  []byte // the side blocks' pages
+
+	// life is held for reading by whoever touches what over frees.
+	life  sync.RWMutex
+	over  bool
+	vm    *vm    // the waiting QEMU; nil after a failed Reset
+	ready *Guest // made by Load, not running yet
+	spent bool   // the waiting QEMU has been given a state
+}
+
+var _ hypervisor.Standby = (*Standby)(nil)
+
+// newStandby makes an empty image without a machine. It owns the place and the
+// memory file from here on.
+func newStandby(d *Driver, m *machineSpec, at place, ram *ramFile) *Standby {
+	side, pages := layout(m.Blocks)
+	main := ram.pages()
+	return &Standby{
+		driver: d, place: at, ram: ram, spec: m, side: side, main: main, pages: pages,
+		extra: make([]byte, (pages-main)*epoch.PageSize),
+	}
+}
+
+// wait starts the QEMU that waits. The caller holds life, or is alone.
+func (s *Standby) wait(ctx context.Context) error {
+	d := s.driver
+	v, err := d.boot(ctx, machine{Type: s.spec.Machine, Accel: s.spec.Accel}, s.place, s.ram, true)
+	if err != nil {
+		return err
+	}
+	if err := s.checkMachine(ctx, v); err != nil {
+		return errors.Join(v.proc.explain(err), v.end())
+	}
+	s.vm, s.spent = v, false
+	return nil
+}
+
+// checkMachine checks that the waiting machine has the guest's RAM blocks, and
+// prepares it for what would otherwise cost time after the takeover.
+func (s *Standby) checkMachine(ctx context.Context, v *vm) error {
+	if err := prepareMigration(ctx, v.client); err != nil {
+		return err
+	}
+	sizes, err := queryRAMBlocks(ctx, v.client)
+	if err != nil {
+		return err
+	}
+	for _, b := range s.spec.Blocks {
+		if got, ok := sizes[b.Name]; !ok || got[1] != b.Total {
+			return &hypervisor.Refusal{
+				What:   fmt.Sprintf("RAM block %s can have %d bytes at the guest's host, %d here", b.Name, b.Total, got[1]),
+				Remedy: "install the same QEMU and firmware packages on both hosts",
+			}
+		}
+	}
+	if len(sizes) != len(s.spec.Blocks) {
+		return &hypervisor.Refusal{
+			What:   fmt.Sprintf("the machine has %d RAM blocks at the guest's host, %d here", len(s.spec.Blocks), len(sizes)),
+			Remedy: "install the same QEMU and firmware packages on both hosts",
+		}
+	}
+	// The descriptor that tracks writes is made now, and stays inside QEMU
+	// when we let go of it: the guest that this becomes finds it there.
+	pid := v.proc.identity.PID
+	regions, err := dirty.FileRegions(pid, s.ram.file, 0)
+	if err != nil {
+		return err
+	}
+	t, err := dirty.Attach(ctx, dirty.Config{PID: pid, Helper: s.driver.cfg.Helper, Regions: regions})
+	if err != nil {
+		return err
+	}
+	return t.Close()
+}
+
+// Pages returns the size of the image.
+func (s *Standby) Pages() uint64 { return s.pages }
+
+// ReadPages copies pages of the image.
+func (s *Standby) ReadPages(first epoch.GFN, dst []byte) error {
+	s.life.RLock()
+	defer s.life.RUnlock()
+	if err := s.usable(first, len(dst)); err != nil {
+		return fmt.Errorf("read pages of the standby of %q: %w", s.driver.cfg.Name, err)
+	}
+	page := uint64(first)
+	n := s.inMain(page, len(dst))
+	if err := s.ram.read(page, dst[:n]); err != nil {
+		return err
+	}
+	if len(dst) > n {
+		copy(dst[n:], s.extra[(max(page, s.main)-s.main)*epoch.PageSize:])
+	}
+	return nil
+}
+
+// WritePages copies pages into the image.
+func (s *Standby) WritePages(first epoch.GFN, data []byte) error {
+	s.life.RLock()
+	defer s.life.RUnlock()
+	err := s.usable(first, len(data))
+	if err == nil && s.ready != nil {
+		err = errors.New("its machine holds a device state already, Reset it first")
+	}
+	if err != nil {
+		return fmt.Errorf("write pages of the standby of %q: %w", s.driver.cfg.Name, err)
+	}
+	page := uint64(first)
+	n := s.inMain(page, len(data))
+	if err := s.ram.write(page, data[:n]); err != nil {
+		return err
+	}
+	if len(data) > n {
+		copy(s.extra[(max(page, s.main)-s.main)*epoch.PageSize:], data[n:])
+	}
+	return nil
+}
+
+// inMain returns how many of size bytes from page on lie in main memory.
+func (s *Standby) inMain(page uint64, size int) int {
+	if page >= s.main {
+		return 0
+	}
+	return int(min(uint64(size), (s.main-page)*epoch.PageSize))
+}
+
+func (s *Standby) usable(first epoch.GFN, size int) error {
+	if s.over {
+		return errOver
+	}
+	return checkRange(first, size, s.pages)
+}
+
+// Load puts a device state into the waiting machine, which stays paused.
+func (s *Standby) Load(ctx context.Context, deviceState []byte) (err error) {
+	s.life.Lock()
+	defer s.life.Unlock()
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("load the standby of %q: %w", s.driver.cfg.Name, err)
+		}
+	}()
+	switch {
+	case s.over:
+		return errOver
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case s.spent || s.vm == nil:
+		return errors.New("its machine has been given a state already, Reset it first")
+	}
+	file, err := s.compose(deviceState)
+	if err != nil {
+		return err // nothing was touched
+	}
+	defer func() { _ = file.Close() }()
+	s.spent = true
+	if err := migrate(ctx, s.vm.client, "migrate-incoming", file); err != nil {
+		return s.vm.proc.explain(err)
+	}
+	g, err := s.makeGuest(ctx)
+	if err != nil {
+		return s.vm.proc.explain(err)
+	}
+	s.ready = g
+	return nil
+}
+
+// compose writes the incoming stream into a memory file.
+func (s *Standby) compose(deviceState []byte) (_ *os.File, err error) {
+	used, devices, err := splitState(deviceState, s.spec.Blocks)
+	if err != nil {
+		return nil, err
+	}
+	if err := stream.NewChecker(s.spec.Devices).Check(devices); err != nil {
+		return nil, err
+	}
+	blocks := make([]stream.Block, len(s.spec.Blocks))
+	start := make([]uint64, len(s.spec.Blocks)) // of a side block in extra
+	for i, b := range s.spec.Blocks {
+		blocks[i] = b.Block
+		blocks[i].Used = used[i]
+	}
+	for _, b := range s.side {
+		start[b.index] = (b.first - s.main) * epoch.PageSize
+	}
+	file, err := memoryFile("understudy-stream")
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = file.Close()
+		}
+	}()
+	w := bufio.NewWriterSize(file, 256<<10)
+	err = stream.Compose(w, stream.Incoming{
+		RAM: s.spec.RAM, Blocks: blocks, Devices: devices,
+		Shared: func(i int) bool { return blocks[i].Name == mainBlock },
+		Page: func(i int, offset uint64) ([]byte, error) {
+			at := start[i] + offset
+			return s.extra[at : at+epoch.PageSize], nil
+		},
+	})
+	if err == nil {
+		err = w.Flush()
+	}
+	if err == nil {
+		_, err = file.Seek(0, io.SeekStart)
+	}
+	return file, err
+}
+
+// makeGuest does, while the machine is paused, all that the guest will need.
+func (s *Standby) makeGuest(ctx context.Context) (*Guest, error) {
+	status, err := queryStatus(ctx, s.vm.client)
+	if err != nil {
+		return nil, err
+	}
+	if status.Running || status.Status != "paused" {
+		return nil, fmt.Errorf("the loaded machine is in state %q, not paused", status.Status)
+	}
+	pid := s.vm.proc.identity.PID
+	mem, err := openMemory(pid)
+	if err != nil {
+		return nil, err
+	}
+	sizes, err := queryRAMBlocks(ctx, s.vm.client)
+	if err != nil {
+		_ = mem.Close()
+		return nil, err
+	}
+	side, _ := layout(s.spec.Blocks)
+	content := func(i int) []byte {
+		for _, b := range s.side {
+			if b.index == i {
+				at := (b.first - s.main) * epoch.PageSize
+				return s.extra[at : at+sizes[s.spec.Blocks[i].Name][0]]
+			}
+		}
+		return nil
+	}
+	for _, b := range s.spec.Blocks {
+		if err := b.accepts(sizes[b.Name][0]); err != nil {
+			_ = mem.Close()
+			return nil, err
+		}
+	}
+	if err := locate(pid, mem, s.spec.Blocks, side, content); err != nil {
+		_ = mem.Close()
+		return nil, err
+	}
+	return newGuest(ctx, s.driver, s.vm, s.spec, side, mem)
+}
+
+// Run lets the loaded machine run.
+func (s *Standby) Run(ctx context.Context) (_ hypervisor.Guest, err error) {
+	s.life.Lock()
+	defer s.life.Unlock()
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("run the standby of %q: %w", s.driver.cfg.Name, err)
+		}
+	}()
+	switch {
+	case s.over:
+		return nil, errOver
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case s.ready == nil:
+		return nil, errors.New("no device state has been loaded")
+	}
+	g := s.ready
+	// Before it runs, so that a later process of ours can adopt it.
+	if err := g.saveRecord(roleGuest); err != nil {
+		return nil, err
+	}
+	if err := g.Resume(ctx); err != nil {
+		return nil, s.vm.proc.explain(err)
+	}
+	g.listen()
+	s.over, s.ready, s.vm, s.extra = true, nil, nil, nil // all of it is the Guest's now
+	return g, nil
+}
+
+// Reset replaces the waiting machine by a fresh one on the same image.
+func (s *Standby) Reset(ctx context.Context) (err error) {
+	s.life.Lock()
+	defer s.life.Unlock()
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("reset the standby of %q: %w", s.driver.cfg.Name, err)
+		}
+	}()
+	if s.over {
+		return errOver
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := s.stop(); err != nil {
+		return err
+	}
+	return s.wait(ctx)
+}
+
+// stop ends the waiting machine. The image stays.
+func (s *Standby) stop() error {
+	var err error
+	if s.ready != nil {
+		err = s.ready.drop()
+		s.ready = nil
+	}
+	if s.vm != nil {
+		err = errors.Join(err, s.vm.end())
+		s.vm = nil
+	}
+	return err
+}
+
+// Destroy ends the waiting machine and frees the image.
+func (s *Standby) Destroy() error {
+	s.life.Lock()
+	defer s.life.Unlock()
+	if s.over {
+		return nil
+	}
+	s.over = true
+	err := errors.Join(s.stop(), s.ram.close(), s.place.remove())
+	s.extra = nil
+	return err
+}
