@@ -84,10 +84,8 @@ func (h *Host) add(m *machine) (uint64, error) {
 		return 0, ErrHostDown
 	}
 	if m.phase != phaseWaiting {
-		for _, other := range h.machines {
-			if other.cfg.Name == m.cfg.Name && other.isGuest() {
-				return 0, errors.New("it is on this host already: adopt it, or clean it up first")
-			}
+		if h.find(m.cfg.Name) != nil {
+			return 0, errors.New("it is on this host already: adopt it, or clean it up first")
 		}
 	}
 	h.starts++
@@ -109,12 +107,21 @@ func (h *Host) guest(name string) (*machine, error) {
 	if h.down {
 		return nil, ErrHostDown
 	}
-	for _, m := range h.machines {
-		if m.cfg.Name == name && m.isGuest() {
-			return m, nil
-		}
+	if m := h.find(name); m != nil {
+		return m, nil
 	}
 	return nil, hypervisor.ErrNoGuest
+}
+
+// find returns the guest of this name, or nil. The host's lock is held; it is
+// taken before a machine's, never after.
+func (h *Host) find(name string) *machine {
+	for _, m := range h.machines {
+		if m.cfg.Name == name && m.isGuest() {
+			return m
+		}
+	}
+	return nil
 }
 
 // all returns every machine of this name.

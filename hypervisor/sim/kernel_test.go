@@ -355,3 +355,50 @@ type silent struct{}
 
 func (silent) Send([]byte)            {}
 func (silent) Receive() <-chan []byte { return nil }
+
+func BenchmarkStep(b *testing.B) {
+	cfg := DefaultConfig("guest")
+	cfg.Interval, cfg.NIC = 0, silent{}
+	g, _ := boot(b, cfg)
+	g.m.newConn([6]byte(MACFor("client")), 1)
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := g.Step(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkTakeover is Load and Run over an image of 16 MiB.
+func BenchmarkTakeover(b *testing.B) {
+	cfg := DefaultConfig("guest")
+	g, _ := boot(b, cfg)
+	s, ctx := save(b, g), context.Background()
+	d, err := NewDriver(NewHost("boris"), cfg)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		b.StopTimer()
+		sb, err := d.Standby(ctx, s.spec)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := sb.WritePages(0, s.image); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+		if err := sb.Load(ctx, s.state); err != nil {
+			b.Fatal(err)
+		}
+		next, err := sb.Run(ctx)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		if err := next.Destroy(); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+	}
+}

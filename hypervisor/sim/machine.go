@@ -155,10 +155,14 @@ func (m *machine) loop() {
 		case <-m.quit:
 			return
 		case <-m.changed:
-			timer.Reset(m.cfg.Interval)
+			// The timer goes on during a pause, as an interrupt stays pending:
+			// a guest that is paused often still gets its steps.
 		case <-tick:
-			m.step(nil, true, uint64(time.Now().UnixNano()))
-			timer.Reset(m.cfg.Interval)
+			next := m.cfg.Interval
+			if !m.step(nil, true, uint64(time.Now().UnixNano())) {
+				next = 0 // paused this moment: the step stays due
+			}
+			timer.Reset(next)
 		case frame, ok := <-frames:
 			if !ok {
 				m.unplug()
@@ -181,15 +185,16 @@ func (m *machine) card() (frames <-chan []byte, running bool) {
 }
 
 // step lets the guest handle what waits in its inbox, then frame, and then
-// take a step of its own. A guest that does not run keeps the frame for later.
-func (m *machine) step(frame []byte, tick bool, clock uint64) {
+// take a step of its own. A guest that does not run keeps the frame for later,
+// and step returns false.
+func (m *machine) step(frame []byte, tick bool, clock uint64) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if frame != nil && len(m.inbox) < maxInbox {
 		m.inbox = append(m.inbox, frame)
 	}
 	if m.phase != phaseRunning {
-		return
+		return false
 	}
 	for i, f := range m.inbox {
 		m.receive(f)
@@ -203,6 +208,7 @@ func (m *machine) step(frame []byte, tick bool, clock uint64) {
 		m.phase = phasePaused
 	}
 	m.tell()
+	return true
 }
 
 // tell passes on to the owner what the guest did by itself. Without an owner

@@ -12,7 +12,7 @@
 //	stream.go  the guest's network service; frame.go is its wire format
 //	disk.go    the guest's use of its disk
 //	guest.go, standby.go, state.go   the hypervisor's view of it
-//	nic.go     the network it is plugged into
+//	nic.go     the network it is plugged into; link.go joins it to a real gate
 //	session.go, client.go            the client that checks what the guest says
 //	faults.go  what a test can make go wrong
 package sim

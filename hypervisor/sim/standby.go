@@ -3,7 +3,6 @@ package sim
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"understudy/epoch"
 	"understudy/hypervisor"
@@ -69,20 +68,18 @@ func (s *Standby) Reset(ctx context.Context) error {
 // Run lets the loaded machine run. The Guest's concrete type is *Guest. It
 // fails if a guest of this name is on the host already.
 func (s *Standby) Run(ctx context.Context) (hypervisor.Guest, error) {
+	h := s.m.host
+	h.mu.Lock() // no other guest of this name appears meanwhile
+	defer h.mu.Unlock()
+	other := h.find(s.m.cfg.Name)
 	var g *Guest
 	err := s.do(ctx, "run", func(m *machine) error {
 		if m.phase != phaseLoaded {
 			return errors.New("it has no device state: Load comes first")
 		}
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	if other, err := s.m.host.guest(s.m.cfg.Name); err == nil {
-		return nil, fmt.Errorf("run %s on %s: %s is on this host already", s.m.cfg.Name, s.m.host.name, other)
-	}
-	err = s.do(ctx, "run", func(m *machine) error {
+		if other != nil {
+			return errors.New("a guest of this name is on this host already")
+		}
 		g = m.takeLocked()
 		m.mem.dirty.Fill()
 		m.phase = phaseRunning
