@@ -34,6 +34,11 @@ type Boot struct {
 	Address netip.Prefix
 	// Gateway is the default route, if valid.
 	Gateway netip.Addr
+	// TSCKHz tells the guest the frequency of its time stamp counter (TSCKHz
+	// measures it). A microvm without KVM needs it: such a machine has no timer
+	// that the kernel could measure it by reliably, and on a busy host the kernel
+	// gives up and hangs. 0 leaves it to the kernel; pc and q35 do well by that.
+	TSCKHz int
 	// Shell asks for a shell on the serial console.
 	Shell bool
 	// Extra is appended to the kernel's command line as it is.
@@ -52,6 +57,9 @@ func (b Boot) CommandLine() string {
 	}
 	if b.Gateway.IsValid() {
 		words = append(words, fmt.Sprintf("understudy.gw=%s", b.Gateway))
+	}
+	if b.TSCKHz != 0 {
+		words = append(words, fmt.Sprintf("tsc_early_khz=%d", b.TSCKHz))
 	}
 	if b.Shell {
 		words = append(words, "understudy.shell")
