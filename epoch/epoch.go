@@ -2,9 +2,12 @@
 // numbers, page frames and sets of them, checkpoints, and the record format a
 // checkpoint travels in. It imports nothing of this project.
 //
-// Data flows through the package in the order of its files: a PageSet
-// (pageset.go) says what changed, an Encoder turns the pages into records, a
-// Decoder turns records back into pages.
+// Data flows through the package in this order: a PageSet (pageset.go) says
+// what changed; an Encoder (encoder.go) turns the pages into records
+// (record.go), some of them as patches (patch.go) of what it remembers having
+// sent (cache.go); a Decoder (decoder.go) turns records back into pages, kept
+// in a Stage (stage.go) until the epoch has proven whole. HashPages (hash.go)
+// compares two images.
 package epoch
 
 import (

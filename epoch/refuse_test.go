@@ -175,7 +175,7 @@ func TestHostileRecordIsRefused(t *testing.T) {
 	page := make([]byte, PageSize)
 	bomb := binary.AppendUvarint(nil, 1<<32-1)
 	small := s2.Encode(nil, page[:PageSize-1])
-	large := s2.Encode(nil, append(page, 0))
+	large := s2.Encode(nil, make([]byte, PageSize+1))
 	torn := s2.Encode(nil, bytes.Repeat([]byte("abc"), 2000)[:PageSize])
 	torn = torn[:len(torn)-1]
 	good := s2.Encode(nil, page)
