@@ -100,7 +100,9 @@ func (c *Core) Step(now clock.Instant, ev Event) []Action {
 		return nil
 	}
 	c.absorb(ev)
-	c.decide()
+	if !c.ended {
+		c.decide()
+	}
 	return c.out
 }
 
@@ -234,7 +236,7 @@ func (c *Core) stopAsking() {
 }
 
 func (c *Core) decide() {
-	if c.log.Owner == c.cfg.Self && !c.asking && !c.ended {
+	if c.log.Owner == c.cfg.Self && !c.asking {
 		c.end(OutcomeOwner)
 		return
 	}

@@ -33,6 +33,10 @@ type SocketConfig struct {
 	// zero means DefaultSocketBuffer. Without CAP_NET_ADMIN the kernel grants at
 	// most net.core.rmem_max and wmem_max.
 	Buffer int
+
+	// inPlace binds Local itself: what the other side sees as the sender is
+	// the path that was bound, whatever it was renamed to.
+	inPlace bool
 }
 
 // DefaultSocketBuffer is the default of SocketConfig.Buffer, in bytes.
@@ -102,6 +106,9 @@ func (d *Datagram) bind(c SocketConfig) error {
 		}
 	}
 	fresh := c.Local + ".new"
+	if c.inPlace {
+		fresh = c.Local
+	}
 	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("binding %s: %w", c.Local, err)
 	}
@@ -123,8 +130,10 @@ func (d *Datagram) bind(c SocketConfig) error {
 	if err := unix.Stat(fresh, &st); err != nil {
 		return undo(err)
 	}
-	if err := os.Rename(fresh, c.Local); err != nil {
-		return undo(err)
+	if fresh != c.Local {
+		if err := os.Rename(fresh, c.Local); err != nil {
+			return undo(err)
+		}
 	}
 	d.inode = st.Ino
 	return nil

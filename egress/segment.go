@@ -10,6 +10,7 @@ import (
 // takes the place of a TAP where there is no root: several processes of one
 // user can share a switch.
 func OpenSegment(c SocketConfig) (*Datagram, error) {
+	c.inPlace = true // the switch answers to the sender's address
 	d, err := OpenGuestSocket(c)
 	if err != nil {
 		return nil, err

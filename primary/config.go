@@ -59,6 +59,8 @@ type Config struct {
 	// message carries.
 	Encoder epoch.EncoderConfig
 	Effort  Compression
+	// VerifyAll compares the whole image at every checkpoint: for tests.
+	VerifyAll bool
 }
 
 // Compression says how hard the encoder works to save bytes.

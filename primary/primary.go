@@ -134,6 +134,7 @@ func New(cfg Config, d Deps) (*Primary, error) {
 	}
 	p.generation.Store(uint64(d.State.Generation))
 	p.pending.Fill()
+	p.verifies.every = cfg.VerifyAll
 	return p, nil
 }
 

@@ -1,0 +1,74 @@
+package status
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"time"
+)
+
+// Client talks to the daemon of this host.
+type Client struct {
+	socket string
+	http   *http.Client
+}
+
+// NewClient returns a client of the daemon whose socket is at path.
+func NewClient(path string) *Client {
+	return &Client{socket: path, http: &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			d := net.Dialer{Timeout: 5 * time.Second}
+			return d.DialContext(ctx, "unix", path)
+		},
+		DisableKeepAlives: true,
+	}}}
+}
+
+// Status returns the daemon's report.
+func (c *Client) Status(ctx context.Context) (Report, error) {
+	var r Report
+	return r, c.call(ctx, http.MethodGet, "/api/v1/status", &r)
+}
+
+// Operate asks for an operation on a guest: switchover, stop, start, verify.
+// The answer is decoded into result.
+func (c *Client) Operate(ctx context.Context, guest, operation string, result any) error {
+	return c.call(ctx, http.MethodPost, "/api/v1/guests/"+url.PathEscape(guest)+"/"+operation, result)
+}
+
+// ErrNoDaemon marks a daemon that does not answer.
+var ErrNoDaemon = errors.New("no daemon answers: is understudyd running, and are you root?")
+
+func (c *Client) call(ctx context.Context, method, path string, result any) error {
+	req, err := http.NewRequestWithContext(ctx, method, "http://understudy"+path, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return fmt.Errorf("%s: %w: %w", c.socket, ErrNoDaemon, err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, MaxBody))
+	if err != nil {
+		return fmt.Errorf("%s: read the answer: %w", c.socket, err)
+	}
+	if resp.StatusCode/100 != 2 {
+		var e struct {
+			Error string `json:"error"`
+		}
+		if json.Unmarshal(body, &e) != nil || e.Error == "" {
+			e.Error = resp.Status
+		}
+		return errors.New(e.Error)
+	}
+	if err := json.Unmarshal(body, result); err != nil {
+		return fmt.Errorf("%s: the answer to %s: %w", c.socket, path, err)
+	}
+	return nil
+}
