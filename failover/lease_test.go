@@ -17,6 +17,7 @@ func now() clock.Instant { return clock.Boot{}.Now() }
 // RULES 3, DESIGN guarantee 6: a silent owner keeps its guest for a full lease
 // counted from its last renewal, and not a moment less.
 func TestSilentOwnerIsTakenOverAfterItsLease(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, testLease)
 	st, b := c.protected()
 	// Let the leader's own first lease pass, so that the renewal is what counts.
@@ -61,6 +62,7 @@ func after(d time.Duration) func() bool {
 // A takeover waits as long as the owner goes on renewing, and its proposer
 // learns that it was never proposed.
 func TestTakeoverWaitsForAnOwnerThatRenews(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, testLease)
 	st, b := c.protected()
 	cmd, err := c.command(c.ctx, hostB, ownership.Takeover, b)
@@ -92,6 +94,7 @@ func TestTakeoverWaitsForAnOwnerThatRenews(t *testing.T) {
 
 // RULES 7: an owner that surrendered is not waited for.
 func TestSurrenderedGuestIsTakenAtOnce(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 20*time.Second) // a wait would not fit into the test's time
 	st, b := c.protected()
 	c.renew(hostA, st.Generation)
@@ -116,6 +119,7 @@ func TestSurrenderedGuestIsTakenAtOnce(t *testing.T) {
 // A stopped guest belongs to nobody, but its last owner may still be letting
 // its output out under its lease: another host's start waits like a takeover.
 func TestStartElsewhereWaitsForTheLease(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, testLease)
 	st, _ := c.protected()
 	c.do(hostA, ownership.Stop, ownership.Backup{})
@@ -129,6 +133,7 @@ func TestStartElsewhereWaitsForTheLease(t *testing.T) {
 // RULES 3: a new leader does not know what the old one granted. It waits out a
 // full lease of its own before it grants a takeover.
 func TestNewLeaderWaitsAFullLease(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, testLease)
 	st, b := c.protected()
 	cmd, err := c.command(c.ctx, hostB, ownership.Takeover, b)
@@ -161,6 +166,7 @@ func TestNewLeaderWaitsAFullLease(t *testing.T) {
 // The owner outlives the loss of the leader: its lease is renewed by the next
 // one in the same generation.
 func TestRenewalGoesOnWithTheNextLeader(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, testLease)
 	st, _ := c.protected()
 	c.renew(hostA, st.Generation)
@@ -176,6 +182,7 @@ func TestRenewalGoesOnWithTheNextLeader(t *testing.T) {
 // RULES 9: an owner that cannot reach the leader renews and proposes through
 // another voter.
 func TestVotersRelay(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, testLease)
 	st, b := c.protected()
 	c.net.isolate(hostA, witness)
@@ -192,6 +199,7 @@ func TestVotersRelay(t *testing.T) {
 // A renewal is granted to the voter the connection belongs to, whatever the
 // request says.
 func TestOnlyTheOwnerRenews(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, testLease)
 	st, b := c.protected()
 	_, err := c.node[hostB].Renew(c.ctx, guest, st.Generation)
@@ -236,6 +244,7 @@ func TestOnlyTheOwnerRenews(t *testing.T) {
 
 // A lease that is shortened does not shorten those granted before.
 func TestShortenedLeaseIsWaitedOutInFull(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 2*time.Second)
 	st, b := c.protected()
 	// The raft timing was made for 2 s: too slow for 300 ms.
@@ -266,6 +275,7 @@ func TestShortenedLeaseIsWaitedOutInFull(t *testing.T) {
 // hosts' clocks are one here, so the instants can be compared.
 func TestNoLeaseOutlivesItsGeneration(t *testing.T) {
 	lease := 300 * time.Millisecond
+	t.Parallel()
 	c := newCluster(t, lease)
 	_, b := c.protected()
 	owner, other := hostA, hostB

@@ -19,6 +19,7 @@ import (
 // RULES 4: the answer to a proposal is lost. Read finds what became of it, and
 // a retry of the same command has no second effect.
 func TestLostAnswer(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, testLease)
 	st, _ := c.protected()
 	cmd, err := c.command(c.ctx, hostA, ownership.OutOfSync, ownership.Backup{})
@@ -52,6 +53,7 @@ func TestLostAnswer(t *testing.T) {
 func TestLateProposal(t *testing.T) {
 	for _, how := range []string{"read", "stricter command"} {
 		t.Run(how, func(t *testing.T) {
+			t.Parallel()
 			c := newCluster(t, testLease)
 			st, b := c.protected()
 			n := c.node[hostA]
@@ -96,6 +98,7 @@ func TestLateProposal(t *testing.T) {
 // nobody else has. Whatever becomes of it, Read says so for good, and the
 // retry leads to one application in all.
 func TestLeaderCutAwayInMidProposal(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, testLease)
 	st, _ := c.protected()
 	c.stop(witness)
@@ -128,6 +131,7 @@ func TestLeaderCutAwayInMidProposal(t *testing.T) {
 // A voter that was away catches up, and a cluster that was all down comes back
 // with what it knew.
 func TestRestartFromDisk(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, testLease)
 	st, b := c.protected()
 	for _, p := range hosts() {
@@ -155,8 +159,37 @@ func TestRestartFromDisk(t *testing.T) {
 	}
 }
 
+// A voter that has lost its disk must not help to elect one that lacks what
+// the lost disk had acknowledged: here, a takeover's record would be undone.
+func TestLostDiskDoesNotVote(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, testLease)
+	c.protected()
+	c.until("B has the log so far", func() bool { return c.node[hostB].fsm.guest(guest).InSync })
+	c.stop(hostB)
+	st := c.do(hostA, ownership.OutOfSync, ownership.Backup{}) // A and the witness alone know
+	c.stop(hostA)
+	c.stop(witness)
+	if err := os.RemoveAll(c.dir[witness]); err != nil {
+		t.Fatal(err)
+	}
+	c.start(witness)
+	c.start(hostB)
+	ctx, cancel := context.WithTimeout(c.ctx, 2*testLease)
+	defer cancel()
+	if got, err := c.node[hostB].Read(ctx, guest); err == nil {
+		t.Fatalf("B and a witness without memory made up %+v", got)
+	}
+	c.start(hostA)
+	if got, err := c.node[hostB].Read(c.ctx, guest); err != nil || got != st {
+		t.Fatalf("with A back: %+v, %v, want %+v", got, err, st)
+	}
+	c.leads(witness) // its log filled, it votes and leads again
+}
+
 // A voter that was away for longer than the log goes back is sent a snapshot.
 func TestSnapshotReachesAVoterThatWasAway(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, testLease)
 	st, b := c.protected()
 	had := c.node[hostB].raft.LastIndex()
@@ -188,6 +221,7 @@ func TestSnapshotReachesAVoterThatWasAway(t *testing.T) {
 // RULES 9, DESIGN "Ownership": the leader moves to the witness; without the
 // witness off the host that owns a guest; and it stays when no voter is better.
 func TestLeaderIsPlaced(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, testLease)
 	c.protected()
 	c.leads(witness)
@@ -236,6 +270,11 @@ func TestOpenTellsWhatIsWrong(t *testing.T) {
 			t.Fatal("no command in the log")
 		}
 	}
+	c := newCluster(t, testLease)
+	c.protected()
+	c.until("A has applied it", func() bool { return c.node[hostA].fsm.guest(guest).InSync })
+	c.stop(hostA)
+	sound := c.dir[hostA]
 	for name, tc := range map[string]struct {
 		spoil func(*testing.T, *cluster)
 		want  []string
@@ -259,10 +298,10 @@ func TestOpenTellsWhatIsWrong(t *testing.T) {
 		}, []string{"below a file"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := newCluster(t, testLease)
-			c.protected()
-			c.until("A has applied it", func() bool { return c.node[hostA].fsm.guest(guest).InSync })
-			c.stop(hostA)
+			c.dir[hostA] = t.TempDir()
+			if err := os.CopyFS(c.dir[hostA], os.DirFS(sound)); err != nil {
+				t.Fatal(err)
+			}
 			tc.spoil(t, c)
 			n, err := Open(c.ctx, c.config(hostA))
 			if err == nil {

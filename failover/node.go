@@ -5,7 +5,8 @@ package failover
 //
 // Goroutines, all owned by the Node and waited for in Close: one acceptor per
 // listener, one per accepted connection and per request being answered, one
-// reader per dialled connection, the follower of raft's leadership (reign.go)
+// reader per dialled connection, the hand-over of raft's requests and, with an
+// empty log, the one that asks for admission (admit.go), the follower of raft's leadership (reign.go)
 // with the duties of the current reign, the observer of the leader, and one
 // per raft future being waited for.
 
@@ -54,7 +55,7 @@ type Node struct {
 	callers callers
 
 	store     *raftboltdb.BoltStore
-	transport *raft.NetworkTransport
+	transport *gatedTransport
 	failed    chan struct{} // closed when the log turned out damaged
 	failOnce  sync.Once
 	failure   error
@@ -70,7 +71,7 @@ const (
 	// that was away for a while needs no snapshot.
 	trailingLogs      = 1024
 	snapshotThreshold = 1024
-	lockTimeout       = 2 * time.Second
+	lockTimeout       = time.Second
 )
 
 // Open starts the voter. A directory without a log is bootstrapped with
@@ -191,12 +192,12 @@ func (n *Node) startRaft() error {
 	if err != nil {
 		return explainStore(filepath.Join(n.cfg.Dir, "snapshots"), err)
 	}
-	n.transport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+	n.transport = &gatedTransport{consume: make(chan raft.RPC), NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream:  newStream(n),
 		Logger:  rlog,
 		MaxPool: 3,
 		Timeout: max(2*n.cfg.Profile.Heartbeat, 100*time.Millisecond),
-	})
+	})}
 	notify := make(chan bool)
 	p := n.cfg.Profile
 	rc := raft.DefaultConfig()
@@ -218,6 +219,18 @@ func (n *Node) startRaft() error {
 			return explainStore(filepath.Join(n.cfg.Dir, logFile), fmt.Errorf("bootstrap: %w", err))
 		}
 	}
+	last, err := n.store.LastIndex()
+	if err != nil {
+		return explainStore(filepath.Join(n.cfg.Dir, logFile), err)
+	}
+	empty := last <= emptyLog && (len(n.cfg.Peers) > 1)
+	if kept, err := snaps.List(); err != nil {
+		return explainStore(filepath.Join(n.cfg.Dir, "snapshots"), err)
+	} else if len(kept) > 0 {
+		empty = false // all of the log is in the snapshot
+	}
+	n.transport.admitted.Store(!empty)
+	n.spawn(func() { n.transport.pass(n.ctx) })
 	n.raft, err = raft.NewRaft(rc, n.fsm, n.store, n.store, snaps, n.transport)
 	if err != nil {
 		return explainStore(n.cfg.Dir, fmt.Errorf("start raft: %w", err))
@@ -226,6 +239,9 @@ func (n *Node) startRaft() error {
 	n.spawn(func() { n.reigns.follow(notify) })
 	n.observeLeader()
 	n.spawn(func() { n.accept(n.cfg.RPCListener, ProtocolRPC, n.serve) })
+	if empty {
+		n.spawn(n.admit)
+	}
 	return n.checkVoters()
 }
 

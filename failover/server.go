@@ -144,8 +144,11 @@ func (n *Node) handle(ctx context.Context, peer ownership.HostID, k kind, req re
 		}
 		who = req.Origin
 	}
-	if k == kindConfirm {
+	switch k {
+	case kindConfirm:
 		return answer{Code: codeOK, Term: n.raft.CurrentTerm()}
+	case kindStatus:
+		return n.status()
 	}
 	r, err := n.reigns.wait(ctx)
 	if err != nil {

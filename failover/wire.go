@@ -42,6 +42,7 @@ const (
 	kindSession kind = 4 // Guest, From, Session
 	kindConfirm kind = 5 // Term: are you in the term I lead?
 	kindLease   kind = 6 // Lease
+	kindStatus  kind = 8 // how far does your log go? (admit.go)
 	kindCancel  kind = 7 // the caller of this id has given up; no answer
 	kindAnswer  kind = 128
 )
@@ -88,6 +89,7 @@ type answer struct {
 	Session session          `json:"session,omitzero"`
 	Lease   time.Duration    `json:"lease,omitempty"` // ns
 	Term    uint64           `json:"term,omitempty"`
+	Index   uint64           `json:"index,omitempty"`
 }
 
 func (r request) check(k kind) error {
@@ -109,7 +111,7 @@ func (r request) check(k kind) error {
 		if r.Lease < ownership.MinLease || r.Lease > ownership.MaxLease {
 			return fmt.Errorf("lease %s is not between %s and %s", r.Lease, ownership.MinLease, ownership.MaxLease)
 		}
-	case kindConfirm:
+	case kindConfirm, kindStatus:
 	default:
 		return fmt.Errorf("unknown kind of request %d", k)
 	}
