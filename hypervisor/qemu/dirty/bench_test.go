@@ -2,7 +2,9 @@ package dirty
 
 import (
 	"fmt"
+	"slices"
 	"testing"
+	"time"
 
 	"understudy/epoch"
 )
@@ -29,6 +31,7 @@ func BenchmarkCollect(b *testing.B) {
 					must(b, tr.Collect(set))
 				}
 				b.ReportAllocs()
+				var took []time.Duration
 				for b.Loop() {
 					b.StopTimer()
 					if c.count > 0 {
@@ -36,11 +39,15 @@ func BenchmarkCollect(b *testing.B) {
 					}
 					set.Clear()
 					b.StartTimer()
+					began := time.Now()
 					must(b, tr.Collect(set))
+					took = append(took, time.Since(began))
 					if set.Count() != c.count {
 						b.Fatalf("%d pages, want %d", set.Count(), c.count)
 					}
 				}
+				slices.Sort(took)
+				b.ReportMetric(float64(took[len(took)/2].Microseconds()), "median-µs")
 			})
 		}
 	}

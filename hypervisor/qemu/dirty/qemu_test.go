@@ -83,7 +83,7 @@ func startMachine(t *testing.T, uid uint32) *machine {
 		"-machine", "pc,memory-backend=ram", "-m", "8M",
 		"-object", fmt.Sprintf("memory-backend-file,id=ram,size=8M,share=on,mem-path=%s", ram),
 		"-drive", fmt.Sprintf("if=floppy,format=raw,readonly=on,file=%s", floppy), "-boot", "a",
-		"-device", "VGA,vgamem_mb=4", "-display", "none", "-sandbox", "on", "-S",
+		"-device", "VGA,vgamem_mb=4", "-smp", "2", "-display", "none", "-sandbox", "on", "-S",
 		"-chardev", "socket,id=qmp,fd=3", "-mon", "chardev=qmp,mode=control")
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
@@ -186,12 +186,21 @@ func (m *machine) runUntil(what string, holds func() bool) {
 // differs from the last stop is reported, in RAM, firmware and video memory,
 // and a paused machine writes nothing.
 func TestQEMU(t *testing.T) {
-	for name, uid := range map[string]uint32{"root": 0, "unprivileged": 65534} {
+	for name, c := range map[string]struct {
+		uid     uint32
+		running bool // when it is injected
+	}{"root, paused": {0, false}, "root, running": {0, true}, "unprivileged, running": {65534, true}} {
 		t.Run(name, func(t *testing.T) {
-			m := startMachine(t, uid)
+			m := startMachine(t, c.uid)
+			if c.running {
+				m.do("cont", nil, nil)
+			}
 			began := time.Now()
 			tr := attach(t, Config{PID: m.pid, Helper: helperArgv, Regions: m.parts})
 			t.Logf("attached in %v", time.Since(began))
+			if c.running {
+				m.do("stop", nil, nil)
+			}
 			if got := collect(t, tr, m.image()); uint64(len(got)) != m.image() {
 				t.Fatalf("the first Collect reported %d of %d pages", len(got), m.image())
 			}
