@@ -353,7 +353,7 @@ func (s *Session) writeLoop(l *lane) {
 			_, err = l.conn.Write(out)
 		}
 		if err != nil {
-			s.fail(fmt.Errorf("write to %s on connection %d: %w", s.peer, l.index, err))
+			s.broken(l, err)
 			return
 		}
 		s.bytesSent.Add(uint64(len(out)))
