@@ -137,8 +137,8 @@ func (c *Client) ExecuteWithFile(ctx context.Context, command string, args any, 
 	return call.Wait(ctx, result)
 }
 
-// Send writes one command and returns without waiting for its reply. Every
-// Call must be waited for, or its reply is kept until the Client is gone.
+// Send writes one command and returns without waiting for its reply. The
+// reply to a Call that nobody waits for is dropped.
 func (c *Client) Send(ctx context.Context, command string, args any) (*Call, error) {
 	return c.send(ctx, command, args, nil)
 }
