@@ -101,7 +101,9 @@ func BenchmarkSession(b *testing.B) {
 					b.Fatal(err)
 				}
 				b.StopTimer()
-				b.ReportMetric(from.Stats().Throughput/1e6, "estimated-MB/s")
+				stats := from.Stats()
+				b.ReportMetric(stats.Throughput/1e6, "estimated-MB/s")
+				b.ReportMetric(float64(stats.RTT.Microseconds()), "loaded-rtt-µs")
 			})
 		}
 	}

@@ -9,6 +9,8 @@
 //	port.go       accept, handshake, hand over by protocol; reach.go dials
 //	join.go       connections become a session: hello, answer, grouping
 //	session.go    Send → queue → writers  ══ frames ══>  readers → ring → Receive
+//	lane.go       a connection's writer and reader; heartbeat.go notices silence
+//	batch.go      the queue of what waits to be written
 //	frame.go      the frames, byte by byte
 //	ring.go       puts what arrives on several connections into one order
 //	pool.go       the buffers; credit.go the flow control and the estimates

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"understudy/transport/pki"
 )
 
@@ -429,5 +431,49 @@ func TestRefusalsAreRateLimited(t *testing.T) {
 	r.refuse("192.0.2.1:1", errors.New("wrong"))
 	if want := fmt.Sprintf("not_logged_before=%d", missed); missed == 0 || !strings.Contains(log.String(), want) {
 		t.Errorf("the log does not say %q", want)
+	}
+}
+
+// Both ends of a connection have the kernel watch over it, and send at once.
+func TestSocketOptions(t *testing.T) {
+	ca := newTestAuthority(t)
+	p := listen(t, ca.identity("b"), silent(), "a")
+	l := p.Protocol(testProtocol)
+	taken := make(chan net.Conn, 1)
+	go func() {
+		if conn, err := l.Accept(); err == nil {
+			taken <- conn
+		}
+	}()
+	dialed, err := Dial(testContext(t), p.Addr().String(), "b", testProtocol, ca.identity("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dialed.Close()
+	accepted := <-taken
+	defer accepted.Close()
+	for name, conn := range map[string]net.Conn{"dialed": dialed, "accepted": accepted} {
+		raw, err := conn.(*tls.Conn).NetConn().(*net.TCPConn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range []struct {
+			what              string
+			level, opt, value int
+		}{
+			{"TCP_NODELAY", unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
+			{"SO_KEEPALIVE", unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+			{"TCP_KEEPIDLE", unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 5},
+			{"TCP_USER_TIMEOUT", unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 10_000},
+		} {
+			err := raw.Control(func(fd uintptr) {
+				if got, err := unix.GetsockoptInt(int(fd), o.level, o.opt); err != nil || got != o.value {
+					t.Errorf("%s: %s is %d, %v; want %d", name, o.what, got, err, o.value)
+				}
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 }
