@@ -77,9 +77,10 @@ type Core struct {
 	generation epoch.Generation
 	leaseUntil clock.Instant
 
-	running  bool // what the shell was last told
-	guestOff bool // the guest powered itself off
-	guestErr bool // the guest's process is gone
+	running  bool          // what the shell was last told
+	grace    clock.Instant // until when a guest that was taken over running may wait for its first lease
+	guestOff bool          // the guest powered itself off
+	guestErr bool          // the guest's process is gone
 
 	linked     bool
 	connecting bool
@@ -126,6 +127,9 @@ func (c *Core) Step(now clock.Instant, ev Event) []Action {
 	c.now, c.out = now, c.out[:0]
 	if c.mode == ModeEnded {
 		return nil
+	}
+	if c.mode == 0 && c.running {
+		c.grace = now.Add(c.cfg.Lease)
 	}
 	c.absorb(ev)
 	for c.mode != ModeEnded {
@@ -389,7 +393,9 @@ func (c *Core) decideStopped() {
 // decideRun lets the guest run exactly while the lease holds and nothing else
 // forbids it.
 func (c *Core) decideRun() {
-	leased := c.now.Before(c.leaseUntil.Add(-c.cfg.PauseMargin))
+	// A guest just taken over runs behind a gate without a lease, which lets
+	// nothing out; pausing it until the first renewal would only cost time.
+	leased := c.leaseHolds() || c.leaseUntil == 0 && c.now.Before(c.grace)
 	want := leased && !c.guestOff && !c.guestErr && c.final == 0
 	switch {
 	case want && !c.running:
@@ -537,7 +543,7 @@ func (c *Core) decideConnect() {
 	case c.linked && c.mode == ModeDetaching:
 		c.unlink()
 		c.connectAt = c.now.Add(c.cfg.Reconnect)
-		c.emit(Disconnect{"the backup is recorded as out of sync"})
+		c.emit(Disconnect{"the backup is given up"})
 	case c.linked && !c.now.Before(c.leaseUntil.Add(c.cfg.LeaseGrace)):
 		// Cut off from the voters, but not from the backup: fall silent, so
 		// that the backup, which may reach them, asks to take over.
@@ -636,6 +642,7 @@ func (c *Core) NextWake() clock.Instant {
 		}
 	}
 	sooner(c.leaseUntil.Add(-c.cfg.PauseMargin))
+	sooner(c.grace)
 	sooner(c.retryAt)
 	sooner(c.connectAt)
 	sooner(c.reclaimAt)

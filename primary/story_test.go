@@ -1,0 +1,213 @@
+package primary
+
+// The core told as stories: each file under testdata is a script of events,
+// one a line behind ">", with the actions that followed. `go test -update`
+// writes the actions anew; a change of them is a change of the protocol and is
+// to be read as one.
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"understudy/clock"
+	"understudy/epoch"
+	"understudy/hypervisor"
+	"understudy/ownership"
+)
+
+var update = flag.Bool("update", false, "write the stories' actions anew")
+
+func TestStories(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.story")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no stories: %v", err)
+	}
+	for _, f := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(f), ".story"), func(t *testing.T) {
+			text, err := os.ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := tell(t, string(text))
+			if *update {
+				if err := os.WriteFile(f, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			} else if got != string(text) {
+				t.Errorf("the story goes differently now:\n%s", got)
+			}
+		})
+	}
+}
+
+// narrator plays the world around the core: it answers captures and keeps the
+// log, as the shell and the ownership log would.
+type narrator struct {
+	t     *testing.T
+	core  *Core
+	now   time.Duration
+	log   ownership.Guest
+	image epoch.Incarnation
+	asked *ownership.Command // the last proposal
+	out   strings.Builder
+}
+
+// tell runs a script and returns it with the actions that happened.
+func tell(t *testing.T, script string) string {
+	n := &narrator{t: t, image: epoch.Incarnation{1}}
+	n.log = ownership.Guest{Generation: 1, Revision: 1, Owner: "a", Phase: ownership.PhaseActive, Desired: ownership.Running}
+	for _, line := range strings.Split(script, "\n") {
+		switch {
+		case strings.HasPrefix(line, "#"), line == "":
+			n.out.WriteString(line + "\n")
+		case strings.HasPrefix(line, "> "):
+			n.out.WriteString(line + "\n")
+			n.line(strings.Fields(line[2:]))
+		}
+	}
+	return strings.TrimRight(n.out.String(), "\n") + "\n"
+}
+
+// line plays one line: an event, or the passing of time.
+func (n *narrator) line(words []string) {
+	if n.core == nil {
+		cfg := DefaultConfig("web", "a", time.Second)
+		cfg.SyncEnough, cfg.Floor, cfg.Ceiling = 100, 25*time.Millisecond, 25*time.Millisecond
+		running := false
+		if words[0] == "takeover" {
+			running = true
+			n.log.Generation, n.log.Revision, n.log.Phase, n.log.Previous = 2, 7, ownership.PhaseActivating, "b"
+		}
+		n.core = NewCore(cfg, n.log, running)
+		if words[0] == "start" || words[0] == "takeover" {
+			n.step(Tick{})
+			return
+		}
+	}
+	arg := func(i int) string {
+		if i < len(words) {
+			return words[i]
+		}
+		return ""
+	}
+	num := func(i int) epoch.Number {
+		v, err := strconv.Atoi(arg(i))
+		if err != nil {
+			n.t.Fatalf("%v: %v", words, err)
+		}
+		return epoch.Number(v)
+	}
+	switch words[0] {
+	case "wait":
+		d, err := time.ParseDuration(arg(1))
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		n.now += d
+		n.step(Tick{})
+	case "lease":
+		n.step(LeaseRenewed{Generation: n.log.Generation, Until: clock.Instant(n.now + time.Second)})
+	case "link-fresh":
+		n.image[0]++
+		n.step(LinkUp{Peer: "b", At: epoch.Position{Image: n.image}})
+	case "link-resumed":
+		n.step(LinkUp{Peer: "b", At: epoch.Position{Image: n.image, Number: num(1)}, Resumed: true})
+	case "link-down":
+		n.step(LinkDown{errors.New("connection reset")})
+	case "ack":
+		n.step(Acked{num(1)})
+	case "mismatch":
+		n.step(Mismatch{num(1)})
+	case "held-full":
+		n.step(HeldFull{})
+	case "guest":
+		kinds := map[string]hypervisor.EventKind{"off": hypervisor.EventShutdown, "gone": hypervisor.EventExited,
+			"reset": hypervisor.EventReset, "panic": hypervisor.EventPanic}
+		n.step(GuestDid{hypervisor.Event{Kind: kinds[arg(1)], Detail: "said so"}})
+	case "switchover":
+		n.step(Asked{RequestSwitchover})
+	case "stop":
+		n.step(Asked{RequestStop})
+	case "applied": // the last proposal was applied, and we hear of it
+		next, err := ownership.Apply(n.log, *n.asked)
+		if err == nil {
+			n.log = next
+		}
+		n.step(Proposed{Command: *n.asked, State: n.log, Err: err})
+	case "applied-silently": // it was applied, but the answer was lost
+		next, err := ownership.Apply(n.log, *n.asked)
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		n.log = next
+		n.step(Proposed{Command: *n.asked, Err: errors.New("no answer")})
+	case "unknown": // neither applied nor answered
+		n.step(Proposed{Command: *n.asked, Err: errors.New("no answer")})
+	case "log": // what the others do
+		c := ownership.Command{ID: ownership.NewCommandID(), Guest: "web", Kind: ownership.Kind(arg(1)), Host: "b",
+			Generation: n.log.Generation, Revision: n.log.Revision, Backup: n.log.Backup}
+		c.Backup.Host = "b"
+		next, err := ownership.Apply(n.log, c)
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		n.log = next
+		n.step(LogApplied{n.log})
+	case "log-seen":
+		n.step(LogApplied{n.log})
+	case "capture-fails":
+		n.t.Fatal("capture-fails must precede the capture")
+	default:
+		n.t.Fatalf("unknown line %v", words)
+	}
+}
+
+// step feeds one event and writes the actions down; captures succeed at once.
+func (n *narrator) step(ev Event) {
+	for queue := []Event{ev}; len(queue) > 0; queue = queue[1:] {
+		for _, a := range n.core.Step(clock.Instant(n.now), queue[0]) {
+			switch a := a.(type) {
+			case SyncStep:
+				n.say("sync %d", a.Number)
+				queue = append(queue, Captured{Number: a.Number, Kind: epoch.KindSync, Remaining: 50})
+			case Capture:
+				final := ""
+				if a.Final {
+					final = ", the guest stays paused"
+				}
+				n.say("capture %d%s", a.Number, final)
+				queue = append(queue, Captured{Number: a.Number, Kind: epoch.KindCheckpoint, Cost: Cost{Pause: 2 * time.Millisecond}})
+			case Propose:
+				c := a.Command
+				n.asked = &c
+				n.say("propose %s (generation %d, revision %d, epoch %d)", c.Kind, c.Generation, c.Revision, c.Backup.Epoch)
+			case End:
+				n.say("end: %v", a.Outcome)
+			case Forget:
+				n.say("forget through %d", a.Through)
+			case Release:
+				n.say("release through %d", a.Through)
+			case Warn:
+				n.say("warn: %s", a.Text)
+			case PauseGuest:
+				n.say("pause: %s", a.Why)
+			case Disconnect:
+				n.say("disconnect: %s", a.Why)
+			case UseGeneration:
+				n.say("renew generation %d", a.Generation)
+			default:
+				n.say("%s", strings.ToLower(strings.TrimSuffix(strings.TrimPrefix(fmt.Sprintf("%T", a), "primary."), "{}")))
+			}
+		}
+	}
+	n.say("= %v", n.core.Mode())
+}
+
+func (n *narrator) say(format string, a ...any) { fmt.Fprintf(&n.out, "    "+format+"\n", a...) }
