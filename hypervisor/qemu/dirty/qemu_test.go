@@ -249,7 +249,7 @@ func TestQEMU(t *testing.T) {
 			}
 			t.Logf("%d pages changed, %d reported, %d stops without a change", changed.Count(), reported, quiet)
 			changed.RemoveRange(0, (guestRAM+guestBIOS)/epoch.PageSize)
-			if changed.Empty() {
+			if changed.Empty() && !c.running { // else the firmware may have been faster than we
 				t.Fatal("no video memory changed: another memory was watched")
 			}
 
