@@ -110,7 +110,7 @@ func (w *network) pump(p *pairOfConns, src, dst net.Conn, from, to ownership.Hos
 		}
 	})
 	for {
-		b := make([]byte, 64<<10)
+		b := make([]byte, 2<<10)
 		n, err := src.Read(b)
 		if n > 0 {
 			q <- b[:n]
@@ -181,9 +181,10 @@ func (w *network) close() {
 
 // cluster is three voters.
 type cluster struct {
-	t     *testing.T
+	t     testing.TB
 	net   *network
 	lease time.Duration
+	prof  Profile
 	dir   map[ownership.HostID]string
 	clk   map[ownership.HostID]clock.Clock
 	addr  map[ownership.HostID]map[string]string // by protocol
@@ -196,9 +197,13 @@ func hosts() []Peer { return []Peer{{ID: hostA}, {ID: hostB}, {ID: witness, Witn
 
 // newCluster starts three voters. Nothing but the tests' own deadline of 30 s
 // ends a wait that does not come true.
-func newCluster(t *testing.T, lease time.Duration) *cluster {
+func newCluster(t testing.TB, lease time.Duration) *cluster {
+	return newClusterWith(t, lease, Profile{})
+}
+
+func newClusterWith(t testing.TB, lease time.Duration, prof Profile) *cluster {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	c := &cluster{t: t, net: newNetwork(), lease: lease, ctx: ctx,
+	c := &cluster{t: t, net: newNetwork(), lease: lease, prof: prof, ctx: ctx,
 		dir: map[ownership.HostID]string{}, addr: map[ownership.HostID]map[string]string{},
 		clk: map[ownership.HostID]clock.Clock{}, node: map[ownership.HostID]*Node{}}
 	t.Cleanup(func() {
@@ -227,7 +232,7 @@ func (c *cluster) config(id ownership.HostID) Config {
 		return l
 	}
 	log := slog.New(slog.NewTextHandler(c.t.Output(), nil)).With("node", id)
-	cfg := Config{Self: id, Peers: hosts(), Dir: c.dir[id], Lease: c.lease, Log: log, Clock: c.clk[id],
+	cfg := Config{Self: id, Peers: hosts(), Dir: c.dir[id], Lease: c.lease, Profile: c.prof, Log: log, Clock: c.clk[id],
 		RaftListener: listen(), RPCListener: listen(), PeerName: peerName,
 		Dial: func(ctx context.Context, peer ownership.HostID, protocol string) (net.Conn, error) {
 			c.mu.Lock()

@@ -3,7 +3,10 @@ package failover
 import (
 	"context"
 	"errors"
+	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"understudy/clock"
@@ -242,32 +245,81 @@ func TestOnlyTheOwnerRenews(t *testing.T) {
 	}
 }
 
-// A lease that is shortened does not shorten those granted before.
+// RULES 3: a lease that is shortened does not shorten those granted before. A
+// new leader knows from the log that longer ones may be alive.
 func TestShortenedLeaseIsWaitedOutInFull(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 2*time.Second)
+	c := newClusterWith(t, 2*time.Second, ProfileFor(testLease))
 	st, b := c.protected()
-	// The raft timing was made for 2 s: too slow for 300 ms.
-	if err := c.node[hostA].SetLease(c.ctx, 300*time.Millisecond); err == nil {
+	if err := c.node[hostA].SetLease(c.ctx, 200*time.Millisecond); err == nil {
 		t.Fatal("a lease that raft's timing does not suit was accepted")
 	}
 	grant := c.renew(hostA, st.Generation)
-	if err := c.node[hostA].SetLease(c.ctx, 1900*time.Millisecond); err != nil {
+	if err := c.node[hostA].SetLease(c.ctx, testLease); err != nil {
 		t.Fatal(err)
 	}
-	if again := c.renew(hostA, st.Generation); again.Lease != 1900*time.Millisecond {
+	if again := c.renew(hostA, st.Generation); again.Lease != testLease {
 		t.Fatalf("renewed for %s after the length was changed", again.Lease)
 	}
-	if l := c.node[witness].fsm.leaseState(); l.Longest != 2*time.Second {
-		t.Fatalf("lease %+v: the old length is forgotten too early", l)
-	}
+	c.stop(witness)
 	c.do(hostB, ownership.Takeover, b)
-	if now().Before(grant.Until) {
-		t.Fatal("the longer lease was still alive")
+	if early := grant.Until.Sub(now()); early > 0 {
+		t.Fatalf("granted %s before the longer lease ended", early)
 	}
 	c.until("the old length is settled", func() bool {
-		return c.node[c.leader()].fsm.leaseState().Longest == 1900*time.Millisecond
+		return c.node[c.leader()].fsm.leaseState().Longest == testLease
 	})
+}
+
+// A renewal is confirmed by messages sent after it came: callers share a round
+// that begins after they called, never one that is under way.
+func TestConfirmationsAreShared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begun, start := 0, time.Now()
+		rs := &rounds{spawn: func(f func()) bool { go f(); return true },
+			once: func() error { begun++; time.Sleep(time.Millisecond); return nil }}
+		var wg sync.WaitGroup
+		ask := func(answered time.Duration) {
+			wg.Go(func() {
+				if err := rs.confirm(t.Context()); err != nil || time.Since(start) != answered {
+					t.Errorf("%v, answered after %s, want %s", err, time.Since(start), answered)
+				}
+			})
+		}
+		ask(time.Millisecond)
+		synctest.Wait() // the first round is under way
+		for range 100 {
+			ask(2 * time.Millisecond)
+		}
+		wg.Wait()
+		if begun != 2 {
+			t.Errorf("%d rounds for 101 callers", begun)
+		}
+	})
+}
+
+// RULES 3: a voter that is in a later term than the leader's has perhaps voted
+// for another: it does not confirm, whatever raft's heartbeats say.
+func TestLaterTermDoesNotConfirm(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, testLease)
+	c.leads(witness)
+	n := c.node[witness]
+	r := n.reigns.now()
+	if err := r.rounds.confirm(c.ctx); err != nil {
+		t.Fatal(err)
+	}
+	old := &reign{n: n, term: r.term - 1, ctx: c.ctx}
+	if err := old.confirmOnce(); err == nil || !strings.Contains(err.Error(), "no majority confirms") {
+		t.Fatalf("a leader of an earlier term was confirmed: %v", err)
+	}
+	// Cut off, it is confirmed by nobody.
+	c.net.isolate(witness, hostA, hostB)
+	ctx, cancel := context.WithTimeout(c.ctx, testLease)
+	defer cancel()
+	if err := r.rounds.confirm(ctx); err == nil {
+		t.Fatal("a leader that is cut off was confirmed")
+	}
 }
 
 // Guarantee 1, RULES 3: whatever the interleaving of renewals and takeovers,

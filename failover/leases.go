@@ -96,7 +96,7 @@ func (l *leases) grant(who ownership.HostID, req request, received clock.Instant
 // runsOut returns when every lease for the guest has certainly run out, unless
 // it is renewed in the meantime. l.mu is held.
 func (l *leases) runsOut(guest string) clock.Instant {
-	longest := max(l.r.n.fsm.leaseState().Longest, l.r.n.cfg.Lease)
+	longest := l.r.n.fsm.leaseState().Longest
 	end := l.r.start.Add(longest + drift(longest)) // what an earlier leader granted
 	if g := l.guests[guest]; g != nil {
 		end = max(end, g.end)

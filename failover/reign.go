@@ -132,7 +132,7 @@ func (rs *reigns) reign(ctx context.Context) {
 	r.ctx, r.cancel = context.WithCancel(ctx)
 	defer r.cancel()
 	r.leases.init(r)
-	r.rounds.r = r
+	r.rounds.once, r.rounds.spawn = r.confirmOnce, n.spawn
 	rs.set(r, true)
 	n.log.Info("leading", "term", term)
 	var duties sync.WaitGroup
@@ -168,7 +168,9 @@ func (n *Node) raftWait(ctx context.Context, f raft.Future) error {
 // came: a voter still in our term has not voted for a successor, and with us
 // it is a majority.
 type rounds struct {
-	r       *reign
+	once  func() error      // one round: confirmOnce
+	spawn func(func()) bool // Node.spawn
+
 	mu      sync.Mutex
 	running bool
 	next    *round
@@ -188,7 +190,7 @@ func (rs *rounds) confirm(ctx context.Context) error {
 	}
 	w := rs.next
 	if !rs.running {
-		if !rs.r.n.spawn(rs.run) {
+		if !rs.spawn(rs.run) {
 			rs.mu.Unlock()
 			return ErrClosed
 		}
@@ -214,7 +216,7 @@ func (rs *rounds) run() {
 		if w == nil {
 			return
 		}
-		w.err = rs.r.confirmOnce()
+		w.err = rs.once()
 		close(w.done)
 	}
 }
