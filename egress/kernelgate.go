@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"time"
 
@@ -54,6 +55,10 @@ const (
 func NewKernelGate(tap string) (*KernelGate, error) {
 	if err := checkInterfaceName(tap); err != nil {
 		return nil, err
+	}
+	// Since Linux 6.16 a chain may be made for an interface that does not exist.
+	if _, err := net.InterfaceByName(tap); err != nil {
+		return nil, fmt.Errorf("kernel gate of %s: %w", tap, err)
 	}
 	conn, err := openNFT()
 	if err != nil {
