@@ -32,7 +32,7 @@ type Config struct {
 	// Name names the guest on this host: letters, digits, '-', '_' and '.',
 	// at most 63 bytes.
 	Name string
-	// Memory is the guest's main memory in bytes, whole MiB, 64 MiB to 1 TiB.
+	// Memory is the guest's main memory in bytes, whole MiB, 16 MiB to 1 TiB.
 	Memory uint64
 	// CPUs is the number of virtual processors, 1 to 255.
 	CPUs int
@@ -119,7 +119,7 @@ type NIC struct {
 const (
 	mib = 1 << 20
 
-	minMemory = 64 * mib
+	minMemory = 16 * mib
 	maxMemory = 1 << 40
 	maxCPUs   = 255
 	maxDisks  = 24

@@ -103,6 +103,9 @@ func migrationError(ctx context.Context, client *qmp.Client) error {
 		Blocked     []string `json:"blocked-reasons"`
 	}
 	if err := client.Execute(ctx, "query-migrate", nil, &info); err != nil {
+		if client.Err() != nil {
+			return errors.New("it failed") // QEMU has ended, and said why on stderr
+		}
 		return fmt.Errorf("it failed, and QEMU does not say why: %w", err)
 	}
 	return fmt.Errorf("QEMU says it failed: %s %q", info.Description, info.Blocked)

@@ -43,6 +43,14 @@ func NewDriver(cfg Config, log *slog.Logger) (*Driver, error) {
 	return &Driver{cfg: cfg, as: as, log: log.With("guest", cfg.Name)}, nil
 }
 
+// Prepare makes the directories of the configuration, so that the host's ends
+// of the network sockets can be bound before the guest starts. Start and
+// Standby do it themselves.
+func (d *Driver) Prepare() error { return d.cfg.prepare(d.as) }
+
+// Grant gives a file or socket to the account that QEMU runs as.
+func (d *Driver) Grant(path string) error { return d.as.own(path) }
+
 // Start boots the guest from nothing.
 func (d *Driver) Start(ctx context.Context) (_ hypervisor.Guest, err error) {
 	defer d.explain(&err, "start guest %q")

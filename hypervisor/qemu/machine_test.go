@@ -85,9 +85,10 @@ func memoryDir(t testing.TB) string {
 func testConfig(t testing.TB, machine string) Config {
 	t.Helper()
 	return Config{
-		Name: "counting", Memory: 64 * mib, CPUs: 1, Machine: machine, Accel: AccelTCG,
+		Name: "counting", Memory: 16 * mib, CPUs: 1, Machine: machine, Accel: AccelTCG,
 		Kernel: kernelFile(t), RunDir: filepath.Join(openDir(t), "run"), ImageDir: memoryDir(t),
-		Helper: []string{os.Args[0], "dirty-helper"},
+		// A program built with the race detector sleeps for a second at its end.
+		Helper: []string{"/usr/bin/env", "GORACE=atexit_sleep_ms=0", os.Args[0], "dirty-helper"},
 	}
 }
 

@@ -76,9 +76,7 @@ func tryKVM(ctx context.Context, qemu string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, probeLimit)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, qemu, "-no-user-config", "-nodefaults", "-display", "none",
-		"-machine", "pc", "-accel", "kvm", "-m", "32", "-no-reboot", "-kernel", kernel,
-		"-device", "isa-debug-exit,iobase=0xf4,iosize=1", "-serial", "stdio").Output()
+	out, err := exec.CommandContext(ctx, qemu, trialArguments(AccelKVM, kernel)...).Output()
 	if bytes.Contains(out, []byte(trialWord)) {
 		return nil
 	}
@@ -86,4 +84,9 @@ func tryKVM(ctx context.Context, qemu string) error {
 		err = fmt.Errorf("it ended without a word")
 	}
 	return fmt.Errorf("trial guest under KVM: %w", err)
+}
+
+func trialArguments(accel, kernel string) []string {
+	return []string{"-no-user-config", "-nodefaults", "-display", "none", "-machine", "pc", "-accel", accel,
+		"-m", "32", "-no-reboot", "-kernel", kernel, "-device", "isa-debug-exit,iobase=0xf4,iosize=1", "-serial", "stdio"}
 }
