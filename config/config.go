@@ -1,0 +1,215 @@
+// Package config reads the one file that describes a pair of hosts, their
+// witness and their guests. The same file is on every host; a daemon is told
+// by name which of the hosts it is.
+//
+// Data flows through the package in the order of its files: the types
+// (config.go, units.go) are filled from TOML (parse.go), what was left out gets
+// its default (defaults.go), then everything is checked at once (validate.go).
+// render.go is the way back, for `understudy init`. The package imports nothing
+// of this project.
+package config
+
+import "slices"
+
+// Config is the whole file.
+type Config struct {
+	// Cluster names the three hosts together. Certificates are made out to it,
+	// so that hosts of different clusters refuse each other.
+	Cluster string `toml:"cluster"`
+	// Profile chooses the times below that are not given: "standard" or "fast".
+	Profile Profile `toml:"profile"`
+	// Lease is how long an owner may go on without hearing from the ownership
+	// log. It bounds the time to fail over from a silent host from below.
+	Lease Duration `toml:"lease"`
+	// Heartbeat is how often hosts say that they are there, at most a third of
+	// the lease.
+	Heartbeat Duration `toml:"heartbeat"`
+	// Dirs are the directories on every host that does not have its own.
+	Dirs
+	// Hosts are the three voters.
+	Hosts []Host `toml:"host"`
+	// Guests are the protected virtual machines.
+	Guests []Guest `toml:"guest"`
+}
+
+// Dirs are absolute paths of directories.
+type Dirs struct {
+	// State is kept over restarts of the machine: the ownership log.
+	State string `toml:"state_dir"`
+	// Run is kept over restarts of the daemon: sockets, guests' memory. It
+	// belongs on a tmpfs with room for the memory of all guests.
+	Run string `toml:"run_dir"`
+	// TLS holds ca.pem, <host>.pem and <host>.key, all PEM.
+	TLS string `toml:"tls_dir"`
+}
+
+// Profile is a set of times that fit together.
+type Profile string
+
+const (
+	// Standard has a lease of 1 s: quiet on a busy host.
+	Standard Profile = "standard"
+	// Fast has a lease of 300 ms, for hosts with a network of their own and
+	// processors to spare.
+	Fast Profile = "fast"
+)
+
+// Host is one of the three voters.
+type Host struct {
+	Name string `toml:"name"`
+	// Address is where the other hosts reach it, host:port.
+	Address string `toml:"address"`
+	// Witness hosts vote and run no guest.
+	Witness bool `toml:"witness"`
+	// Dirs override those of the cluster on this host.
+	Dirs
+}
+
+// Hypervisor is what runs a guest.
+type Hypervisor string
+
+const (
+	// QEMU runs a guest in a stock QEMU.
+	QEMU Hypervisor = "qemu"
+	// Sim is the simulated guest: no root, no QEMU, for tests and trying out.
+	Sim Hypervisor = "sim"
+)
+
+// Guest is one protected virtual machine.
+type Guest struct {
+	Name string `toml:"name"`
+	// Host is where the guest starts first; Backup is where it goes on.
+	Host   string `toml:"host"`
+	Backup string `toml:"backup"`
+
+	Hypervisor Hypervisor `toml:"hypervisor"`
+	// Memory is the guest's RAM, a multiple of 4 KiB.
+	Memory Size `toml:"memory"`
+	CPUs   int  `toml:"cpus"`
+	// NICs are the network devices, in the order the guest sees them.
+	NICs []NIC `toml:"nic"`
+	// Protection is how the guest is protected.
+	Protection Protection `toml:"protection"`
+
+	// What follows is for QEMU only.
+
+	// Machine is QEMU's machine type: pc, q35 or microvm, or a versioned one
+	// like pc-q35-7.2.
+	Machine string `toml:"machine"`
+	// CPU is QEMU's name of a processor model; empty takes one that both hosts
+	// have.
+	CPU string `toml:"cpu"`
+	// Accel is "kvm", "tcg", or "auto": KVM where it works.
+	Accel string `toml:"accel"`
+	// Kernel, Initrd and Append boot a kernel directly, without a disk.
+	Kernel string `toml:"kernel"`
+	Initrd string `toml:"initrd"`
+	Append string `toml:"append"`
+	Disks  []Disk `toml:"disk"`
+	// User runs the QEMU process.
+	User string `toml:"user"`
+}
+
+// DiskMode says what becomes of a guest's writes to a disk.
+type DiskMode string
+
+const (
+	// Snapshot keeps writes in a copy that ends with the guest.
+	Snapshot DiskMode = "snapshot"
+	// ReadOnly refuses writes.
+	ReadOnly DiskMode = "readonly"
+)
+
+// Disk is a disk image that is the same on both hosts.
+type Disk struct {
+	Path string   `toml:"path"`
+	Mode DiskMode `toml:"mode"`
+}
+
+// NIC is a network device.
+type NIC struct {
+	MAC MAC `toml:"mac"`
+	// Bridge (QEMU) is the host's bridge that the device is joined to.
+	Bridge string `toml:"bridge"`
+	// Tap (QEMU) is the name of the TAP device on the host.
+	Tap string `toml:"tap"`
+	// Segment (simulated guest) is the path of the socket that stands for its
+	// network.
+	Segment string `toml:"segment"`
+}
+
+// Compression says how pages travel.
+type Compression string
+
+const (
+	CompressionAuto  Compression = "auto"  // what link and processor can bear
+	CompressionNone  Compression = "none"  // as they are
+	CompressionDelta Compression = "delta" // the difference to what was sent before
+	CompressionFull  Compression = "full"  // the difference, then a general codec
+)
+
+// Protection is how a guest is protected.
+type Protection struct {
+	// Epoch is "adaptive" or a fixed time from one checkpoint to the next.
+	Epoch Epoch `toml:"epoch"`
+	// Floor and Ceiling bound an adaptive epoch; Start is its first length.
+	Floor   Duration `toml:"floor"`
+	Start   Duration `toml:"start"`
+	Ceiling Duration `toml:"ceiling"`
+	// Window is how many epochs may be on their way without acknowledgement.
+	Window int `toml:"window"`
+	// DeltaCache is the memory for pages as they were sent before.
+	DeltaCache Size `toml:"delta_cache"`
+	// HeldOutput bounds the guest's output that waits for a commit.
+	HeldOutput Size `toml:"held_output"`
+	// Connections is how many connections a session to the backup has.
+	Connections int         `toml:"connections"`
+	Compression Compression `toml:"compression"`
+	// DetachAfter is how long the guest's output waits for a silent backup
+	// before the guest goes on unprotected.
+	DetachAfter Duration `toml:"detach_after"`
+	// VerifyEvery is the time between two comparisons of all memory on both
+	// sides; 0 is never.
+	VerifyEvery Duration `toml:"verify_every"`
+}
+
+// Host returns the host of that name.
+func (c *Config) Host(name string) (Host, bool) {
+	i := slices.IndexFunc(c.Hosts, func(h Host) bool { return h.Name == name })
+	if i < 0 {
+		return Host{}, false
+	}
+	return c.Hosts[i], true
+}
+
+// Guest returns the guest of that name.
+func (c *Config) Guest(name string) (Guest, bool) {
+	i := slices.IndexFunc(c.Guests, func(g Guest) bool { return g.Name == name })
+	if i < 0 {
+		return Guest{}, false
+	}
+	return c.Guests[i], true
+}
+
+// DirsOf returns the directories on h.
+func (c *Config) DirsOf(h Host) Dirs {
+	d := c.Dirs
+	for _, one := range []struct {
+		own string
+		to  *string
+	}{{h.State, &d.State}, {h.Run, &d.Run}, {h.TLS, &d.TLS}} {
+		if one.own != "" {
+			*one.to = one.own
+		}
+	}
+	return d
+}
+
+// Witness returns the host that votes and runs no guest, if there is one.
+func (c *Config) Witness() (Host, bool) {
+	i := slices.IndexFunc(c.Hosts, func(h Host) bool { return h.Witness })
+	if i < 0 {
+		return Host{}, false
+	}
+	return c.Hosts[i], true
+}

@@ -1,0 +1,138 @@
+package config
+
+import (
+	"fmt"
+	"hash/fnv"
+	"time"
+)
+
+// Every default and every bound of the file. Sizes are in bytes.
+const (
+	defaultProfile   = Standard
+	standardLease    = Duration(1 * time.Second)
+	fastLease        = Duration(300 * time.Millisecond)
+	heartbeatsALease = 5 // heartbeat = lease / 5
+
+	// Of a lease. Below, the scheduling noise of a busy host ends leases; above,
+	// nobody waits. Package ownership has the same bounds.
+	minLease = Duration(100 * time.Millisecond)
+	maxLease = Duration(60 * time.Second)
+	// Of a heartbeat; at most a third of the lease, so that one may be lost.
+	minHeartbeat      = Duration(10 * time.Millisecond)
+	heartbeatsAtLeast = 3
+
+	defaultStateDir = "/var/lib/understudy"
+	defaultRunDir   = "/run/understudy"
+	defaultTLSDir   = "/etc/understudy/tls"
+
+	defaultHypervisor = QEMU
+	defaultMachine    = "q35"
+	defaultAccel      = "auto"
+	defaultUser       = "nobody" // there is one on every Debian
+	defaultDiskMode   = Snapshot
+	defaultCPUs       = 1
+	defaultMemory     = 512 * MiB
+
+	defaultFloor       = Duration(5 * time.Millisecond)
+	defaultStart       = Duration(25 * time.Millisecond)
+	defaultCeiling     = Duration(100 * time.Millisecond) // or half the lease
+	defaultWindow      = 2
+	defaultDeltaCache  = 64 * MiB
+	defaultHeldOutput  = 64 * MiB
+	defaultConnections = 2
+	defaultCompression = CompressionAuto
+	// detach_after = one lease, verify_every = 0 (never)
+
+	minEpoch       = Duration(1 * time.Millisecond)
+	maxEpoch       = Duration(10 * time.Second)
+	maxDetachAfter = Duration(10 * time.Minute)
+	minVerify      = Duration(1 * time.Second)
+	maxVerify      = Duration(7 * 24 * time.Hour)
+	maxWindow      = 8
+	maxConnections = 16
+	minHeldOutput  = 1 * MiB
+	maxHeldOutput  = 16 * GiB
+	minDeltaCache  = 1 * MiB // to do without: compression = "none"
+	maxDeltaCache  = 64 * GiB
+
+	pageSize   = 4 * KiB
+	minMemory  = 64 * MiB // QEMU with any kernel
+	minSimSize = 1 * MiB  // simulated guest
+	maxMemory  = 1 * TiB
+	maxCPUs    = 64
+	maxCPU     = 1024 // bytes of a processor model with its options
+
+	voters    = 3
+	maxGuests = 64
+	maxDisks  = 8
+	maxNICs   = 8
+	maxAppend = 2047 // COMMAND_LINE_SIZE of Linux on x86, less the NUL
+	maxPath   = 4095 // PATH_MAX, less the NUL
+	maxName   = 32   // of hosts, guests and the cluster
+	maxDevice = 15   // IFNAMSIZ, less the NUL
+)
+
+// setDefaults fills in what the file left out.
+func (c *Config) setDefaults() {
+	or(&c.Profile, defaultProfile)
+	or(&c.Lease, c.Profile.lease())
+	or(&c.Heartbeat, c.Lease/heartbeatsALease)
+	or(&c.State, defaultStateDir)
+	or(&c.Run, defaultRunDir)
+	or(&c.TLS, defaultTLSDir)
+	for i := range c.Guests {
+		c.Guests[i].setDefaults(c.Lease)
+	}
+}
+
+// lease is the lease of a profile; an unknown one has the standard lease and
+// is refused by Validate.
+func (p Profile) lease() Duration {
+	if p == Fast {
+		return fastLease
+	}
+	return standardLease
+}
+
+func (g *Guest) setDefaults(lease Duration) {
+	or(&g.Hypervisor, defaultHypervisor)
+	or(&g.Memory, defaultMemory)
+	or(&g.CPUs, defaultCPUs)
+	if g.Hypervisor == QEMU {
+		or(&g.Machine, defaultMachine)
+		or(&g.Accel, defaultAccel)
+		or(&g.User, defaultUser)
+		for i := range g.Disks {
+			or(&g.Disks[i].Mode, defaultDiskMode)
+		}
+		for i := range g.NICs {
+			or(&g.NICs[i].Tap, tapName(g.Name, i))
+		}
+	}
+	p := &g.Protection
+	or(&p.Floor, defaultFloor)
+	or(&p.Ceiling, max(p.Floor, min(defaultCeiling, lease/2)))
+	or(&p.Start, min(max(p.Floor, defaultStart), p.Ceiling))
+	or(&p.Window, defaultWindow)
+	or(&p.DeltaCache, defaultDeltaCache)
+	or(&p.HeldOutput, defaultHeldOutput)
+	or(&p.Connections, defaultConnections)
+	or(&p.Compression, defaultCompression)
+	or(&p.DetachAfter, lease)
+}
+
+// or sets what has the zero value to its default.
+func or[T comparable](to *T, value T) {
+	var zero T
+	if *to == zero {
+		*to = value
+	}
+}
+
+// tapName makes a name from the guest's, the same one after every change of
+// the file, short enough for a network device.
+func tapName(guest string, nic int) string {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(guest)) // never fails
+	return fmt.Sprintf("us-%08x-%d", h.Sum32(), nic)
+}
