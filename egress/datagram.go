@@ -42,9 +42,11 @@ type SocketConfig struct {
 // DefaultSocketBuffer is the default of SocketConfig.Buffer, in bytes.
 const DefaultSocketBuffer = 8 << 20
 
-// queueLength is how many datagrams a socket shall be able to hold. The
-// kernel's default, net.unix.max_dgram_qlen, is 10, and a sender that finds the
-// queue full spins in QEMU's main loop.
+// queueLength is how many datagrams a socket shall be able to hold: more than
+// fit into a sender's buffer of the default size. A sender whose buffer is full
+// sleeps until its frames are read; one that finds the receiver's queue full
+// does not (poll(2) calls it writable), and QEMU's main loop spins. The kernel's
+// default, net.unix.max_dgram_qlen, is 10.
 const queueLength = 2048
 
 // Datagram is a link over a pair of Unix datagram sockets, one datagram one
@@ -73,7 +75,8 @@ func OpenGuestSocket(c SocketConfig) (*Datagram, error) {
 		return nil, fmt.Errorf("socket path %s: a %s is in the way", c.Local, st.Mode().Type())
 	}
 	// The queue's length is fixed when a socket is made, and this is the only
-	// way to a longer one. A refusal costs throughput, nothing else.
+	// way to a longer one, for all sockets of the network namespace. A refusal
+	// costs throughput, nothing else.
 	raiseSysctl("/proc/sys/net/unix/max_dgram_qlen", queueLength)
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {

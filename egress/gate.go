@@ -252,7 +252,8 @@ func signal(c chan struct{}) {
 
 // Seal ends epoch n: every frame the guest has sent belongs to n or to an
 // epoch before it. The guest must stand still. Frames for which the ring has no
-// room stay in the guest's socket and so belong to a later epoch. n must be
+// room stay in the guest's socket and so belong to a later epoch, which holds
+// them for longer, never for less. n must be
 // above the n of every Seal since the last Hold, Pass or Discard.
 func (g *Gate) Seal(n epoch.Number) error {
 	g.mu.Lock()

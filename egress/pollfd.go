@@ -49,7 +49,10 @@ func newPollFD(fd int, name string) (*pollFD, error) {
 // a time, which is what keeps ready's array from being shared.
 func (p *pollFD) Wait() error {
 	if err := p.raw.Read(p.ready); err != nil {
-		if errors.Is(err, os.ErrClosed) {
+		// os says "closed" in more than one way.
+		p.mu.RLock()
+		defer p.mu.RUnlock()
+		if p.closed {
 			return net.ErrClosed
 		}
 		return fmt.Errorf("waiting for a frame on %s: %w", p.file.Name(), err)
