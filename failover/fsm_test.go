@@ -9,6 +9,7 @@ import (
 	"io"
 	"reflect"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -313,4 +314,54 @@ func TestConfigIsChecked(t *testing.T) {
 			t.Errorf("the profile for %s: %v", lease, err)
 		}
 	}
+}
+
+// fullDisk is a stable store on a disk that is full.
+type fullDisk struct{ raft.StableStore }
+
+func (fullDisk) Set([]byte, []byte) error       { return syscall.ENOSPC }
+func (fullDisk) SetUint64([]byte, uint64) error { return syscall.ENOSPC }
+
+// A full disk stops the voter, not the daemon.
+func TestFullDiskStopsTheVoter(t *testing.T) {
+	for name, write := range map[string]func(*votes) error{
+		"term": func(v *votes) error { return v.SetUint64([]byte("CurrentTerm"), 7) },
+		"vote": func(v *votes) error { return v.Set([]byte("LastVoteCand"), []byte("a")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			var told error
+			ended := true
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				_ = write(&votes{fullDisk{}, func(err error) { told = err }, "/var/lib/understudy"})
+				ended = false
+			})
+			wg.Wait()
+			if !ended || !errors.Is(told, syscall.ENOSPC) || !strings.Contains(told.Error(), "make room") {
+				t.Fatalf("went on %v, told %v", !ended, told)
+			}
+		})
+	}
+}
+
+// A running voter whose log breaks says so, stops, and can be closed; the
+// others go on.
+func TestBrokenVoterStops(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, testLease)
+	st, _ := c.protected()
+	b := c.node[hostB]
+	b.fsm.Apply(&raft.Log{Index: 99, Data: []byte("nonsense")})
+	select {
+	case <-b.Failed():
+	case <-c.ctx.Done():
+		t.Fatal("it did not stop")
+	}
+	if err := b.Failure(); err == nil || !strings.Contains(err.Error(), "entry 99") {
+		t.Fatal(err)
+	}
+	c.until("raft has stopped", func() bool { return b.raft.State() == raft.Shutdown })
+	c.renew(hostA, st.Generation)
+	c.stop(hostB)
+	c.renew(hostA, st.Generation)
 }

@@ -145,6 +145,10 @@ func (l *leases) shut(ctx context.Context, guest string, wait bool) (open func()
 func (r *reign) keepLength() {
 	n := r.n
 	retry := n.cfg.Profile.Heartbeat
+	if l := n.fsm.leaseState().Length; l != 0 && l != n.cfg.Lease {
+		n.log.Warn("the log's length of a lease counts, not the configuration's; set it there to change it",
+			"log", l, "configuration", n.cfg.Lease)
+	}
 	for r.ctx.Err() == nil {
 		st := n.fsm.leaseState()
 		var wait <-chan time.Time

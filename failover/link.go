@@ -74,7 +74,8 @@ func (l *link) call(ctx context.Context, k kind, req request) (answer, error) {
 	case <-c.done:
 		return answer{}, fmt.Errorf("connection to %s: %w", l.peer, c.err)
 	case <-ctx.Done():
-		if !c.heardSince(sent) && time.Since(sent) >= l.n.cfg.Profile.Attempt {
+		// Half an attempt: a call given up sooner says nothing about the peer.
+		if !c.heardSince(sent) && time.Since(sent) >= l.n.cfg.Profile.Attempt/2 {
 			c.fail(fmt.Errorf("silent for %s", time.Since(sent).Round(time.Millisecond)))
 		} else if f, err := encodeFrame(kindCancel, id, nil); err == nil {
 			if err := c.send(f, time.Now().Add(l.n.cfg.Profile.Attempt)); err != nil {

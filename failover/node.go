@@ -56,7 +56,7 @@ type Node struct {
 
 	store     *raftboltdb.BoltStore
 	transport *gatedTransport
-	failed    chan struct{} // closed when the log turned out damaged
+	failed    chan struct{} // see Failed
 	failOnce  sync.Once
 	failure   error
 	closeOnce sync.Once
@@ -231,7 +231,7 @@ func (n *Node) startRaft() error {
 	}
 	n.transport.admitted.Store(!empty)
 	n.spawn(func() { n.transport.pass(n.ctx) })
-	n.raft, err = raft.NewRaft(rc, n.fsm, n.store, n.store, snaps, n.transport)
+	n.raft, err = raft.NewRaft(rc, n.fsm, n.store, &votes{n.store, n.fail, n.cfg.Dir}, snaps, n.transport)
 	if err != nil {
 		return explainStore(n.cfg.Dir, fmt.Errorf("start raft: %w", err))
 	}
@@ -288,7 +288,8 @@ func (n *Node) spawn(f func()) bool {
 	return true
 }
 
-// fail is called when this voter's log turns out damaged while it runs.
+// fail is called when this voter's log turns out damaged, or its disk refuses
+// a write that raft cannot go on without.
 func (n *Node) fail(err error) {
 	n.failOnce.Do(func() {
 		n.failure = err
@@ -300,7 +301,7 @@ func (n *Node) fail(err error) {
 func (n *Node) stopOnFailure() {
 	select {
 	case <-n.failed:
-		n.log.Error("this voter stops: its log is damaged", "err", n.failure)
+		n.log.Error("this voter stops", "err", n.failure)
 		if err := n.raft.Shutdown().Error(); err != nil {
 			n.log.Error("stop raft", "err", err)
 		}
@@ -308,8 +309,8 @@ func (n *Node) stopOnFailure() {
 	}
 }
 
-// Failed is closed when the voter has found its log damaged and has stopped;
-// Failure then says why.
+// Failed is closed when the voter has stopped by itself: its log is damaged or
+// its disk full. Failure then says why. The others go on without it.
 func (n *Node) Failed() <-chan struct{} { return n.failed }
 
 // Failure returns why the voter has stopped by itself, nil if it has not.

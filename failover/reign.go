@@ -27,7 +27,6 @@ type reign struct {
 	term   uint64
 	start  clock.Instant
 	ctx    context.Context // done when the reign is over
-	cancel context.CancelFunc
 	leases leases
 	rounds rounds
 }
@@ -63,12 +62,8 @@ func (rs *reigns) wait(ctx context.Context) (*reign, error) {
 	}
 }
 
+// set replaces the current reign.
 func (rs *reigns) set(r *reign, leads bool) {
-	rs.mu.Lock()
-	defer rs.mu.Unlock()
-	if rs.current != nil && rs.current != r {
-		rs.current.cancel()
-	}
 	rs.current, rs.leads = r, leads
 	close(rs.changed)
 	rs.changed = make(chan struct{})
@@ -76,7 +71,7 @@ func (rs *reigns) set(r *reign, leads bool) {
 
 // follow is the goroutine that begins and ends reigns, owned by the Node, ended
 // with its context. notify is raft's NotifyCh: it carries every change in
-// order, and raft waits for us to take it.
+// order, and raft stands still until we take it, so nothing is waited for here.
 func (rs *reigns) follow(notify <-chan bool) {
 	end := func() {}
 	defer func() { end() }()
@@ -96,15 +91,28 @@ func (rs *reigns) follow(notify <-chan bool) {
 
 // begin starts the goroutine of a reign and returns what ends it.
 func (rs *reigns) begin() (end func()) {
-	rs.set(nil, true)
 	ctx, cancel := context.WithCancel(rs.n.ctx)
-	var running sync.WaitGroup
-	running.Go(func() { rs.reign(ctx) })
+	rs.mu.Lock()
+	rs.set(nil, true)
+	rs.mu.Unlock()
+	rs.n.spawn(func() { rs.reign(ctx) })
 	return func() {
+		rs.mu.Lock()
+		defer rs.mu.Unlock()
 		cancel()
-		running.Wait()
 		rs.set(nil, false)
 	}
+}
+
+// publish makes r the current reign, unless it has been ended meanwhile.
+func (rs *reigns) publish(r *reign) bool {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	if r.ctx.Err() != nil {
+		return false
+	}
+	rs.set(r, true)
+	return true
 }
 
 // reign is the goroutine of one reign.
@@ -128,12 +136,12 @@ func (rs *reigns) reign(ctx context.Context) {
 		// Deposed, or elected again, in the meantime. Both are notified.
 		return
 	}
-	r := &reign{n: n, term: term, start: n.cfg.Clock.Now()}
-	r.ctx, r.cancel = context.WithCancel(ctx)
-	defer r.cancel()
+	r := &reign{n: n, term: term, start: n.cfg.Clock.Now(), ctx: ctx}
 	r.leases.init(r)
 	r.rounds.once, r.rounds.spawn = r.confirmOnce, n.spawn
-	rs.set(r, true)
+	if !rs.publish(r) {
+		return
+	}
 	n.log.Info("leading", "term", term)
 	var duties sync.WaitGroup
 	duties.Go(r.keepLength)
