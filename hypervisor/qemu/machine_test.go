@@ -39,12 +39,16 @@ const countingCode = "" +
 
 const counterPage = 0x200000 / epoch.PageSize
 
-// kernelFile writes the counting guest where QEMU's account can read it.
-func kernelFile(t testing.TB) string {
+// kernelFile writes the counting guest where QEMU's account can read it. Its
+// code may be changed first.
+func kernelFile(t testing.TB, change ...func(code []byte)) string {
 	t.Helper()
 	code, err := hex.DecodeString(countingCode)
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, f := range change {
+		f(code)
 	}
 	path := filepath.Join(openDir(t), "kernel")
 	if err := os.WriteFile(path, pvhKernel(code), 0o644); err != nil {
