@@ -233,6 +233,11 @@ func TestSweepRemovesTheLabsOfTheDead(t *testing.T) {
 	if err := child.Start(); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { // whatever fails below
+		_ = child.Process.Kill()
+		_ = child.Wait()
+		_, _ = Sweep(prefix)
+	})
 	name := make([]byte, 256)
 	n, err := pipe.Read(name)
 	if err != nil {
