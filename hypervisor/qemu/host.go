@@ -29,9 +29,11 @@ type program struct {
 	Major, Minor int
 	// Machines maps each machine type to the versioned one it stands for.
 	Machines map[string]string
+	// Data lists where it looks for firmware, in that order.
+	Data []string
 }
 
-// askProgram runs the program twice, for its version and its machine types.
+// askProgram runs the program for its version, machine types and data directories.
 func askProgram(ctx context.Context, qemu string) (*program, error) {
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
@@ -48,6 +50,10 @@ func askProgram(ctx context.Context, qemu string) (*program, error) {
 		return nil, fmt.Errorf("ask %s for its machine types: %w", qemu, err)
 	}
 	p.Machines = parseMachines(out)
+	if out, err = exec.CommandContext(ctx, qemu, "-L", "help").Output(); err != nil {
+		return nil, fmt.Errorf("ask %s for its data directories: %w", qemu, err)
+	}
+	p.Data = strings.Fields(string(out))
 	return p, nil
 }
 
