@@ -27,7 +27,7 @@ setup:
 	@scripts/setup
 
 build:
-	$(GO) build -o bin/ ./cmd/...
+	$(if $(wildcard cmd/*/main.go),$(GO) build -o bin/ ./cmd/...)
 
 # Written only if something changed, see guest/build.
 guest: setup
