@@ -14,6 +14,7 @@ FUZZTIME      ?= 20s
 FUZZ          ?=
 GUEST_FLAGS   ?=
 DEMO_FLAGS    ?=
+BENCH_FLAGS   ?= -report build/bench.json
 
 # Two cores: two packages at a time, and no two targets at once.
 GOTEST := $(GO) test -race -p 2 -timeout 12m
@@ -42,8 +43,8 @@ test: setup guest build lint
 failovers: setup build guest
 	bin/understudy demo --repeat 50 $(DEMO_FLAGS)
 
-bench: setup build guest
-	bin/understudy bench --report build/bench.json
+bench: setup guest
+	$(GO) run ./integration/bench $(BENCH_FLAGS)
 
 lint: $(GOLANGCI_LINT)
 	@unformatted=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \
