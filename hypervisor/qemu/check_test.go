@@ -106,7 +106,7 @@ func TestFactsCompare(t *testing.T) {
 func TestHostParsers(t *testing.T) {
 	versions := map[string][2]int{
 		"QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)": {7, 2},
-		"QEMU emulator version 10.0.3": {10, 0},
+		"QEMU emulator version 10.0.3":                                   {10, 0},
 	}
 	for line, want := range versions {
 		major, minor, err := parseVersion(line)

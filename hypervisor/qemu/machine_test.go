@@ -23,6 +23,10 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "dirty-helper" {
 		os.Exit(dirty.HelperMain(os.Args[2:]))
 	}
+	if len(os.Args) > 2 && os.Args[1] == "die-with-guest" {
+		fmt.Fprintln(os.Stderr, dieWithGuest(os.Args[2]))
+		os.Exit(1)
+	}
 	goleak.VerifyTestMain(m)
 }
 
@@ -110,8 +114,10 @@ func testLog(t testing.TB) *slog.Logger {
 	if testing.Verbose() {
 		return slog.New(slog.NewTextHandler(t.Output(), nil))
 	}
-	return slog.New(slog.NewTextHandler(io.Discard, nil))
+	return discardLog()
 }
+
+func discardLog() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
 
 func newDriver(t testing.TB, c Config) *Driver {
 	t.Helper()
