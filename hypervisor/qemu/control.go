@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"understudy/hypervisor"
 	"understudy/hypervisor/qemu/qmp"
@@ -97,6 +98,27 @@ func migrate(ctx context.Context, client *qmp.Client, command string, file *os.F
 	}
 }
 
+// migrationOver waits until a QEMU that has sent its stream can be resumed: it
+// tells of the stream's end somewhat earlier.
+func migrationOver(ctx context.Context, client *qmp.Client) error {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		s, err := queryStatus(ctx, client)
+		if err != nil {
+			return err
+		}
+		if s.Status == "postmigrate" {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the end of a migration, QEMU is in state %s: %w", s.Status, ctx.Err())
+		}
+	}
+}
+
 func migrationError(ctx context.Context, client *qmp.Client) error {
 	var info struct {
 		Description string   `json:"error-desc"`
@@ -138,6 +160,9 @@ func describe(ctx context.Context, client *qmp.Client, memory uint64) (*selfDesc
 				Remedy: "leave out the device it names",
 			}
 		}
+		return nil, err
+	}
+	if err := migrationOver(ctx, client); err != nil {
 		return nil, err
 	}
 	info, err := file.Stat()

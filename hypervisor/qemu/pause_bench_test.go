@@ -89,3 +89,39 @@ func benchmarkPause(b *testing.B, pages int) {
 	b.ReportMetric(float64(dirtied)/float64(b.N), "pages")
 	b.ReportMetric(float64(len(state)), "state-bytes")
 }
+
+// BenchmarkTakeover reports the medians of loading the last device state and of
+// letting the standby run, in microseconds.
+func BenchmarkTakeover(b *testing.B) {
+	ctx := context.Background()
+	c := testConfig(b, "q35")
+	c.Memory, c.CPUs = 512*mib, 2
+	hosts := newPair(b, c)
+	g, err := hosts.a.Start(ctx)
+	must(b, err)
+	drain(b, g)
+	must(b, g.Resume(ctx))
+	must(b, waitCounting(ctx, g))
+	var load, run []time.Duration
+	for range b.N {
+		sb, err := hosts.b.Standby(ctx, g.Spec())
+		must(b, err)
+		must(b, g.Pause(ctx))
+		state, err := g.AppendDeviceState(ctx, nil)
+		must(b, err)
+		full := epoch.NewPageSet(g.Pages())
+		full.Fill()
+		copySet(b, g, sb, full)
+		start := time.Now()
+		must(b, sb.Load(ctx, state))
+		loaded := time.Now()
+		next, err := sb.Run(ctx)
+		must(b, err)
+		load, run = append(load, loaded.Sub(start)), append(run, time.Since(loaded))
+		must(b, next.Destroy())
+	}
+	slices.Sort(load)
+	slices.Sort(run)
+	b.ReportMetric(float64(load[len(load)/2].Microseconds()), "load-µs")
+	b.ReportMetric(float64(run[len(run)/2].Microseconds()), "run-µs")
+}

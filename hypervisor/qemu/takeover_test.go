@@ -66,6 +66,12 @@ func copyDirty(t testing.TB, g hypervisor.Guest, s hypervisor.Standby) uint64 {
 	t.Helper()
 	set := epoch.NewPageSet(g.Pages())
 	must(t, g.CollectDirty(set))
+	copySet(t, g, s, set)
+	return set.Count()
+}
+
+func copySet(t testing.TB, g hypervisor.Guest, s hypervisor.Standby, set *epoch.PageSet) {
+	t.Helper()
 	buf := make([]byte, 256*epoch.PageSize)
 	for first, count := range set.Runs {
 		for count > 0 {
@@ -75,7 +81,6 @@ func copyDirty(t testing.TB, g hypervisor.Guest, s hypervisor.Standby) uint64 {
 			first, count = first+epoch.GFN(n), count-n
 		}
 	}
-	return set.Count()
 }
 
 // differs returns the pages in which two images differ.
