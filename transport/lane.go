@@ -108,9 +108,6 @@ func (s *Session) writeLoop(l *lane) {
 			s.pool.put(batch, batch.turn.Load())
 		}
 		if bye {
-			if s.writers.Add(-1) == 0 {
-				close(s.flushed)
-			}
 			return
 		}
 	}

@@ -37,7 +37,8 @@ const (
 	// of more than smallFrame bytes goes alone.
 	maxBatch   = 64 << 10
 	smallFrame = 16 << 10
-	// closeTimeout bounds how long Close waits for queued messages to leave.
+	// closeTimeout bounds how long Close waits for queued messages to leave and
+	// for the peer to notice.
 	closeTimeout = time.Second
 	// creditShare of the window is consumed between two credit frames.
 	creditShare = 16
@@ -94,8 +95,6 @@ type Session struct {
 	err     error
 	failed  sync.Once
 	closing chan struct{} // closed by the first Close
-	flushed chan struct{} // closed by the last writer to say bye
-	writers atomic.Int32
 	byes    atomic.Int32
 	wg      sync.WaitGroup
 
@@ -139,7 +138,6 @@ func newSession(id sessionID, conns []net.Conn, peer hello, cfg Config, log *slo
 		start:      time.Now(),
 		done:       make(chan struct{}),
 		closing:    make(chan struct{}),
-		flushed:    make(chan struct{}),
 		sendTurn:   make(chan struct{}, 1),
 		creditCame: make(chan struct{}, 1),
 		peerMax:    peer.maxMessage,
@@ -153,7 +151,6 @@ func newSession(id sessionID, conns []net.Conn, peer hello, cfg Config, log *slo
 		s.lanes = append(s.lanes, newLane(s, i, conn))
 	}
 	keepResponsive(conns[0])
-	s.writers.Store(int32(len(conns)))
 	for _, l := range s.lanes {
 		s.wg.Go(func() { s.writeLoop(l) })
 		s.wg.Go(func() { s.readLoop(l) })
@@ -388,8 +385,8 @@ func (s *Session) fail(err error) {
 	})
 }
 
-// Close lets what is queued leave (for a second at most), tells the peer, ends
-// the session and waits for its goroutines. What must have arrived needs an
+// Close lets what is queued leave, tells the peer, waits until it has noticed
+// (a round trip, a second at most), ends the session and its goroutines. What must have arrived needs an
 // acknowledgement of the application's own.
 func (s *Session) Close() error {
 	s.sendMu.Lock()
@@ -403,8 +400,9 @@ func (s *Session) Close() error {
 	s.sendMu.Unlock()
 	timer := time.NewTimer(closeTimeout)
 	defer timer.Stop()
+	// The peer closes the connections when it has every bye. If this side did,
+	// while the peer still writes, a reset could overtake the last messages.
 	select {
-	case <-s.flushed:
 	case <-s.done:
 	case <-timer.C:
 	}

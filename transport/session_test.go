@@ -280,13 +280,16 @@ func TestAStalledConnectionEndsTheSession(t *testing.T) {
 		for _, l := range a.lanes[1:] {
 			close(l.conn.(*stalling).stall)
 		}
+		synctest.Wait() // every writer is idle: the last connection's takes it
 		began := time.Now()
-		for range 10 { // more than the connections swallow before they stall
-			if err := b.Send(t.Context(), 1, make([]byte, 100_000)); err != nil {
-				t.Fatal(err)
-			}
+		if err := b.Send(t.Context(), 1, make([]byte, 100_000)); err != nil {
+			t.Fatal(err)
 		}
-		<-b.Done()
+		select {
+		case <-b.Done():
+		case <-time.After(time.Minute):
+			t.Fatal("not noticed within a minute")
+		}
 		if took := time.Since(began); took != writeTimeout {
 			t.Errorf("noticed after %v", took)
 		}
