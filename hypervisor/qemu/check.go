@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -90,29 +89,29 @@ const overhead = 256 * mib
 // configured guest. A failed check is in the report; the error is only for a
 // context that ended.
 func CheckHost(ctx context.Context, cfg Config) (Report, error) {
-	cfg = cfg.withDefaults()
-	r := &Report{Guest: cfg.Name}
-	valid := r.result("configuration", cfg.Validate(), "consistent", "correct the guest's configuration")
+	c := cfg.withDefaults()
+	r := &Report{Guest: c.Name}
+	valid := r.result("configuration", c.validate(), "consistent", "correct the guest's configuration")
 	checkKernel(r)
 	checkPrivileges(r)
 	checkTunnel(r)
 	checkFirewall(r)
 	checkSwap(r)
-	as, err := cfg.account()
-	known := r.result("account", err, "QEMU runs as "+cfg.User, "create the account or name another")
+	as, err := c.account()
+	known := r.result("account", err, "QEMU runs as "+c.User, "create the account or name another")
 	if known {
-		checkFiles(r, &cfg, as)
+		checkFiles(r, c, as)
 	}
-	checkImageDir(r, &cfg)
-	checkMemory(r, &cfg)
-	p := checkQEMU(ctx, r, &cfg)
+	checkImageDir(r, c)
+	checkMemory(r, c)
+	p := checkQEMU(ctx, r, c)
 	if valid && known && p != nil {
-		d := &Driver{cfg: cfg, as: as, log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+		d := &Driver{cfg: *c, as: as, log: slog.New(slog.DiscardHandler)}
 		accel := checkAccelerator(ctx, r, d)
 		if accel != "" {
-			checkTrial(ctx, r, &cfg, accel)
+			checkTrial(ctx, r, c, accel)
 		}
-		facts, err := cfg.facts(p, accel)
+		facts, err := c.facts(p, accel)
 		if err != nil {
 			r.add("facts", StatusFail, err.Error(), "make kernel, initrd and QEMU's program readable")
 		}
@@ -342,7 +341,7 @@ func trial(ctx context.Context, c Config, accel string) (err error) {
 	c.RunDir = filepath.Join(dir, "run")
 	c.ImageDir = filepath.Join(c.ImageDir, "check")
 	defer func() { err = errors.Join(err, os.RemoveAll(c.ImageDir)) }()
-	d, err := NewDriver(c, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	d, err := NewDriver(c, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}

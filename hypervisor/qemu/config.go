@@ -141,7 +141,7 @@ const (
 )
 
 // withDefaults returns the configuration with every optional field filled in.
-func (c Config) withDefaults() Config {
+func (c Config) withDefaults() *Config {
 	if c.QEMU == "" {
 		c.QEMU = defaultQEMU
 	}
@@ -172,7 +172,7 @@ func (c Config) withDefaults() Config {
 			c.Disks[i].Format = "raw"
 		}
 	}
-	return c
+	return &c
 }
 
 // NICSockets returns the two socket paths of NIC i, defaults filled in.
@@ -186,8 +186,9 @@ func (c Config) netDir() string { return filepath.Join(c.RunDir, "net") }
 // Validate checks the configuration by itself; what depends on the host is
 // checked by CheckHost and at start. What QEMU could run but nobody could
 // protect is a *hypervisor.Refusal. All that is wrong is reported at once.
-func (c Config) Validate() error {
-	c = c.withDefaults()
+func (c Config) Validate() error { return c.withDefaults().validate() }
+
+func (c *Config) validate() error {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 

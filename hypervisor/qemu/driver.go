@@ -32,15 +32,15 @@ var _ hypervisor.Driver = (*Driver)(nil)
 
 // NewDriver returns a driver for the configured guest. It starts nothing.
 func NewDriver(cfg Config, log *slog.Logger) (*Driver, error) {
-	cfg = cfg.withDefaults()
-	if err := cfg.Validate(); err != nil {
+	full := cfg.withDefaults()
+	if err := full.validate(); err != nil {
 		return nil, err
 	}
-	as, err := cfg.account()
+	as, err := full.account()
 	if err != nil {
 		return nil, fmt.Errorf("guest %q: %w", cfg.Name, err)
 	}
-	return &Driver{cfg: cfg, as: as, log: log.With("guest", cfg.Name)}, nil
+	return &Driver{cfg: *full, as: as, log: log.With("guest", cfg.Name)}, nil
 }
 
 // Prepare makes the directories of the configuration, so that the host's ends

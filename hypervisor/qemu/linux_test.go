@@ -118,9 +118,8 @@ func TestLinuxSurvivesAndReboots(t *testing.T) {
 			must(t, err)
 			t.Cleanup(func() { must(t, sb.Destroy()) })
 			copyDirty(t, g, sb)
-			var state []byte
 			for i := range 10 {
-				state = commit(ctx, t, g, sb)
+				commit(ctx, t, g, sb)
 				if i%5 > 0 {
 					must(t, g.Resume(ctx))
 					continue
@@ -131,7 +130,7 @@ func TestLinuxSurvivesAndReboots(t *testing.T) {
 				must(t, g.Resume(ctx))
 				wireA.answers(ctx, t)
 			}
-			state = commit(ctx, t, g, sb)
+			state := commit(ctx, t, g, sb)
 			must(t, g.Destroy())
 
 			start := time.Now()

@@ -260,7 +260,7 @@ func TestTailKeepsTheEnd(t *testing.T) {
 func TestRecord(t *testing.T) {
 	c := testConfig(t, "q35").withDefaults()
 	must(t, c.prepare(account{}))
-	at, err := newPlace(&c)
+	at, err := newPlace(c)
 	must(t, err)
 	spec := testSpec(t)
 	want := record{Role: roleGuest, Process: identity{PID: 7, Start: 8, Boot: "b"}, Pages: spec.Pages, Spec: spec.Machine, Side: []uint64{1, 2}}

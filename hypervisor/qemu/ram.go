@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -101,7 +102,9 @@ func (r *ramFile) close() error {
 // there or not, and which of the two.
 func (r *ramFile) run(first, count uint64) (n uint64, there bool) {
 	there = r.isThere(first)
-	for n = 1; n < count && r.isThere(first+n) == there; n++ {
+	n = 1
+	for n < count && r.isThere(first+n) == there {
+		n++
 	}
 	return n, there
 }
@@ -217,4 +220,4 @@ func fallocate(f *os.File, size int64) error {
 
 var zeroPage [epoch.PageSize]byte
 
-func isZero(page []byte) bool { return string(page) == string(zeroPage[:]) }
+func isZero(page []byte) bool { return bytes.Equal(page, zeroPage[:]) }
