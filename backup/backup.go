@@ -23,6 +23,14 @@ import (
 	"understudy/protocol"
 )
 
+// The messages that mark a takeover in the log; the demo makes its timeline of
+// them.
+const (
+	LogAsking  = "asking the ownership log"
+	LogGranted = "granted by the ownership log"
+	LogRunning = "the guest runs here"
+)
+
 // Ownership is the ownership log as this host sees it (package failover).
 type Ownership interface {
 	Propose(ctx context.Context, c ownership.Command) (ownership.Guest, error)
@@ -121,9 +129,9 @@ func (b *Backup) Run(ctx context.Context) (Result, error) {
 	}
 	b.drop("the backup ends")
 	if b.outcome == OutcomeTookOver {
-		return Result{Outcome: b.outcome, Guest: b.taken, State: b.core.log}, nil
+		return Result{Outcome: b.outcome, Guest: b.taken, State: b.core.Log()}, nil
 	}
-	return Result{Outcome: b.outcome, State: b.core.log}, b.destroy()
+	return Result{Outcome: b.outcome, State: b.core.Log()}, b.destroy()
 }
 
 // step feeds one event, and what its actions bring about, to the core.
@@ -165,6 +173,7 @@ func (b *Backup) do(ctx context.Context, a Action) Event {
 		guest, err := b.standby.Run(ctx)
 		if err == nil {
 			b.taken, b.standby = guest, nil
+			b.Slog.Info(LogRunning, "at", b.core.at)
 		}
 		return Ran{guest, err}
 	case Warn:
@@ -300,9 +309,13 @@ func (b *Backup) destroy() error {
 func (b *Backup) propose(ctx context.Context, c ownership.Command) {
 	call, cancel := context.WithTimeout(ctx, b.cfg.TakeoverWait)
 	defer cancel()
-	b.Slog.Info("proposing", "command", c.Kind, "id", c.ID, "generation", c.Generation)
+	b.Slog.Info(LogAsking, "command", c.Kind, "generation", c.Generation, "epoch", c.Backup.Epoch)
 	state, err := b.Log.Propose(call, c)
-	b.Slog.Info("proposed", "command", c.Kind, "id", c.ID, "generation", state.Generation, "err", err)
+	if err != nil {
+		b.Slog.Warn("not granted", "command", c.Kind, "err", err)
+	} else {
+		b.Slog.Info(LogGranted, "command", c.Kind, "generation", state.Generation)
+	}
 	b.send(ctx, Proposed{Command: c, State: state, Err: err})
 }
 

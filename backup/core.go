@@ -82,6 +82,9 @@ const (
 // NewCore returns the core of a backup that holds no image yet.
 func NewCore(cfg Config, state ownership.Guest) *Core { return &Core{cfg: cfg, log: state} }
 
+// Log returns the newest state of the ownership log that the core knows.
+func (c *Core) Log() ownership.Guest { return c.log }
+
 // At returns where the image stands.
 func (c *Core) At() (at epoch.Position, whole bool) { return c.at, c.whole }
 

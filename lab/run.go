@@ -67,6 +67,10 @@ func (c *Cmd) CombinedOutput() ([]byte, error) {
 	return out.Bytes(), err
 }
 
+// Kill sends SIGKILL to every process in the host's namespace and returns when
+// they are gone: the host's power is cut, its network stays.
+func (h *Host) Kill() error { return killAll(h.space.path()) }
+
 // Do calls f on a thread that is in the host's namespace for as long. What f
 // starts in other goroutines is not in the namespace; sockets and files it
 // opens stay in it.

@@ -114,6 +114,9 @@ func (p *Primary) capture(ctx context.Context, a Capture) Event {
 		return CaptureFailed{a.Number, err}
 	}
 	p.stats.captured(cost)
+	if p.Observe != nil {
+		p.Observe(cost)
+	}
 	return Captured{Number: a.Number, Kind: j.kind, Cost: cost}
 }
 

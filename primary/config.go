@@ -59,6 +59,9 @@ type Config struct {
 	// message carries.
 	Encoder epoch.EncoderConfig
 	Effort  Compression
+	// VerifyEvery is the time between two comparisons of the whole image on
+	// both sides, spread over many checkpoints; 0 is never.
+	VerifyEvery time.Duration
 	// VerifyAll compares the whole image at every checkpoint: for tests.
 	VerifyAll bool
 }

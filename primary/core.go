@@ -121,6 +121,10 @@ func NewCore(cfg Config, state ownership.Guest, running bool) *Core {
 // Mode returns where protection stands.
 func (c *Core) Mode() Mode { return c.mode }
 
+// Spoilt reports whether the backup's image is known to differ: no session may
+// continue from it.
+func (c *Core) Spoilt() bool { return c.mismatched }
+
 // Step takes one event and returns what must happen now. The slice is valid
 // until the next call.
 func (c *Core) Step(now clock.Instant, ev Event) []Action {

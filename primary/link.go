@@ -194,7 +194,7 @@ func (p *Primary) disconnect(why error) {
 	if len(p.known) > protocol.MaxKnown {
 		p.known = p.known[len(p.known)-protocol.MaxKnown:]
 	}
-	if p.core.mismatched {
+	if p.core.Spoilt() {
 		p.known = p.known[:0] // never to be continued from
 	}
 	p.verifies.rewind()

@@ -78,6 +78,9 @@ type Deps struct {
 	// owner. Running says that the guest runs already.
 	State   ownership.Guest
 	Running bool
+	// Observe, if not nil, is told what each checkpoint cost, after the guest
+	// runs again. The loop waits for it.
+	Observe func(Cost)
 }
 
 // Primary runs one guest of this host and keeps its backup up to date.
@@ -149,6 +152,9 @@ func (p *Primary) Run(ctx context.Context) (Outcome, error) {
 	p.start(ctx, p.renew)
 	p.start(ctx, p.watch)
 	p.start(ctx, p.listen)
+	if p.cfg.VerifyEvery > 0 {
+		p.start(ctx, p.verifyRegularly)
+	}
 
 	timer := time.NewTimer(0)
 	defer timer.Stop()

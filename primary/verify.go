@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"understudy/epoch"
 	"understudy/protocol"
@@ -59,6 +60,24 @@ func (p *Primary) Verify(ctx context.Context) (VerifyResult, error) {
 	case <-ctx.Done():
 		p.verifies.abandon(r)
 		return VerifyResult{}, fmt.Errorf("verify: %d of %d pages compared: %w", r.done, r.pages, ctx.Err())
+	}
+}
+
+// verifyRegularly compares the image every cfg.VerifyEvery. A difference is
+// acted upon where it is found, in link.receive.
+func (p *Primary) verifyRegularly(ctx context.Context) {
+	tick := time.NewTicker(p.cfg.VerifyEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		r, err := p.Verify(ctx)
+		if err == nil {
+			p.Slog.Info("memory compared", "pages", r.Pages, "identical", r.Identical, "first", r.First, "last", r.Last)
+		}
 	}
 }
 

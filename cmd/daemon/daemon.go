@@ -1,0 +1,205 @@
+// Package daemon puts one host together from its configuration: here, and
+// nowhere else, are the adapters chosen. cmd/understudyd runs it.
+//
+//	config → identity, port → voter (failover)
+//	       → per guest: driver, gate (guests.go, gates.go) → host
+//	       → status socket
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"understudy/clock"
+	"understudy/config"
+	"understudy/failover"
+	"understudy/host"
+	"understudy/ownership"
+	"understudy/protocol"
+	"understudy/status"
+	"understudy/transport"
+)
+
+// ProtocolReplication carries the sessions between primaries and backups; it
+// is the TLS ALPN name.
+const ProtocolReplication = "understudy-replication/1"
+
+// Options say which host of which configuration to be.
+type Options struct {
+	Config *config.Config
+	Host   string
+	// Helper is the command that runs dirty.HelperMain; see package
+	// hypervisor/qemu.
+	Helper []string
+	Slog   *slog.Logger
+	// Ready is called once the host takes part; nil for nothing.
+	Ready func()
+}
+
+// Socket returns the path of a host's status socket.
+func Socket(c *config.Config, h config.Host) string {
+	return filepath.Join(c.DirsOf(h).Run, "understudy.sock")
+}
+
+// Run is the host until ctx ends.
+func Run(ctx context.Context, o Options) (err error) {
+	self, ok := o.Config.Host(o.Host)
+	if !ok {
+		return fmt.Errorf("no [[host]] %q in the configuration", o.Host)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	dirs := o.Config.DirsOf(self)
+	id, err := transport.LoadIdentity(dirs.TLS, self.Name)
+	if err != nil {
+		return err
+	}
+	var names []string
+	address := map[ownership.HostID]string{}
+	var peers []failover.Peer
+	for _, h := range o.Config.Hosts {
+		names = append(names, h.Name)
+		address[ownership.HostID(h.Name)] = h.Address
+		peers = append(peers, failover.Peer{ID: ownership.HostID(h.Name), Address: h.Address, Witness: h.Witness})
+	}
+	port, err := transport.Listen(ctx, self.Address, id, names, o.Slog)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, port.Close()) }()
+	dial := func(ctx context.Context, peer ownership.HostID, proto string) (net.Conn, error) {
+		return transport.Dial(ctx, address[peer], string(peer), proto, id)
+	}
+	voter, err := failover.Open(ctx, failover.Config{
+		Self: ownership.HostID(self.Name), Peers: peers, Dir: filepath.Join(dirs.State, "ownership"),
+		RaftListener: port.Protocol(failover.ProtocolRaft), RPCListener: port.Protocol(failover.ProtocolRPC),
+		Dial:     dial,
+		PeerName: func(c net.Conn) ownership.HostID { return ownership.HostID(transport.PeerName(c)) },
+		Lease:    o.Config.Lease.Std(), Log: o.Slog,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, voter.Close()) }()
+
+	h, exits, closeHost, err := newHost(ctx, o, self, port, voter, dial)
+	if err != nil {
+		return err
+	}
+	defer closeHost()
+	server := status.NewServer(h, func() status.Report {
+		return status.Report{Host: ownership.HostID(self.Name), Leader: voter.Leader(), Lease: voter.Lease(), Exits: exits}
+	})
+	var workers sync.WaitGroup
+	var failure [2]error
+	workers.Go(func() { failure[0] = server.Serve(ctx, Socket(o.Config, self)); cancel() })
+	workers.Go(func() { failure[1] = h.Run(ctx); cancel() })
+	workers.Go(func() {
+		select {
+		case <-voter.Failed():
+			o.Slog.Error("the ownership log has failed: this host falls silent", "err", voter.Failure())
+			cancel()
+		case <-ctx.Done():
+		}
+	})
+	o.Slog.Info("understudy is up", "host", self.Name, "address", self.Address, "witness", self.Witness, "version", status.Version)
+	if o.Ready != nil {
+		o.Ready()
+	}
+	workers.Wait()
+	return errors.Join(failure[0], failure[1], voter.Failure())
+}
+
+// newHost makes the host's guests; a witness has none.
+func newHost(ctx context.Context, o Options, self config.Host, port *transport.Port, voter *failover.Node,
+	dial func(ctx context.Context, peer ownership.HostID, proto string) (net.Conn, error)) (*host.Host, map[string][]status.Exit, func(), error) {
+	wire := transport.DefaultConfig()
+	wire.HeartbeatInterval = o.Config.Heartbeat.Std()
+	// A dead daemon's connections are reset at once; a silent one is noticed by
+	// its heartbeats, in time for the end of its lease.
+	wire.HeartbeatTimeout = max(o.Config.Lease.Std(), 3*wire.HeartbeatInterval)
+	acceptor, err := transport.NewAcceptor(port.Protocol(ProtocolReplication), wire, o.Slog)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	closeAll := func() { _ = acceptor.Close() }
+	exits := map[string][]status.Exit{}
+	var guests []host.Guest
+	for _, g := range o.Config.Guests {
+		if g.Host != self.Name && g.Backup != self.Name {
+			continue
+		}
+		peer := ownership.HostID(g.Backup)
+		if g.Backup == self.Name {
+			peer = ownership.HostID(g.Host)
+		}
+		made, err := newGuest(o, self, g)
+		if err != nil {
+			for _, other := range guests {
+				_ = other.Gate.Close()
+			}
+			closeAll()
+			return nil, nil, nil, fmt.Errorf("guest %q: %w", g.Name, err)
+		}
+		made.Peer = peer
+		w := wire
+		w.Connections = g.Protection.Connections
+		made.Dial = func(ctx context.Context) (protocol.Session, error) {
+			s, err := transport.Connect(ctx, func(ctx context.Context) (net.Conn, error) {
+				return dial(ctx, peer, ProtocolReplication)
+			}, w, o.Slog)
+			if err != nil {
+				return nil, err
+			}
+			return Session{s}, nil
+		}
+		guests = append(guests, made)
+		exits[g.Name] = exitsOf(g)
+	}
+	h, err := host.New(host.Config{
+		Self: ownership.HostID(self.Name), Guests: guests, Log: OwnershipLog{voter}, Clock: clock.Boot{}, Slog: o.Slog,
+		AdoptLater: true,
+		Accept: func(ctx context.Context) (protocol.Session, ownership.HostID, error) {
+			s, err := acceptor.Accept(ctx)
+			if err != nil {
+				return nil, "", err
+			}
+			return Session{s}, ownership.HostID(s.Peer()), nil
+		},
+	})
+	if err != nil {
+		closeAll()
+		return nil, nil, nil, err
+	}
+	return h, exits, closeAll, nil
+}
+
+// exitsOf lists a guest's ways out (RULES 27).
+func exitsOf(g config.Guest) []status.Exit {
+	var exits []status.Exit
+	for _, n := range g.NICs {
+		exits = append(exits, status.Exit{Device: "network " + n.MAC.String(), Treatment: "held until its epoch is committed"})
+	}
+	for _, d := range g.Disks {
+		t := "read only"
+		if d.Mode == config.Snapshot {
+			t = "writes stay on the host and are lost at a failover"
+		}
+		exits = append(exits, status.Exit{Device: "disk " + d.Path, Treatment: t})
+	}
+	return exits
+}
+
+// prepareDir makes a directory that must exist.
+func prepareDir(path string, mode os.FileMode) error {
+	if err := os.MkdirAll(path, mode); err != nil {
+		return fmt.Errorf("prepare %s: %w", path, err)
+	}
+	return nil
+}

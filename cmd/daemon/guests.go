@@ -1,0 +1,191 @@
+package daemon
+
+// This file turns a [[guest]] section into a driver, a gate and the settings of
+// its two roles.
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"understudy/backup"
+	"understudy/clock"
+	"understudy/config"
+	"understudy/egress"
+	"understudy/epoch"
+	"understudy/host"
+	"understudy/hypervisor"
+	"understudy/hypervisor/qemu"
+	"understudy/hypervisor/sim"
+	"understudy/ownership"
+	"understudy/primary"
+)
+
+func newGuest(o Options, self config.Host, g config.Guest) (host.Guest, error) {
+	var driver hypervisor.Driver
+	var gate host.Gate
+	var err error
+	switch g.Hypervisor {
+	case config.QEMU:
+		driver, gate, err = newQEMU(o, self, g)
+	case config.Sim:
+		driver, gate, err = newSim(o, self, g)
+	default:
+		err = fmt.Errorf("hypervisor %q is not known", g.Hypervisor)
+	}
+	if err != nil {
+		return host.Guest{}, err
+	}
+	me := ownership.HostID(self.Name)
+	return host.Guest{
+		Name: g.Name, Home: ownership.HostID(g.Host), Driver: driver, Gate: gate,
+		Primary: func(lease time.Duration) primary.Config { return primaryConfig(g, me, lease) },
+		Backup: func(lease time.Duration) backup.Config {
+			return backup.DefaultConfig(g.Name, me, lease, uint64(g.Memory)+sideBlocks)
+		},
+	}, nil
+}
+
+// sideBlocks is room for a machine's other RAM blocks in one epoch.
+const sideBlocks = 64 << 20
+
+func primaryConfig(g config.Guest, self ownership.HostID, lease time.Duration) primary.Config {
+	p := g.Protection
+	c := primary.DefaultConfig(g.Name, self, lease)
+	c.Window, c.Floor, c.Ceiling = p.Window, p.Floor.Std(), p.Ceiling.Std()
+	if fixed, ok := p.Epoch.Fixed(); ok {
+		c.Floor, c.Ceiling = fixed, fixed
+	}
+	c.DetachAfter = p.DetachAfter.Std()
+	c.Encoder = epoch.EncoderConfig{DeltaCacheBytes: uint64(p.DeltaCache)}
+	c.Effort = primary.Compression(p.Compression)
+	c.VerifyEvery = p.VerifyEvery.Std()
+	return c
+}
+
+// newQEMU makes what a QEMU guest needs: its frames come over a pair of
+// datagram sockets and leave through a TAP with a time limit in the kernel.
+func newQEMU(o Options, self config.Host, g config.Guest) (hypervisor.Driver, host.Gate, error) {
+	c := qemuConfig(o.Config, self, g, o.Helper)
+	driver, err := qemu.NewDriver(c, o.Slog)
+	if err != nil {
+		return nil, nil, err
+	}
+	uid, gid, err := account(g.User)
+	if err != nil {
+		return nil, nil, err
+	}
+	var all gates
+	for i, n := range g.NICs {
+		one, err := qemuGate(o, c, g, n, i, uid, gid)
+		if err != nil {
+			return nil, nil, errors.Join(fmt.Errorf("network device %s: %w", n.MAC, err), all.Close())
+		}
+		all = append(all, one)
+	}
+	return driver, all.orOne(), nil
+}
+
+// qemuConfig is what package qemu wants to know of a guest. Its memory is beside
+// its sockets, in the run directory, which is on a tmpfs.
+func qemuConfig(all *config.Config, self config.Host, g config.Guest, helper []string) qemu.Config {
+	dir := filepath.Join(all.DirsOf(self).Run, "guests", g.Name)
+	c := qemu.Config{
+		Name: g.Name, Memory: uint64(g.Memory), CPUs: g.CPUs, Machine: g.Machine, CPU: g.CPU, Accel: g.Accel,
+		Kernel: g.Kernel, Initrd: g.Initrd, Append: g.Append, User: g.User,
+		RunDir: dir, ImageDir: filepath.Join(dir, "memory"), Helper: helper,
+	}
+	for _, d := range g.Disks {
+		c.Disks = append(c.Disks, qemu.Disk{Path: d.Path, ReadOnly: d.Mode == config.ReadOnly, Snapshot: d.Mode == config.Snapshot})
+	}
+	for _, n := range g.NICs {
+		c.NICs = append(c.NICs, qemu.NIC{MAC: n.MAC.String()})
+	}
+	return c
+}
+
+// qemuGate makes the way out of one network device.
+func qemuGate(o Options, c qemu.Config, g config.Guest, n config.NIC, i, uid, gid int) (_ *egress.Gate, err error) {
+	guestSide, hostSide := c.NICSockets(i)
+	if err := prepareDir(filepath.Dir(hostSide), 0o755); err != nil {
+		return nil, err
+	}
+	// QEMU, which is not root, binds its own socket there.
+	if err := os.Chown(filepath.Dir(hostSide), uid, gid); err != nil {
+		return nil, err
+	}
+	var undo []func() error
+	defer func() {
+		if err != nil {
+			for _, f := range undo {
+				err = errors.Join(err, f())
+			}
+		}
+	}()
+	frames, err := egress.OpenGuestSocket(egress.SocketConfig{Local: hostSide, Remote: guestSide, UID: uid, GID: gid})
+	if err != nil {
+		return nil, err
+	}
+	undo = append(undo, frames.Close)
+	tap, err := egress.OpenTAP(egress.TAPConfig{Name: n.Tap, Bridge: n.Bridge})
+	if err != nil {
+		return nil, err
+	}
+	undo = append(undo, tap.Close)
+	limit, err := egress.NewKernelGate(n.Tap)
+	if err != nil {
+		return nil, err
+	}
+	undo = append(undo, limit.Close)
+	return egress.NewGate(egress.Config{Guest: frames, Network: tap, Limit: limit, Clock: clock.Boot{},
+		MAC: n.MAC.Hardware(), HeldBytes: int(g.Protection.HeldOutput), Log: o.Slog.With("guest", g.Name)})
+}
+
+// newSim makes a simulated guest, which lives inside this process.
+func newSim(o Options, self config.Host, g config.Guest) (hypervisor.Driver, host.Gate, error) {
+	c := sim.DefaultConfig(g.Name)
+	c.Pages = uint64(g.Memory) / epoch.PageSize
+	var all gates
+	if len(g.NICs) > 1 {
+		return nil, nil, errors.New("a simulated guest has one network device")
+	}
+	for _, n := range g.NICs {
+		local := filepath.Join(o.Config.DirsOf(self).Run, g.Name+".port")
+		if err := prepareDir(filepath.Dir(local), 0o755); err != nil {
+			return nil, nil, err
+		}
+		network, err := egress.OpenSegment(egress.SocketConfig{Local: local, Remote: n.Segment, UID: -1, GID: -1})
+		if err != nil {
+			return nil, nil, err
+		}
+		inner, outer := egress.NewPipe(1024)
+		gate, err := egress.NewGate(egress.Config{Guest: outer, Network: network, Clock: clock.Boot{},
+			MAC: n.MAC.Hardware(), HeldBytes: int(g.Protection.HeldOutput), Log: o.Slog.With("guest", g.Name)})
+		if err != nil {
+			return nil, nil, errors.Join(err, network.Close(), outer.Close())
+		}
+		all = append(all, gate)
+		c.MAC, c.NIC = n.MAC.Hardware(), sim.NewLink(inner, egress.ErrEmpty)
+	}
+	driver, err := sim.NewDriver(sim.NewHost(self.Name), c)
+	if err != nil {
+		return nil, nil, errors.Join(err, all.Close())
+	}
+	return driver, all.orOne(), nil
+}
+
+// account returns the numbers of the account that QEMU runs as.
+func account(name string) (uid, gid int, err error) {
+	u, err := user.Lookup(name)
+	if err != nil {
+		return 0, 0, fmt.Errorf("the account that QEMU runs as: %w", err)
+	}
+	if uid, err = strconv.Atoi(u.Uid); err == nil {
+		gid, err = strconv.Atoi(u.Gid)
+	}
+	return uid, gid, err
+}

@@ -1,0 +1,185 @@
+package main
+
+// status, switchover, stop, start, verify: what an operator does while it runs.
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"understudy/host"
+	"understudy/ownership"
+	"understudy/primary"
+	"understudy/status"
+)
+
+func statusCommand(f *common) *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Is my guest protected, how far behind is the backup, since when",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := f.client()
+			if err != nil {
+				return err
+			}
+			r, err := c.Status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if err := f.print(cmd.OutOrStdout(), r, func(w io.Writer) error { return printStatus(w, r) }); err != nil {
+				return err
+			}
+			for _, g := range r.Guests {
+				if g.Protected == host.ProtectedNo {
+					return exitError{exitUnprotected, fmt.Errorf("guest %s is not protected", g.Name)}
+				}
+			}
+			return nil
+		},
+	}
+}
+
+func printStatus(w io.Writer, r status.Report) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	p := func(format string, a ...any) { _, _ = fmt.Fprintf(t, format, a...) } // Flush tells errors
+	leader := string(r.Leader)
+	if leader == "" {
+		leader = "none known"
+	}
+	p("host %s, ownership led by %s, lease %v\n\n", r.Host, leader, r.Lease)
+	for _, g := range r.Guests {
+		p("guest\t%s\n", g.Name)
+		p("  protected\t%s\n", protectedText(g))
+		p("  owner\t%s, generation %d, %s, meant to be %s\n", g.Log.Owner, g.Log.Generation, g.Log.Phase, g.Log.Desired)
+		p("  here\t%s\n", g.Role)
+		if s := g.Primary; s != nil {
+			p("  last commit\tepoch %d, %v ago\n", s.Epoch, s.EpochAge.Round(time.Millisecond))
+			p("  pause\t%v median, %v p99\n", s.Pause.Median.Round(10*time.Microsecond), s.Pause.P99.Round(10*time.Microsecond))
+			p("  commit lag\t%v median, %v p99\n", s.Lag.Median.Round(10*time.Microsecond), s.Lag.P99.Round(10*time.Microsecond))
+			t := s.Totals
+			left := 0.0
+			if t.RawBytes > 0 {
+				left = 100 * (1 - float64(t.WireBytes)/float64(t.RawBytes))
+			}
+			p("  sent\t%s for %s of dirty pages (%.0f%% left out)\n", size(t.WireBytes), size(t.RawBytes), left)
+			p("  held output\t%d frames, %s\n", s.Held, size(uint64(max(0, s.HeldBytes))))
+			if s.LinkError != "" {
+				p("  last trouble\t%s\n", s.LinkError)
+			}
+		}
+		if s := g.Backup; s != nil {
+			p("  image\t%s, epoch %d, committed %v ago, could take over: %v\n", s.State, s.Epoch, s.EpochAge.Round(time.Millisecond), s.InSync)
+		}
+		if g.Problem != "" {
+			p("  problem\t%s\n", g.Problem)
+		}
+		for _, e := range r.Exits[g.Name] {
+			p("  way out\t%s: %s\n", e.Device, e.Treatment)
+		}
+	}
+	return t.Flush()
+}
+
+// protectedText is the first thing an operator wants to know.
+func protectedText(g host.GuestStatus) string {
+	switch {
+	case g.Primary == nil:
+		return fmt.Sprintf("%s here (ask host %s, the owner)", g.Protected, g.Log.Owner)
+	case g.Protected == host.ProtectedYes:
+		return fmt.Sprintf("yes, by host %s, for %v", g.Primary.Backup, g.Primary.ModeFor.Round(time.Second))
+	case g.Primary.Remaining > 0 && g.Primary.Pages > 0:
+		return fmt.Sprintf("NO: %s, %.0f%% done", g.Primary.ModeName, 100*(1-float64(g.Primary.Remaining)/float64(g.Primary.Pages)))
+	}
+	return fmt.Sprintf("NO: %s for %v", g.Primary.ModeName, g.Primary.ModeFor.Round(time.Second))
+}
+
+// size writes bytes for people.
+func size(n uint64) string {
+	const units = "KMGTPE"
+	if n < 1024 {
+		return fmt.Sprintf("%d B", n)
+	}
+	v, u := float64(n)/1024, 0
+	for v >= 1024 && u < len(units)-1 {
+		v /= 1024
+		u++
+	}
+	return fmt.Sprintf("%.1f %ciB", v, units[u])
+}
+
+// operation makes a command that asks the daemon for one operation on a guest
+// and prints the log's new state.
+func operation(f *common, name, short string, say func(guest string, g ownership.Guest) string) *cobra.Command {
+	return &cobra.Command{
+		Use:   name + " GUEST",
+		Short: short,
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := f.client()
+			if err != nil {
+				return err
+			}
+			var g ownership.Guest
+			if err := c.Operate(cmd.Context(), args[0], name, &g); err != nil {
+				return err
+			}
+			return f.print(cmd.OutOrStdout(), g, func(w io.Writer) error {
+				_, err := fmt.Fprintln(w, say(args[0], g))
+				return err
+			})
+		},
+	}
+}
+
+func switchoverCommand(f *common) *cobra.Command {
+	return operation(f, "switchover", "Move a guest to its backup; nothing is lost", func(guest string, g ownership.Guest) string {
+		return fmt.Sprintf("guest %s runs on host %s (generation %d)", guest, g.Owner, g.Generation)
+	})
+}
+
+func stopCommand(f *common) *cobra.Command {
+	return operation(f, "stop", "Commit a last epoch and end a guest on purpose", func(guest string, g ownership.Guest) string {
+		return fmt.Sprintf("guest %s is stopped (generation %d)", guest, g.Generation)
+	})
+}
+
+func startCommand(f *common) *cobra.Command {
+	return operation(f, "start", "Boot a guest that was stopped, on this host", func(guest string, g ownership.Guest) string {
+		return fmt.Sprintf("guest %s is starting on host %s (generation %d)", guest, g.Owner, g.Generation)
+	})
+}
+
+func verifyCommand(f *common) *cobra.Command {
+	return &cobra.Command{
+		Use:   "verify GUEST",
+		Short: "Compare a guest's whole memory on both hosts while it runs",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := f.client()
+			if err != nil {
+				return err
+			}
+			var v primary.VerifyResult
+			if err := c.Operate(cmd.Context(), args[0], "verify", &v); err != nil {
+				return err
+			}
+			err = f.print(cmd.OutOrStdout(), v, func(w io.Writer) error {
+				verdict := "identical"
+				if !v.Identical {
+					verdict = "DIFFERENT: the backup's image is given up and made anew"
+				}
+				_, err := fmt.Fprintf(w, "%d pages compared over %d checkpoints (%d to %d): %s\n", v.Pages, v.Epochs, v.First, v.Last, verdict)
+				return err
+			})
+			if err == nil && !v.Identical {
+				err = exitError{exitDiffers, errors.New("memory differs")}
+			}
+			return err
+		},
+	}
+}

@@ -1,0 +1,113 @@
+// Command understudyd is the daemon of one host: it runs guests, stands by for
+// others' guests, and votes on who owns them; on the witness it only votes.
+//
+//	understudyd --config /etc/understudy/understudy.toml --host alpha
+//
+// It ends on SIGINT or SIGTERM, with status 0; guests under QEMU are left
+// running, to be adopted by the next daemon. Status 2 is a wrong command line
+// or configuration, 1 any other failure.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"understudy/cmd/daemon"
+	"understudy/config"
+	"understudy/hypervisor/qemu/dirty"
+	"understudy/status"
+)
+
+// helperWord is the hidden first argument by which the daemon calls itself to
+// make a userfaultfd inside a QEMU process; see package dirty.
+const helperWord = "userfaultfd-helper"
+
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == helperWord {
+		os.Exit(dirty.HelperMain(os.Args[2:]))
+	}
+	os.Exit(run())
+}
+
+// usage is an error of the command line or the configuration.
+type usage struct{ error }
+
+func run() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err := command().ExecuteContext(ctx)
+	var u usage
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &u):
+		fmt.Fprintln(os.Stderr, "understudyd:", err)
+		return 2
+	}
+	fmt.Fprintln(os.Stderr, "understudyd:", err)
+	return 1
+}
+
+func command() *cobra.Command {
+	var file, host, format, level string
+	c := &cobra.Command{
+		Use:           "understudyd",
+		Short:         "The understudy daemon: protects guests, stands by for guests, votes",
+		Version:       status.Version,
+		Args:          cobra.NoArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log, err := logger(format, level)
+			if err != nil {
+				return usage{err}
+			}
+			c, err := config.Load(file)
+			if err != nil {
+				return usage{err}
+			}
+			if host == "" {
+				if host, err = os.Hostname(); err != nil {
+					return usage{fmt.Errorf("which host is this? say --host: %w", err)}
+				}
+			}
+			if _, ok := c.Host(host); !ok {
+				return usage{fmt.Errorf("%s has no [[host]] named %q: say --host", file, host)}
+			}
+			self, err := os.Executable()
+			if err != nil {
+				return err
+			}
+			return daemon.Run(cmd.Context(), daemon.Options{Config: c, Host: host,
+				Helper: []string{self, helperWord}, Slog: log})
+		},
+	}
+	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage{err} })
+	c.Flags().StringVar(&file, "config", "/etc/understudy/understudy.toml", "the configuration `file`")
+	c.Flags().StringVar(&host, "host", "", "which of the configured hosts this is (default: the host name)")
+	c.Flags().StringVar(&format, "log-format", "text", "text or json")
+	c.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	return c
+}
+
+func logger(format, level string) (*slog.Logger, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, fmt.Errorf("--log-level: %w", err)
+	}
+	o := &slog.HandlerOptions{Level: l}
+	switch format {
+	case "text":
+		return slog.New(slog.NewTextHandler(os.Stderr, o)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(os.Stderr, o)), nil
+	}
+	return nil, fmt.Errorf("--log-format %q: want text or json", format)
+}
