@@ -152,9 +152,10 @@ const (
 type Protection struct {
 	// Epoch is "adaptive" or a fixed time from one checkpoint to the next.
 	Epoch Epoch `toml:"epoch"`
-	// Floor and Ceiling bound an adaptive epoch; Start is its first length.
+	// Floor and Ceiling bound an adaptive epoch; Target is its length while
+	// neither waiting output nor long pauses ask for another.
 	Floor   Duration `toml:"floor"`
-	Start   Duration `toml:"start"`
+	Target  Duration `toml:"target"`
 	Ceiling Duration `toml:"ceiling"`
 	// Window is how many epochs may be on their way without acknowledgement.
 	Window int `toml:"window"`

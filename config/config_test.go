@@ -160,7 +160,7 @@ func TestEveryProblemIsTold(t *testing.T) {
 		{"epoch against lease", func(c *Config) { first(c).Protection.Epoch = Epoch(600 * time.Millisecond) }, "guest.web.protection.epoch: 600ms is more than half of the lease of 1s"},
 		{"ceiling against lease", func(c *Config) { first(c).Protection.Ceiling = Duration(time.Second) }, "guest.web.protection.ceiling: 1s is more than half"},
 		{"floor above ceiling", func(c *Config) { first(c).Protection.Floor = Duration(time.Second) }, "guest.web.protection.floor: 1s is above the ceiling"},
-		{"start below floor", func(c *Config) { first(c).Protection.Start = Duration(time.Millisecond) }, "guest.web.protection.start: 1ms is not between"},
+		{"target below floor", func(c *Config) { first(c).Protection.Target = Duration(time.Millisecond) }, "guest.web.protection.target: 1ms is not between"},
 		{"window", func(c *Config) { first(c).Protection.Window = 9 }, "guest.web.protection.window: 9 is not between 1 and 8"},
 		{"held output", func(c *Config) { first(c).Protection.HeldOutput = 1 }, "guest.web.protection.held_output: 1B is not between 1MiB and 16GiB"},
 		{"connections", func(c *Config) { first(c).Protection.Connections = 17 }, "guest.web.protection.connections: "},
@@ -283,7 +283,7 @@ func TestRenderedFileReadsBackTheSame(t *testing.T) {
 		p.Epoch = Epoch(rapid.IntRange(0, 100).Draw(t, "epoch")) * Epoch(time.Millisecond)
 		p.Floor = Duration(rapid.IntRange(1, 50).Draw(t, "floor")) * Duration(time.Millisecond)
 		p.Ceiling = p.Floor + Duration(rapid.IntRange(0, 50).Draw(t, "ceiling"))*Duration(time.Millisecond)
-		p.Start = p.Floor + (p.Ceiling-p.Floor)/2
+		p.Target = p.Floor + (p.Ceiling-p.Floor)/2
 		p.Window = rapid.IntRange(1, 8).Draw(t, "window")
 		p.DetachAfter = c.Lease * Duration(rapid.IntRange(1, 9).Draw(t, "detach"))
 		if err := c.Validate(); err != nil {

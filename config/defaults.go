@@ -34,7 +34,7 @@ const (
 	defaultMemory     = 512 * MiB
 
 	defaultFloor       = Duration(5 * time.Millisecond)
-	defaultStart       = Duration(25 * time.Millisecond)
+	defaultTarget      = Duration(25 * time.Millisecond)
 	defaultCeiling     = Duration(100 * time.Millisecond) // or half the lease
 	defaultWindow      = 2
 	defaultDeltaCache  = 64 * MiB
@@ -112,7 +112,7 @@ func (g *Guest) setDefaults(lease Duration) {
 	p := &g.Protection
 	or(&p.Floor, defaultFloor)
 	or(&p.Ceiling, max(p.Floor, min(defaultCeiling, lease/2)))
-	or(&p.Start, min(max(p.Floor, defaultStart), p.Ceiling))
+	or(&p.Target, min(max(p.Floor, defaultTarget), p.Ceiling))
 	or(&p.Window, defaultWindow)
 	or(&p.DeltaCache, defaultDeltaCache)
 	or(&p.HeldOutput, defaultHeldOutput)

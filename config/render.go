@@ -111,7 +111,7 @@ func (w *writer) guest(g Guest, lease Duration) {
 	w.text("", "[guest.protection]")
 	w.option("epoch", p.Epoch, dp.Epoch, "from one checkpoint to the next; fixed like \"25ms\", or adaptive:")
 	w.option("floor", p.Floor, defaultFloor, "never shorter")
-	w.option("start", p.Start, dp.Start, "at first")
+	w.option("target", p.Target, dp.Target, "while neither waiting output nor long pauses ask for another")
 	w.option("ceiling", p.Ceiling, plain.Protection.Ceiling, "never longer, at most half the lease")
 	w.option("window", p.Window, dp.Window, "epochs on their way without acknowledgement")
 	w.option("delta_cache", p.DeltaCache, dp.DeltaCache, "memory for pages as they were sent before")

@@ -339,8 +339,8 @@ func (v *validator) protection(key string, p Protection, c *Config) {
 	between(v, key+"ceiling", p.Ceiling, minEpoch, maxEpoch)
 	if p.Floor > p.Ceiling {
 		v.add(key+"floor", "%s is above the ceiling of %s", p.Floor, p.Ceiling)
-	} else if p.Start < p.Floor || p.Start > p.Ceiling {
-		v.add(key+"start", "%s is not between the floor of %s and the ceiling of %s", p.Start, p.Floor, p.Ceiling)
+	} else if p.Target < p.Floor || p.Target > p.Ceiling {
+		v.add(key+"target", "%s is not between the floor of %s and the ceiling of %s", p.Target, p.Floor, p.Ceiling)
 	}
 	// Output is released at the end of an epoch, and only under a lease.
 	if longest > c.Lease/2 {

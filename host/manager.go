@@ -98,7 +98,7 @@ func (m *manager) own(ctx context.Context, state ownership.Guest) error {
 	m.as("primary", p, nil)
 	outcome, err := p.Run(ctx)
 	m.running = false
-	m.slog.Info("no longer the primary", "outcome", outcome, "err", err)
+	m.slog.Info("no longer the primary", "outcome", outcome.String(), "err", err)
 	switch outcome {
 	case primary.OutcomeDetached:
 		return err
@@ -122,7 +122,7 @@ func (m *manager) standBy(ctx context.Context, state ownership.Guest) error {
 	})
 	m.as("backup", nil, b)
 	r, err := b.Run(ctx)
-	m.slog.Info("no longer the backup", "outcome", r.Outcome, "err", err)
+	m.slog.Info("no longer the backup", "outcome", r.Outcome.String(), "err", err)
 	if r.Outcome != backup.OutcomeTookOver {
 		return err
 	}

@@ -100,7 +100,7 @@ func (h *Host) Switchover(ctx context.Context, guest string) (ownership.Guest, e
 		return ownership.Guest{}, err
 	}
 	if p.Status().Mode != primary.ModeProtected {
-		return ownership.Guest{}, fmt.Errorf("guest %q is not protected (%s): a switchover needs a backup in sync", guest, p.Status().ModeName)
+		return ownership.Guest{}, fmt.Errorf("guest %q is not protected (%s): a switchover needs a backup in sync", guest, p.Status().Mode)
 	}
 	from, _ := h.applied(guest)
 	if err := p.Ask(ctx, primary.RequestSwitchover); err != nil {

@@ -24,8 +24,8 @@ type Config struct {
 	// and need more memory.
 	Window int
 	// Floor and Ceiling bound the time between two checkpoints; within them
-	// the length adapts (pace.go). Floor == Ceiling fixes it.
-	Floor, Ceiling time.Duration
+	// the length adapts around Target (pace.go). Floor == Ceiling fixes it.
+	Floor, Target, Ceiling time.Duration
 
 	// Lease is the length of a lease as the ownership log has it.
 	Lease time.Duration
@@ -80,7 +80,7 @@ const (
 func DefaultConfig(guest string, self ownership.HostID, lease time.Duration) Config {
 	return Config{
 		Guest: guest, Self: self,
-		Window: 2, Floor: 5 * time.Millisecond, Ceiling: 25 * time.Millisecond,
+		Window: 2, Floor: 5 * time.Millisecond, Target: 25 * time.Millisecond, Ceiling: 100 * time.Millisecond,
 		Lease: lease, PauseMargin: min(lease/10, 50*time.Millisecond), LeaseGrace: 2 * lease,
 		DetachAfter: lease / 2, AckTimeout: max(2*lease, 2*time.Second), ReclaimAfter: max(5*lease, 5*time.Second),
 		Reconnect: 50 * time.Millisecond,
@@ -101,7 +101,7 @@ func (c Config) Validate() error {
 	}
 	check(c.Guest != "" && c.Self != "", "guest and host need names")
 	check(c.Window >= 1 && c.Window < maxWindow, "window of %d epochs: want 1 to %d", c.Window, maxWindow-1)
-	check(c.Floor > 0 && c.Floor <= c.Ceiling, "epoch floor %v and ceiling %v: want 0 < floor ≤ ceiling", c.Floor, c.Ceiling)
+	check(c.Floor > 0 && c.Floor <= c.Target && c.Target <= c.Ceiling, "epoch floor %v, target %v, ceiling %v: want 0 < floor ≤ target ≤ ceiling", c.Floor, c.Target, c.Ceiling)
 	check(c.Lease >= ownership.MinLease && c.Lease <= ownership.MaxLease, "lease %v: want %v to %v", c.Lease, ownership.MinLease, ownership.MaxLease)
 	check(c.PauseMargin > 0 && c.PauseMargin < c.Lease/2, "pause margin %v: want less than half the lease %v", c.PauseMargin, c.Lease)
 	check(c.DetachAfter > 0 && c.AckTimeout > 0 && c.ReclaimAfter > 0 && c.Reconnect > 0 && c.LeaseGrace > 0, "time limits must be positive")

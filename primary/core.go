@@ -6,6 +6,8 @@
 // in flight) and after every event asks, in a fixed order, what the facts now
 // demand (decide). So no rule depends on the order in which events arrived.
 //
+//	starting: the log does not say yet that the guest runs here; the gate is shut
+//
 //	         LinkUp           few pages left        InSync applied
 //	alone ──────────> syncing ──────────────> entering ──────────> protected
 //	  ^                  │ LinkDown               │                    │
@@ -62,8 +64,28 @@ func (m Mode) String() string {
 	return "starting"
 }
 
+// MarshalText encodes a mode by its name.
+func (m Mode) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
+
+// UnmarshalText is the inverse of MarshalText.
+func (m *Mode) UnmarshalText(text []byte) error {
+	for i, name := range modeNames {
+		if name == string(text) || i == 0 && string(text) == "starting" {
+			*m = Mode(i)
+			return nil
+		}
+	}
+	return fmt.Errorf("mode %q is not known", text)
+}
+
 // commits reports whether output waits for its epoch in this mode.
 func (m Mode) commits() bool { return m >= ModeEntering }
+
+// holds reports whether the gate is in full output commit: it lets out what is
+// released, and is not shut for somebody else to take the guest over.
+func (c *Core) holds() bool {
+	return c.mode == ModeEntering || c.mode == ModeProtected || c.mode == ModeDetaching
+}
 
 // Core is the primary's decision maker. It is not safe for concurrent use.
 type Core struct {
@@ -77,6 +99,7 @@ type Core struct {
 	generation epoch.Generation
 	leaseUntil clock.Instant
 
+	begun    bool          // the first Step has been taken
 	running  bool          // what the shell was last told
 	grace    clock.Instant // until when a guest that was taken over running may wait for its first lease
 	guestOff bool          // the guest powered itself off
@@ -110,7 +133,7 @@ type Core struct {
 }
 
 // maxWindow bounds Config.Window; see Core.sealedAt.
-const maxWindow = 8
+const maxWindow = 16
 
 // NewCore returns the core of a primary whose guest stands as the log says in
 // state. running tells whether the guest runs already (after a takeover).
@@ -132,8 +155,11 @@ func (c *Core) Step(now clock.Instant, ev Event) []Action {
 	if c.mode == ModeEnded {
 		return nil
 	}
-	if c.mode == 0 && c.running {
-		c.grace = now.Add(c.cfg.Lease)
+	if !c.begun {
+		c.begun = true
+		if c.running {
+			c.grace = now.Add(c.cfg.Lease)
+		}
 	}
 	c.absorb(ev)
 	for c.mode != ModeEnded {
@@ -173,6 +199,9 @@ func (c *Core) absorb(ev Event) {
 		c.sealed = ev.Number - 1
 		c.final = 0
 		c.epochAt = c.now.Add(c.cfg.Ceiling)
+		if c.holds() {
+			c.emit(Hold{}) // its frames may be sealed: they wait for the next attempt
+		}
 	case Acked:
 		c.absorbAcked(ev.Number)
 	case Mismatch:
@@ -237,7 +266,7 @@ func (c *Core) absorbLinkUp(ev LinkUp) {
 		c.sealed = max(ev.At.Number, c.acked)
 		c.absorbAcked(ev.At.Number)
 		c.emit(Restore{})
-		if c.mode.commits() {
+		if c.holds() {
 			c.emit(Hold{}) // the frames of lost epochs belong to the next one
 		}
 		if c.final > c.sealed {
@@ -324,7 +353,18 @@ func (c *Core) decide() {
 	}
 	switch c.mode {
 	case 0:
-		c.enter(ModeAlone)
+		switch {
+		case c.log.Phase == ownership.PhaseActivating:
+			// Until the log knows that the guest runs here, a crash here gives
+			// it back to its former owner: nothing may leave before.
+		case c.log.InSync:
+			// The log names a backup of an earlier time: it must not be able to
+			// take over from a guest that goes on alone.
+			c.enter(ModeDetaching)
+			c.emit(Hold{})
+		default:
+			c.enter(ModeAlone)
+		}
 	case ModeYielded: // given back (Return, Reclaim)
 		c.enter(ModeAlone)
 	case ModeAlone:

@@ -16,23 +16,27 @@ type Cost struct {
 	Held   int           // frames that wait for this epoch
 }
 
-// pauseShare is the part of the guest's time that adaptive epochs may spend in
-// pauses: one tenth.
-const pauseShare = 10
+// Shares of the guest's time that adaptive epochs may spend in pauses: a tenth,
+// or a fifth while frames wait, for then somebody waits with them.
+const (
+	quietShare = 10
+	heldShare  = 5
+)
 
-// pace chooses how long the guest runs before its next checkpoint. While
-// nothing waits for a commit there is no reason to hurry: the ceiling. While
-// frames wait, each is delayed by up to an epoch: as short as pauses of a tenth
-// of the time allow.
+// pace chooses how long the guest runs before its next checkpoint. While frames
+// wait for a commit, each is delayed by up to an epoch: the floor, as far as
+// the pauses' share allows. While none waits, the target. Long pauses stretch
+// both, up to the ceiling.
 type pace struct{ cfg Config }
 
 // after returns the running time that should follow a checkpoint of this cost.
 func (p pace) after(c Cost) time.Duration {
 	if p.cfg.Floor == p.cfg.Ceiling {
-		return max(p.cfg.Ceiling-c.Pause, p.cfg.Ceiling/pauseShare)
+		return max(p.cfg.Ceiling-c.Pause, p.cfg.Ceiling/quietShare)
 	}
-	if c.Held == 0 {
-		return p.cfg.Ceiling
+	want, share := p.cfg.Target, time.Duration(quietShare)
+	if c.Held > 0 {
+		want, share = p.cfg.Floor, heldShare
 	}
-	return min(max(p.cfg.Floor, (pauseShare-1)*c.Pause), p.cfg.Ceiling)
+	return min(max(want, (share-1)*c.Pause), p.cfg.Ceiling)
 }

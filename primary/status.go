@@ -13,8 +13,7 @@ import (
 // Status is what a primary knows of itself. Durations are in nanoseconds when
 // encoded as JSON.
 type Status struct {
-	Mode      Mode             `json:"-"`
-	ModeName  string           `json:"mode"`
+	Mode      Mode             `json:"mode"`
 	ModeFor   time.Duration    `json:"mode_for_ns"`
 	Backup    ownership.HostID `json:"backup,omitempty"`
 	Image     string           `json:"image,omitempty"`
@@ -175,7 +174,7 @@ func (p *Primary) Status() Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := Status{
-		Mode: s.current, ModeName: s.current.String(), ModeFor: now.Sub(s.since),
+		Mode: s.current, ModeFor: now.Sub(s.since),
 		Backup: s.backup, Epoch: s.epoch, Remaining: s.remaining, Pages: p.Guest.Pages(), LinkError: s.lastError,
 		Held: frames, HeldBytes: bytes, Pause: s.pause.percentiles(), Lag: s.lag.percentiles(), Dirty: s.dirty,
 		Cost: CostMedians{Stop: s.stop.percentiles().Median, Seal: s.seal.percentiles().Median,

@@ -79,7 +79,7 @@ func tell(t *testing.T, script string) string {
 func (n *narrator) line(words []string) {
 	if n.core == nil {
 		cfg := DefaultConfig("web", "a", time.Second)
-		cfg.SyncEnough, cfg.Floor, cfg.Ceiling = 100, 25*time.Millisecond, 25*time.Millisecond
+		cfg.SyncEnough, cfg.Floor, cfg.Target, cfg.Ceiling = 100, 25*time.Millisecond, 25*time.Millisecond, 25*time.Millisecond
 		running := false
 		if words[0] == "takeover" {
 			running = true

@@ -56,9 +56,9 @@ const sideBlocks = 64 << 20
 func primaryConfig(g config.Guest, self ownership.HostID, lease time.Duration) primary.Config {
 	p := g.Protection
 	c := primary.DefaultConfig(g.Name, self, lease)
-	c.Window, c.Floor, c.Ceiling = p.Window, p.Floor.Std(), p.Ceiling.Std()
+	c.Window, c.Floor, c.Target, c.Ceiling = p.Window, p.Floor.Std(), p.Target.Std(), p.Ceiling.Std()
 	if fixed, ok := p.Epoch.Fixed(); ok {
-		c.Floor, c.Ceiling = fixed, fixed
+		c.Floor, c.Target, c.Ceiling = fixed, fixed, fixed
 	}
 	c.DetachAfter = p.DetachAfter.Std()
 	c.Encoder = epoch.EncoderConfig{DeltaCacheBytes: uint64(p.DeltaCache)}

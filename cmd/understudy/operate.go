@@ -93,9 +93,9 @@ func protectedText(g host.GuestStatus) string {
 	case g.Protected == host.ProtectedYes:
 		return fmt.Sprintf("yes, by host %s, for %v", g.Primary.Backup, g.Primary.ModeFor.Round(time.Second))
 	case g.Primary.Remaining > 0 && g.Primary.Pages > 0:
-		return fmt.Sprintf("NO: %s, %.0f%% done", g.Primary.ModeName, 100*(1-float64(g.Primary.Remaining)/float64(g.Primary.Pages)))
+		return fmt.Sprintf("NO: %s, %.0f%% done", g.Primary.Mode, 100*(1-float64(g.Primary.Remaining)/float64(g.Primary.Pages)))
 	}
-	return fmt.Sprintf("NO: %s for %v", g.Primary.ModeName, g.Primary.ModeFor.Round(time.Second))
+	return fmt.Sprintf("NO: %s for %v", g.Primary.Mode, g.Primary.ModeFor.Round(time.Second))
 }
 
 // size writes bytes for people.

@@ -1,12 +1,12 @@
 # A backup that took over begins with a running guest: its gate passes as soon
 # as there is a lease, and the log learns that it runs.
 > takeover
-    pass
     propose activated (generation 2, revision 7, epoch 0)
-    = alone
+    = starting
 > lease
-    = alone
+    = starting
 > applied
+    pass
     connect
     = alone
 > link-fresh
