@@ -24,8 +24,9 @@ type Driver struct {
 	as  account
 	log *slog.Logger
 
-	mu  sync.Mutex
-	kvm *bool // whether KVM works here, once it was tried
+	mu   sync.Mutex
+	kvm  *bool          // whether KVM works here, once it was tried
+	ours map[place]bool // every place this Driver has made
 }
 
 var _ hypervisor.Driver = (*Driver)(nil)
@@ -40,7 +41,7 @@ func NewDriver(cfg Config, log *slog.Logger) (*Driver, error) {
 	if err != nil {
 		return nil, fmt.Errorf("guest %q: %w", cfg.Name, err)
 	}
-	return &Driver{cfg: *full, as: as, log: log.With("guest", cfg.Name)}, nil
+	return &Driver{cfg: *full, as: as, log: log.With("guest", cfg.Name), ours: map[place]bool{}}, nil
 }
 
 // Prepare makes the directories of the configuration, so that the host's ends
@@ -110,19 +111,20 @@ func (d *Driver) established(ctx context.Context, v *vm, m machine, l *local) (*
 	if err != nil {
 		return nil, err
 	}
-	if err := g.attach(ctx); err == nil {
+	err = g.attach(ctx)
+	if err == nil {
 		err = g.saveRecord(roleGuest)
-		if err == nil {
-			g.listen()
-			return g, nil
-		}
-		return nil, errors.Join(err, g.drop())
-	} else {
+	}
+	if err != nil {
 		return nil, errors.Join(err, g.drop())
 	}
+	g.listen()
+	return g, nil
 }
 
-// Adopt takes on a guest that a former process of this host left running.
+// Adopt takes on a guest that a former process of this host left running, and
+// removes what else that process left: machines that have ended, and standbys,
+// whose images nobody knows the state of any more.
 func (d *Driver) Adopt(ctx context.Context) (_ hypervisor.Guest, err error) {
 	defer d.explain(&err, "adopt guest %q")
 	if err := ctx.Err(); err != nil {
@@ -155,9 +157,36 @@ func (d *Driver) Adopt(ctx context.Context) (_ hypervisor.Guest, err error) {
 			proc.letGo()
 			return nil, err
 		}
+		if err := d.sweep(found); err != nil {
+			d.log.Warn("the guest is adopted, but what else was left cannot be removed", "error", err)
+		}
 		return g, nil
 	}
 	return nil, hypervisor.ErrNoGuest
+}
+
+// sweep removes those of the places that hold no running guest and that this
+// Driver has not made itself.
+func (d *Driver) sweep(found []place) error {
+	var errs []error
+	for _, at := range found {
+		d.mu.Lock()
+		ours := d.ours[at]
+		d.mu.Unlock()
+		if ours {
+			continue
+		}
+		r, err := at.load()
+		if err == nil && r.Role == roleGuest {
+			var proc *process
+			if proc, err = find(r.Process); err == nil {
+				proc.letGo() // the adopted one
+				continue
+			}
+		}
+		errs = append(errs, d.cleanPlace(at))
+	}
+	return errors.Join(errs...)
 }
 
 // takeOn makes a paused Guest of a machine found running.
@@ -173,9 +202,13 @@ func (d *Driver) takeOn(ctx context.Context, at place, r record, proc *process) 
 	for i := range side {
 		side[i].addr = r.Side[i]
 	}
+	// QEMU talks to one client at a time: a former process of ours that still
+	// lives would keep us waiting.
+	ctx, cancel := context.WithTimeout(ctx, bootLimit)
+	defer cancel()
 	client, err := qmp.Dial(ctx, at.socket())
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: does another daemon still hold this guest?", err)
 	}
 	v := &vm{place: at, proc: proc, client: client}
 	if err := client.Execute(ctx, "stop", nil, nil); err != nil {
@@ -295,6 +328,9 @@ func (d *Driver) makePlace() (place, *ramFile, error) {
 	if err != nil {
 		return place{}, nil, errors.Join(err, at.remove())
 	}
+	d.mu.Lock()
+	d.ours[at] = true
+	d.mu.Unlock()
 	return at, ram, nil
 }
 

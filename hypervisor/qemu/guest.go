@@ -109,7 +109,8 @@ func (g *Guest) Pause(ctx context.Context) error {
 	return g.noticeResize()
 }
 
-// Resume lets the guest run on. About 0.2 ms.
+// Resume lets the guest run on. About 0.2 ms. After an error that is not QEMU's
+// refusal the guest may be running or not: Pause it, or Destroy it.
 func (g *Guest) Resume(ctx context.Context) error {
 	g.life.RLock()
 	defer g.life.RUnlock()

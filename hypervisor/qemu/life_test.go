@@ -36,6 +36,9 @@ func dieWithGuest(config string) error {
 	if err != nil {
 		return err
 	}
+	if _, err := d.Standby(ctx, g.Spec()); err != nil {
+		return err // it is left behind as well
+	}
 	if err := g.CollectDirty(epoch.NewPageSet(g.Pages())); err != nil {
 		return err
 	}
@@ -73,6 +76,9 @@ func TestGuestOutlivesItsDaemon(t *testing.T) {
 	drain(t, g)
 	if pid := fmt.Sprintln(g.(*Guest).vm.proc.identity.PID); pid != said.String() {
 		t.Fatalf("adopted process %sthe other daemon started %s", pid, said.String())
+	}
+	if left, err := filepath.Glob(filepath.Join(c.ImageDir, "*.ram")); err != nil || len(left) != 1 {
+		t.Fatalf("after the adoption there are the memory files %q (%v), want the guest's only", left, err)
 	}
 	at, err := readCounter(ctx, g)
 	must(t, err)

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+
+	"understudy/hypervisor/qemu/qmp"
 )
 
 // Migrate writes QEMU's own migration stream of a paused guest to file, main
@@ -41,7 +43,7 @@ func (g *Guest) migrate(ctx context.Context, file *os.File) error {
 		}
 		switch info.Status {
 		case "completed":
-			return nil
+			return awaitPostmigrate(ctx, client)
 		case "failed", "cancelled":
 			return migrationError(ctx, client)
 		case "":
@@ -49,6 +51,17 @@ func (g *Guest) migrate(ctx context.Context, file *os.File) error {
 		}
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("while it is %s: %w", info.Status, err)
+		}
+	}
+}
+
+// awaitPostmigrate waits until QEMU has put a migration behind it; before that
+// it refuses cont.
+func awaitPostmigrate(ctx context.Context, client *qmp.Client) error {
+	for {
+		s, err := queryStatus(ctx, client)
+		if err != nil || s.Status != "finish-migrate" {
+			return err
 		}
 	}
 }

@@ -19,7 +19,9 @@ import (
 // takes a page of real memory for nothing, and to write one through a mapping
 // when the tmpfs is full is a SIGBUS. So holes go through pread and pwrite,
 // which do neither, and a page is touched in the mapping only once it is known
-// to be there; pages are not known to leave.
+// to be there. Pages do not leave: balloons are refused. They may be swapped out,
+// which tracking survives and the length of a pause does not: CheckHost warns
+// of swap.
 type ramFile struct {
 	file  *os.File
 	mem   []byte
