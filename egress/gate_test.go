@@ -23,7 +23,6 @@ type rig struct {
 	t              testing.TB
 	guest, network *Pipe
 	clock          clock.Clock
-	limit          *fakeLimit
 }
 
 const rigDepth = 512

@@ -57,7 +57,7 @@ func (c *nftConn) run(b *nftBatch) error {
 	}
 	for {
 		n, err := unix.Read(c.fd, c.in)
-		if err == unix.EINTR {
+		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err != nil {

@@ -165,7 +165,7 @@ func TestTheRingAgreesWithAList(t *testing.T) {
 				n := rapid.IntRange(headerLen, MaxFrame).Draw(rt, "size")
 				frame := numbered(rapid.Uint64().Draw(rt, "content"), n)
 				r.add(copy(slot, frame))
-				list = append(list, frame[:len(frame)])
+				list = append(list, frame)
 				bytes += int64(len(frame))
 				r.releaseAll()
 			} else {

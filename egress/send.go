@@ -51,12 +51,14 @@ func (g *Gate) sendBatch() (more bool, err error) {
 	done, bytes, lost := 0, 0, 0
 	for _, frame := range g.writing {
 		err = g.network.WriteFrame(frame)
-		if passedOn(err) {
+		switch {
+		case passedOn(err):
 			lost++
 			err = nil
-		} else if err == nil {
+		case err == nil:
 			bytes += len(frame)
-		} else {
+		}
+		if err != nil {
 			break // this frame and those behind it stay held
 		}
 		done++

@@ -155,7 +155,7 @@ func (c *Config) check() error {
 		return fmt.Errorf("this host, %q, is not among the voters", c.Self)
 	}
 	if c.Dir == "" || c.RaftListener == nil || c.RPCListener == nil || c.Dial == nil || c.PeerName == nil {
-		return errors.New("Dir, RaftListener, RPCListener, Dial and PeerName are all needed")
+		return errors.New("the fields Dir, RaftListener, RPCListener, Dial and PeerName are all needed")
 	}
 	return nil
 }

@@ -146,7 +146,7 @@ func TestRestartFromDisk(t *testing.T) {
 	}
 	// One voter away: the others go on; it catches up.
 	c.stop(hostB)
-	st = c.do(hostA, ownership.OutOfSync, ownership.Backup{})
+	c.do(hostA, ownership.OutOfSync, ownership.Backup{})
 	st = c.do(hostA, ownership.InSync, b)
 	w := c.start(hostB).Watch(guest)
 	defer w.Close()

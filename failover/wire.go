@@ -16,6 +16,7 @@ package failover
 import (
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -169,7 +170,7 @@ func readFrame(r io.Reader) (frame, error) {
 
 // noEOF makes an end within a frame an error.
 func noEOF(err error) error {
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
 	}
 	return err

@@ -136,8 +136,10 @@ type (
 	// Shut: nothing leaves any more, whatever the lease says.
 	Shut struct{}
 
-	// PauseGuest and ResumeGuest stop and continue the vCPUs.
-	PauseGuest  struct{ Why string }
+	// PauseGuest stops the vCPUs.
+	PauseGuest struct{ Why string }
+
+	// ResumeGuest continues them.
 	ResumeGuest struct{}
 
 	// Propose: put a command to the ownership log; answer with Proposed.

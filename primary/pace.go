@@ -34,9 +34,9 @@ func (p pace) after(c Cost) time.Duration {
 	if p.cfg.Floor == p.cfg.Ceiling {
 		return max(p.cfg.Ceiling-c.Pause, p.cfg.Ceiling/quietShare)
 	}
-	want, share := p.cfg.Target, time.Duration(quietShare)
+	want, least := p.cfg.Target, (quietShare-1)*c.Pause
 	if c.Held > 0 {
-		want, share = p.cfg.Floor, heldShare
+		want, least = p.cfg.Floor, (heldShare-1)*c.Pause
 	}
-	return min(max(want, (share-1)*c.Pause), p.cfg.Ceiling)
+	return min(max(want, least), p.cfg.Ceiling)
 }

@@ -63,7 +63,6 @@ type Server struct {
 	ops    Operations
 	static func() Report
 	http   *http.Server
-	socket string
 }
 
 // NewServer returns a server; static fills in what does not come from ops.

@@ -419,7 +419,7 @@ func TestReleaseTwiceIsHarmless(t *testing.T) {
 	m := Message{pool: p, buf: b, turn: b.turn.Load()}
 	m.Release()
 	m.Release()
-	if p.get(100) == p.get(100) {
+	if first, second := p.get(100), p.get(100); first == second {
 		t.Error("one buffer was handed out twice")
 	}
 	Message{}.Release()

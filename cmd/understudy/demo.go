@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -49,7 +48,7 @@ guest of "make guest"; with --guest sim it needs nothing.`,
 				}
 			}
 			report, err := demo.Run(cmd.Context(), o)
-			if perr := f.print(cmd.OutOrStdout(), report, func(w io.Writer) error { return report.Print(w) }); perr != nil {
+			if perr := f.print(cmd.OutOrStdout(), report, report.Print); perr != nil {
 				return errors.Join(err, perr)
 			}
 			if err == nil && !report.Passed {
