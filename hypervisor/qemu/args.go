@@ -14,9 +14,12 @@ type machine struct {
 	Accel string // "kvm" or "tcg"
 }
 
-// qmpFD is the number that QEMU finds its listening QMP socket under: the
-// first descriptor that os/exec passes on.
-const qmpFD = 3
+// The descriptors that QEMU is started with, in the order that os/exec passes
+// them on: its listening QMP socket, and the console's file if there is one.
+const (
+	qmpFD     = 3
+	consoleFD = 4
+)
 
 // arguments returns QEMU's arguments for the guest, paused at its start, or
 // waiting for its state if incoming is set.
@@ -46,7 +49,8 @@ func (c *Config) arguments(m machine, ramPath string, incoming bool) []string {
 			i, n.GuestSocket, n.HostSocket))
 	}
 	if c.Console != "" {
-		a = append(a, "-chardev", "file,id=console,append=on,path="+c.Console)
+		a = append(a, "-add-fd", fmt.Sprintf("fd=%d,set=%d", consoleFD, consoleFD),
+			"-chardev", fmt.Sprintf("file,id=console,append=on,path=/dev/fdset/%d", consoleFD))
 	}
 	if incoming {
 		a = append(a, "-incoming", "defer")

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/google/nftables"
@@ -187,48 +186,8 @@ func checkSwap(r *Report) {
 
 // checkFiles checks that QEMU's account can read what it has to.
 func checkFiles(r *Report, c *Config, as account) {
-	paths := []string{}
-	for _, p := range []string{c.Kernel, c.Initrd} {
-		if p != "" {
-			paths = append(paths, p)
-		}
-	}
-	for _, d := range c.Disks {
-		paths = append(paths, d.Path)
-	}
-	for _, p := range paths {
+	for _, p := range c.files() {
 		r.result("file "+p, as.canRead(p), "readable", "let the account "+c.User+" read it and pass the directories above it")
-	}
-}
-
-// canRead checks the permissions of a file and of each directory above it.
-func (a account) canRead(path string) error {
-	if !a.set {
-		f, err := os.Open(path)
-		if err != nil {
-			return err
-		}
-		return f.Close()
-	}
-	for dir, bit := path, os.FileMode(4); ; dir, bit = filepath.Dir(dir), 1 {
-		info, err := os.Stat(dir)
-		if err != nil {
-			return err
-		}
-		st, ok := info.Sys().(*syscall.Stat_t)
-		mode := info.Mode().Perm()
-		switch {
-		case ok && st.Uid == a.uid:
-			mode >>= 6
-		case ok && st.Gid == a.gid:
-			mode >>= 3
-		}
-		if mode&bit == 0 {
-			return fmt.Errorf("%s has the permissions %v", dir, info.Mode())
-		}
-		if dir == "/" {
-			return nil
-		}
 	}
 }
 

@@ -17,7 +17,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -336,44 +335,4 @@ func checkPath(what, path string, optional bool) error {
 		return fmt.Errorf("%s: %q: commas and line breaks cannot be given to QEMU", what, path)
 	}
 	return nil
-}
-
-// account is who QEMU runs as. The zero account is ourselves.
-type account struct {
-	set      bool
-	uid, gid uint32
-}
-
-// account looks the configured user up.
-func (c *Config) account() (account, error) {
-	if c.User == "" || os.Geteuid() != 0 {
-		return account{}, nil
-	}
-	u, err := user.Lookup(c.User)
-	if err != nil {
-		return account{}, fmt.Errorf("account for QEMU: %w: create it (useradd --system %s) or name another", err, c.User)
-	}
-	uid, err := strconv.ParseUint(u.Uid, 10, 32)
-	if err != nil {
-		return account{}, fmt.Errorf("account for QEMU: %s has the user id %q", c.User, u.Uid)
-	}
-	gid, err := strconv.ParseUint(u.Gid, 10, 32)
-	if err != nil {
-		return account{}, fmt.Errorf("account for QEMU: %s has the group id %q", c.User, u.Gid)
-	}
-	if uid == 0 {
-		return account{}, &hypervisor.Refusal{
-			What:   fmt.Sprintf("QEMU would run as %s, which is root", c.User),
-			Remedy: "name an unprivileged account",
-		}
-	}
-	return account{set: true, uid: uint32(uid), gid: uint32(gid)}, nil
-}
-
-// own gives a path to the account.
-func (a account) own(path string) error {
-	if !a.set {
-		return nil
-	}
-	return os.Chown(path, int(a.uid), int(a.gid))
 }

@@ -350,17 +350,18 @@ func (d *Driver) boot(ctx context.Context, m machine, at place, ram *ramFile, in
 	if err := os.Remove(at.socket()); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: at.socket(), Net: "unix"})
+	files, err := d.openFiles(at)
 	if err != nil {
 		return nil, err
 	}
-	listener.SetUnlinkOnClose(false)
 	var groups []uint32
 	if m.Accel == AccelKVM {
 		groups = kvmGroup()
 	}
-	proc, err := launch(d.cfg.QEMU, d.cfg.arguments(m, at.ram, incoming), d.as, groups, "/", listener)
-	_ = listener.Close() // QEMU has its own; when that ends, so does the socket
+	proc, err := launch(d.cfg.QEMU, d.cfg.arguments(m, at.ram, incoming), d.as, groups, files)
+	for _, f := range files { // QEMU has its own; when that ends, so does the socket
+		_ = f.Close()
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -376,6 +377,28 @@ func (d *Driver) boot(ctx context.Context, m machine, at place, ram *ramFile, in
 	}
 	d.log.Info("QEMU started", "pid", proc.identity.PID, "machine", m.Type, "accelerator", m.Accel, "incoming", incoming)
 	return v, nil
+}
+
+// openFiles opens what a QEMU is started with, as args.go has it.
+func (d *Driver) openFiles(at place) ([]*os.File, error) {
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: at.socket(), Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	listener.SetUnlinkOnClose(false)
+	socket, err := listener.File()
+	_ = listener.Close()
+	if err != nil {
+		return nil, err
+	}
+	console, err := d.cfg.openConsole()
+	if err != nil {
+		return nil, errors.Join(err, socket.Close())
+	}
+	if console == nil {
+		return []*os.File{socket}, nil
+	}
+	return []*os.File{socket, console}, nil
 }
 
 // end kills the QEMU and closes our connection. The place stays.
@@ -395,6 +418,11 @@ func (d *Driver) look(ctx context.Context) (*local, error) {
 	}
 	if err := p.checkVersion(); err != nil {
 		return nil, err
+	}
+	for _, path := range d.cfg.files() {
+		if err := d.as.canRead(path); err != nil {
+			return nil, err
+		}
 	}
 	return d.cfg.look(p)
 }

@@ -18,7 +18,7 @@ import (
 
 // probeLimit is how long the trial guest may take to boot and to finish its
 // work. Hardware takes 0.3 s, most of it QEMU's start.
-const probeLimit = 3 * time.Second
+const probeLimit = 2 * time.Second
 
 // accelerator returns "kvm" or "tcg" as configured, or as it works here.
 func (d *Driver) accelerator(ctx context.Context) (string, error) {

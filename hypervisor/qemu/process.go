@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"strconv"
@@ -49,17 +48,12 @@ type identity struct {
 }
 
 // launch starts a program in a session of its own, so that it outlives us and
-// what a terminal or a service manager sends to our session. listener is
-// passed on as descriptor qmpFD.
-func launch(program string, args []string, as account, groups []uint32, dir string, listener *net.UnixListener) (*process, error) {
-	socket, err := listener.File()
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = socket.Close() }()
+// what a terminal or a service manager sends to our session. files are
+// passed on, the first as descriptor 3.
+func launch(program string, args []string, as account, groups []uint32, files []*os.File) (*process, error) {
 	cmd := exec.Command(program, args...)
-	cmd.Dir = dir
-	cmd.ExtraFiles = []*os.File{socket}
+	cmd.Dir = "/"
+	cmd.ExtraFiles = files
 	// Settings of our environment must not change the machine.
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C", "TMPDIR=/var/tmp"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

@@ -142,14 +142,32 @@ func (c *Config) prepare(as account) error {
 			return err
 		}
 	}
-	if c.Console != "" {
-		f, err := os.OpenFile(c.Console, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-		if err != nil {
-			return fmt.Errorf("console: %w", err)
-		}
-		if err := errors.Join(f.Close(), as.own(c.Console)); err != nil {
-			return fmt.Errorf("console: %w", err)
+	for _, dir := range c.dirs() {
+		if err := as.canPass(dir); err != nil {
+			return fmt.Errorf("%w: chmod o+x it, or use another directory", err)
 		}
 	}
 	return nil
+}
+
+// dirs lists where QEMU opens or makes something by its path.
+func (c *Config) dirs() []string {
+	dirs := []string{c.ImageDir}
+	for _, n := range c.NICs {
+		dirs = append(dirs, filepath.Dir(n.GuestSocket))
+	}
+	return dirs
+}
+
+// openConsole opens the console's file, nil for none. QEMU gets the descriptor,
+// so that it need not be able to reach the file.
+func (c *Config) openConsole() (*os.File, error) {
+	if c.Console == "" {
+		return nil, nil
+	}
+	f, err := os.OpenFile(c.Console, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("console: %w", err)
+	}
+	return f, nil
 }
