@@ -114,6 +114,7 @@ type Core struct {
 
 	sealed, acked epoch.Number
 	sealedAt      [maxWindow]clock.Instant // of epoch n at n % maxWindow
+	capturing     bool                     // one was asked for: Captured or CaptureFailed will follow
 	firstWhole    epoch.Number             // first checkpoint of this entering; 0: none yet
 	syncRounds    int
 	remaining     uint64 // pages the last sync step left
@@ -195,6 +196,7 @@ func (c *Core) absorb(ev Event) {
 	case Captured:
 		c.absorbCaptured(ev)
 	case CaptureFailed:
+		c.capturing = false
 		c.emit(Warn{fmt.Sprintf("epoch %d was not captured: %v", ev.Number, ev.Err)})
 		c.sealed = ev.Number - 1
 		c.final = 0
@@ -291,7 +293,15 @@ func (c *Core) unlink() {
 	}
 }
 
+// drop closes the session from this side.
+func (c *Core) drop(why string) {
+	c.unlink()
+	c.connectAt = c.now.Add(c.cfg.Reconnect)
+	c.emit(Disconnect{why})
+}
+
 func (c *Core) absorbCaptured(ev Captured) {
+	c.capturing = false
 	if !c.linked || ev.Number <= c.acked || ev.Number > c.sealed {
 		return // of a session that is gone
 	}
@@ -365,8 +375,6 @@ func (c *Core) decide() {
 		default:
 			c.enter(ModeAlone)
 		}
-	case ModeYielded: // given back (Return, Reclaim)
-		c.enter(ModeAlone)
 	case ModeAlone:
 		if c.linked {
 			c.mismatched = false
@@ -404,6 +412,17 @@ func (c *Core) owns() bool {
 		c.emit(UseGeneration{c.generation})
 		c.inSyncMaybe = false
 		c.leave, c.final = 0, 0
+		if c.guestOff {
+			c.leave = RequestStop
+		}
+		if c.linked {
+			c.drop("its generation is over")
+		}
+		if c.mode != 0 {
+			// Given back, maybe before we knew that it was taken: the log names
+			// no backup in sync, whatever this mode says.
+			c.enter(ModeAlone)
+		}
 	}
 	return true
 }
@@ -414,6 +433,9 @@ func (c *Core) decideYield() {
 	if c.mode != ModeYielded {
 		c.enter(ModeYielded)
 	}
+	if c.linked { // also by an attempt that was under way
+		c.drop("another host takes the guest over")
+	}
 	c.stop("another host takes the guest over")
 	if c.log.Owner != c.cfg.Self {
 		if c.log.Phase != ownership.PhaseActivating {
@@ -421,8 +443,12 @@ func (c *Core) decideYield() {
 		}
 		return
 	}
+	if c.guestErr {
+		c.end(OutcomeLost) // the host waits for the backup, or boots the guest anew
+		return
+	}
 	// Surrendered by us, and not taken: after a while take it back.
-	if c.now.Before(c.reclaimAt) || c.guestErr {
+	if c.now.Before(c.reclaimAt) {
 		return
 	}
 	c.propose(ownership.Reclaim, ownership.Backup{})
@@ -493,11 +519,14 @@ func (c *Core) decideEntering() {
 		return
 	}
 	if c.lost() {
-		if c.inSyncMaybe || c.log.InSync {
+		switch {
+		case c.inSyncMaybe || c.log.InSync:
 			c.enter(ModeDetaching)
-		} else {
-			c.enter(ModeAlone) // the log never said otherwise
+			return
+		case c.linked: // a mismatch: its image is not to be continued from
+			c.drop("the backup's image is given up")
 		}
+		c.enter(ModeAlone) // the log never said otherwise
 		return
 	}
 	if c.linked && c.firstWhole != 0 && c.acked >= c.firstWhole {
@@ -547,7 +576,7 @@ func (c *Core) decideLeave() {
 			c.enter(ModeAlone) // not worth protecting any more
 		}
 	case ModeProtected:
-		if c.final == 0 && c.linked && c.sealed-c.acked < epoch.Number(c.cfg.Window) && c.leaseHolds() {
+		if c.final == 0 && c.linked && !c.capturing && c.sealed-c.acked < epoch.Number(c.cfg.Window) && c.leaseHolds() {
 			c.final = c.next()
 			c.running = false
 			c.emit(Capture{Number: c.final, Final: true})
@@ -585,14 +614,11 @@ func (c *Core) decideConnect() {
 	switch {
 	case c.mode == ModeLeaving, c.mode == ModeYielded:
 	case c.linked && c.mode == ModeDetaching:
-		c.unlink()
-		c.connectAt = c.now.Add(c.cfg.Reconnect)
-		c.emit(Disconnect{"the backup is given up"})
+		c.drop("the backup is given up")
 	case c.linked && !c.now.Before(c.leaseUntil.Add(c.cfg.LeaseGrace)):
 		// Cut off from the voters, but not from the backup: fall silent, so
 		// that the backup, which may reach them, asks to take over.
-		c.unlink()
-		c.emit(Disconnect{"this host can renew no lease"})
+		c.drop("this host can renew no lease")
 	case !c.linked && !c.connecting && c.leaseHolds() && !c.now.Before(c.connectAt) &&
 		c.log.Phase == ownership.PhaseActive && c.mode != ModeDetaching:
 		c.connecting = true
@@ -605,7 +631,7 @@ func (c *Core) decideConnect() {
 
 // decideEpoch starts the next epoch when it is due and the window has room.
 func (c *Core) decideEpoch() {
-	if !c.linked || c.final != 0 || !c.running || c.sealed-c.acked >= epoch.Number(c.cfg.Window) {
+	if !c.linked || c.capturing || c.final != 0 || !c.running || c.sealed-c.acked >= epoch.Number(c.cfg.Window) {
 		return
 	}
 	switch c.mode {
@@ -627,6 +653,7 @@ func (c *Core) decideEpoch() {
 
 func (c *Core) next() epoch.Number {
 	c.sealed++
+	c.capturing = true
 	c.sealedAt[c.sealed%maxWindow] = c.now
 	return c.sealed
 }
@@ -663,10 +690,6 @@ func (c *Core) enter(m Mode) {
 		c.emit(Hold{})
 	case ModeYielded:
 		c.emit(Shut{})
-		if c.linked {
-			c.unlink()
-			c.emit(Disconnect{"another host takes the guest over"})
-		}
 	}
 }
 

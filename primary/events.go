@@ -189,7 +189,8 @@ const (
 	OutcomeSuperseded Outcome = iota + 1
 	// OutcomeStopped: the log says stopped. The guest here must be destroyed.
 	OutcomeStopped
-	// OutcomeLost: the guest died with no backup in sync; only a cold boot is
+	// OutcomeLost: the guest died. Either it was surrendered to the backup in
+	// sync, which has yet to take it, or there is none and only a cold boot is
 	// left.
 	OutcomeLost
 	// OutcomeDetached: the daemon is going down; the guest stays for a later

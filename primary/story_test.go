@@ -176,7 +176,11 @@ func (n *narrator) step(ev Event) {
 			switch a := a.(type) {
 			case SyncStep:
 				n.say("sync %d", a.Number)
-				queue = append(queue, Captured{Number: a.Number, Kind: epoch.KindSync, Remaining: 50})
+				left := uint64(50)
+				if a.Number == 1 {
+					left = 150
+				}
+				queue = append(queue, Captured{Number: a.Number, Kind: epoch.KindSync, Remaining: left})
 			case Capture:
 				final := ""
 				if a.Final {

@@ -35,9 +35,9 @@
 > applied
     shut
     disconnect: another host takes the guest over
-    = yielded
+    end: lost
+    = ended
 > log takeover
-    = yielded
+    = ended
 > log activated
-    end: superseded
     = ended

@@ -1,0 +1,251 @@
+package simulation
+
+// The shell around backup.Core: what backup/backup.go and session.go do.
+
+import (
+	"errors"
+	"time"
+
+	"understudy/backup"
+	"understudy/epoch"
+	"understudy/ownership"
+	"understudy/protocol"
+)
+
+// image is what a backup holds.
+type image struct {
+	id      epoch.Incarnation
+	memory  memory
+	at      epoch.Position
+	device  state
+	whole   bool
+	bad     bool // the primary has been told that it differs
+	corrupt bool // damaged by a fault
+}
+
+type backupShell struct {
+	d     *daemon
+	w     *world
+	core  *backup.Core
+	image *image
+	wake  int
+	ended bool
+
+	greeted *opened
+	session *fed
+}
+
+type opened struct {
+	e     *end
+	hello hello
+}
+
+// fed is the session that feeds the image.
+type fed struct {
+	e          *end
+	generation epoch.Generation
+	at         epoch.Position
+	stage      *sent
+	waiting    []sent // behind the staged one
+}
+
+func newBackup(d *daemon, st ownership.Guest) *backupShell {
+	cfg := backup.DefaultConfig("web", d.h.id, lease, pages*epoch.PageSize)
+	return &backupShell{d: d, w: d.w, core: backup.NewCore(cfg, st)}
+}
+
+func (b *backupShell) start() {
+	b.d.after(0, func() { b.post(backup.LogApplied{State: b.w.ledger.views[b.d.h.index]}) })
+	b.post(backup.Tick{})
+}
+
+func (b *backupShell) post(ev backup.Event) {
+	for queue := []backup.Event{ev}; len(queue) > 0 && !b.ended && b.d.alive; queue = queue[1:] {
+		if b.w.tell {
+			if _, tick := queue[0].(backup.Tick); !tick {
+				b.w.say(b.d.h.name, "  %s", show(queue[0]))
+			}
+		}
+		for _, a := range b.core.Step(b.d.clock(), queue[0]) {
+			if b.w.tell {
+				b.w.say(b.d.h.name, "    -> %s", show(a))
+			}
+			if b.w.faults.strike(b.d) {
+				return
+			}
+			if next := b.do(a); next != nil {
+				queue = append(queue, next)
+			}
+		}
+	}
+	if !b.ended && b.d.alive {
+		b.wake++
+		n := b.wake
+		b.d.after(b.d.wait(b.core.NextWake()), func() {
+			if n == b.wake && !b.ended {
+				b.post(backup.Tick{})
+			}
+		})
+	}
+}
+
+func (b *backupShell) do(a backup.Action) backup.Event {
+	switch a := a.(type) {
+	case backup.Prepare:
+		return b.prepare(a.Fresh)
+	case backup.Refuse:
+		if o := b.greeted; o != nil {
+			b.greeted = nil
+			o.e.send(refusal{a.Reason})
+			b.d.after(20*time.Millisecond, o.e.close)
+		}
+	case backup.Commit:
+		b.commit()
+	case backup.Discard, backup.Drop:
+		b.drop()
+	case backup.Load:
+		fails := b.w.chance(b.w.faults.loadFails)
+		b.d.after(b.w.between(2*time.Millisecond, 15*time.Millisecond), func() {
+			var err error
+			if fails {
+				err = errors.New("the machine did not take the state")
+			}
+			b.post(backup.Loaded{Err: err})
+		})
+	case backup.Reset:
+	case backup.Propose:
+		b.w.ledger.propose(b.d, a.Command, 10*time.Second, func(st ownership.Guest, err error) {
+			b.post(backup.Proposed{Command: a.Command, State: st, Err: err})
+		})
+	case backup.Run:
+		if b.w.chance(b.w.faults.loadFails / 2) {
+			return backup.Ran{Err: errors.New("the machine did not run")}
+		}
+		b.w.oracle.takesOver(b.d.h, b.image)
+		g := continued(b.d.h, b.image.memory, b.image.device)
+		b.d.h.guest, b.d.guest = g, g
+		g.resume()
+		b.image = nil
+		return backup.Ran{}
+	case backup.Warn:
+	case backup.End:
+		b.ended = true
+		b.drop()
+		b.d.backupEnded(a.Outcome, b.w.ledger.views[b.d.h.index])
+	}
+	return nil
+}
+
+// accept takes a session whose Hello was read.
+func (b *backupShell) accept(o opened) {
+	b.drop()
+	b.post(backup.SessionLost{Err: errors.New("replaced by a newer session")})
+	if b.ended {
+		o.e.close()
+		return
+	}
+	b.greeted = &o
+	b.post(backup.Greeted{Hello: o.hello})
+}
+
+func (b *backupShell) prepare(fresh bool) backup.Event {
+	o := b.greeted
+	b.greeted = nil
+	if fresh {
+		im := &image{id: b.w.newImage()}
+		im.at.Image = im.id
+		b.image, b.w.images[im.id] = im, im
+	}
+	at, whole := b.core.At()
+	if fresh {
+		at, whole = b.image.at, false
+	}
+	o.e.send(protocol.Welcome{Version: protocol.Version, At: at, Whole: whole})
+	s := &fed{e: o.e, generation: o.hello.Generation, at: at}
+	b.session = s
+	o.e.down = func(err error) {
+		if b.session == s {
+			b.drop()
+			b.post(backup.SessionLost{Err: err})
+		}
+	}
+	o.e.recv = func(m any) {
+		x, ok := m.(sent)
+		switch {
+		case b.w.breach == acksWhileAsking && ok && b.session != s && !b.ended && b.image != nil && x.parent == b.image.at:
+			b.apply(x) // and acknowledges
+			s.e.send(ack{at: x.at})
+		case b.session == s && ok:
+			s.waiting = append(s.waiting, x)
+			b.stage(s)
+		}
+	}
+	return backup.Prepared{At: at, Whole: whole}
+}
+
+func (w *world) newImage() epoch.Incarnation {
+	w.positions++
+	var id epoch.Incarnation
+	id[0] = 0xff
+	for i := range 8 {
+		id[1+i] = byte(w.positions >> (8 * i))
+	}
+	return id
+}
+
+// stage offers the next whole epoch to the core.
+func (b *backupShell) stage(s *fed) {
+	if s.stage != nil || len(s.waiting) == 0 {
+		return
+	}
+	x := s.waiting[0]
+	s.waiting = s.waiting[1:]
+	if x.parent != s.at || x.generation != s.generation {
+		b.w.violated("an honest primary sent %v generation %d on top of %v generation %d", x.parent, x.generation, s.at, s.generation)
+	}
+	s.stage, s.at = &x, x.at
+	b.d.after(b.w.between(0, time.Millisecond), func() {
+		if b.session == s && !b.ended {
+			b.post(backup.Staged{At: x.at, Kind: x.kind})
+		}
+	})
+}
+
+// commit acknowledges the staged epoch and applies it.
+func (b *backupShell) commit() {
+	s := b.session
+	x := *s.stage
+	if !x.verify {
+		s.e.send(ack{at: x.at})
+	}
+	b.apply(x)
+	if x.verify {
+		s.e.send(ack{at: x.at, hashed: true, image: b.image.memory})
+	}
+	s.stage = nil
+	b.stage(s)
+}
+
+func (b *backupShell) apply(x sent) {
+	im := b.image
+	for i := range pages {
+		if x.set&(1<<i) != 0 {
+			im.memory[i] = x.values[i]
+		}
+	}
+	im.at, im.whole = x.at, x.kind == epoch.KindCheckpoint
+	if im.whole {
+		im.device = x.device
+		b.w.oracle.committed(b.d.h, im, x)
+	}
+}
+
+func (b *backupShell) drop() {
+	s := b.session
+	if s == nil {
+		return
+	}
+	b.session = nil
+	s.e.down = func(error) {}
+	s.e.close()
+}

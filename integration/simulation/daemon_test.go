@@ -1,0 +1,375 @@
+package simulation
+
+// What package host does, role after role, and the host under it.
+
+import (
+	"errors"
+	"time"
+
+	"understudy/backup"
+	"understudy/clock"
+	"understudy/ownership"
+	"understudy/primary"
+)
+
+// host is a machine: it can lose its power, its daemon, its guest.
+type host struct {
+	w      *world
+	index  int
+	id     ownership.HostID
+	name   string
+	peer   *host
+	up     bool
+	daemon *daemon
+	guest  *guest        // the hypervisor's process here
+	rate   float64       // of its clock against the world's
+	offset time.Duration // of its clock
+}
+
+func newHost(w *world, i int, name string) *host {
+	return &host{w: w, index: i, id: ownership.HostID(name), name: name,
+		rate: 1 + (w.dice.Float64()-0.5)/1000, offset: w.between(time.Second, time.Hour)}
+}
+
+// boot starts the host, or only its daemon.
+func (h *host) boot() {
+	if h.daemon != nil {
+		return
+	}
+	h.up = true
+	d := &daemon{h: h, w: h.w, alive: true}
+	d.gate = &gate{d: d}
+	h.daemon = d
+	h.w.say(h.name, "the daemon starts")
+	d.after(h.w.between(time.Millisecond, 30*time.Millisecond), d.manage)
+}
+
+// killDaemon ends the daemon as SIGKILL does. The guest runs on; what it says
+// is lost.
+func (h *host) killDaemon(silent bool) {
+	d := h.daemon
+	if d == nil {
+		return
+	}
+	h.w.say(h.name, "the daemon dies")
+	d.alive = false
+	h.daemon = nil
+	for _, e := range d.ends {
+		if !e.open {
+			continue
+		}
+		if !silent {
+			e.close()
+			continue
+		}
+		e.open = false
+		o := e.other
+		if o.open {
+			o.silent(func() bool { return o.open })
+		}
+	}
+	if h.guest != nil {
+		h.guest.nic = nil
+	}
+	if l := h.w.ledger; l.reign != nil && h.w.chance(0.3) { // it led
+		l.elect(h.w.between(50*time.Millisecond, 400*time.Millisecond))
+	}
+}
+
+// powerOff ends the host with all that runs on it.
+func (h *host) powerOff() {
+	h.w.say(h.name, "the host loses its power")
+	h.killDaemon(true)
+	h.up = false
+	if h.guest != nil {
+		h.guest.kill()
+		h.guest = nil
+	}
+}
+
+// daemon is one life of understudyd.
+type daemon struct {
+	h       *host
+	w       *world
+	alive   bool
+	frozen  time.Duration // until when it does nothing
+	role    string
+	gate    *gate
+	guest   *guest // the one it holds
+	primary *primaryShell
+	backup  *backupShell
+	watch   func(ownership.Guest)
+	ends    []*end
+	session int // of its proposals; 0: not opened
+	unknown int // proposals of unknown outcome
+}
+
+func (d *daemon) isFrozen() bool { return d.w.now < d.frozen }
+
+// clock is the host's CLOCK_BOOTTIME.
+func (d *daemon) clock() clock.Instant { return d.h.clock(d.w.now) }
+
+func (h *host) clock(now time.Duration) clock.Instant {
+	return clock.Instant(float64(now)*h.rate) + clock.Instant(h.offset)
+}
+
+// wait is how long the world's time goes on until this host's clock says t.
+func (d *daemon) wait(t clock.Instant) time.Duration {
+	return time.Duration(float64(t.Sub(d.clock()))/d.h.rate) + time.Microsecond
+}
+
+// after lets the daemon do something, if it lives and as soon as it is awake.
+func (d *daemon) after(delay time.Duration, do func()) {
+	d.w.after(delay, func() { d.awake(do) })
+}
+
+func (d *daemon) awake(do func()) {
+	switch {
+	case !d.alive:
+	case d.isFrozen():
+		d.w.after(d.frozen-d.w.now, func() { d.awake(do) })
+	default:
+		do()
+	}
+}
+
+// seen: the voter here has applied a newer state.
+func (d *daemon) seen() {
+	st := d.w.ledger.views[d.h.index]
+	switch {
+	case d.primary != nil:
+		d.primary.post(primary.LogApplied{State: st})
+	case d.backup != nil:
+		d.backup.post(backup.LogApplied{State: st})
+	case d.watch != nil:
+		d.watch(st)
+	}
+}
+
+// changed waits for a newer state than st.
+func (d *daemon) changed(st ownership.Guest, then func()) {
+	d.watch = func(now ownership.Guest) {
+		if now.Revision > st.Revision {
+			d.watch = nil
+			d.after(0, then)
+		}
+	}
+	d.after(0, func() {
+		if d.watch != nil {
+			d.watch(d.w.ledger.views[d.h.index])
+		}
+	})
+}
+
+const again = 200 * time.Millisecond
+
+// reclaimAfter is host/recover.go's, shortened as the lease is.
+const reclaimAfter = 9 * time.Second
+
+func (d *daemon) as(role string) {
+	d.role = role
+	d.w.oracle.visits["host "+role]++
+	d.w.say(d.h.name, "is %s", role)
+}
+
+func (d *daemon) manage() {
+	d.w.ledger.read(d, func(st ownership.Guest, err error) {
+		if err != nil {
+			d.after(again, d.manage)
+			return
+		}
+		d.play(st)
+	})
+}
+
+func (d *daemon) play(st ownership.Guest) {
+	self := d.h.id
+	switch {
+	case st.Generation == 0 && d.h.index == 0:
+		d.start(st)
+	case st.Generation == 0:
+		d.as("waiting")
+		d.changed(st, d.manage)
+	case st.Desired == ownership.Stopped:
+		d.as("stopped")
+		d.end()
+		d.changed(st, d.manage)
+	case st.Owner != self && st.Phase == ownership.PhaseActivating && st.Previous == self && (d.guest != nil || keepsForReturn):
+		d.as("yielding")
+		d.changed(st, d.manage)
+	case st.Owner != self:
+		d.standBy(st)
+	case d.guest == nil:
+		d.recover(st)
+	default:
+		d.own(st, false)
+	}
+}
+
+// keepsForReturn: a restarted daemon leaves a guest alone that may be returned.
+const keepsForReturn = false
+
+func (d *daemon) own(st ownership.Guest, running bool) {
+	d.as("primary")
+	p := newPrimary(d, st, running)
+	d.primary = p
+	if d.w.breach == passAtOnce && running {
+		d.gate.enter(gatePass)
+	}
+	p.start()
+	if g := d.guest; g != nil && (g.gone || g.off) {
+		d.guestSays(g)
+	}
+}
+
+func (d *daemon) primaryEnded(o primary.Outcome) {
+	d.w.say(d.h.name, "no longer the primary: %v", o)
+	d.primary = nil
+	d.gate.shut()
+	d.gate.discard()
+	d.end()
+	d.after(0, d.manage)
+}
+
+func (d *daemon) standBy(st ownership.Guest) {
+	if d.w.breach != shutMissing {
+		d.gate.shut()
+	}
+	d.gate.discard()
+	d.end()
+	d.as("backup")
+	d.backup = newBackup(d, st)
+	d.backup.start()
+}
+
+func (d *daemon) backupEnded(o backup.Outcome, st ownership.Guest) {
+	b := d.backup
+	d.backup = nil
+	d.w.say(d.h.name, "no longer the backup: %v", o)
+	if o != backup.OutcomeTookOver {
+		d.after(0, d.manage)
+		return
+	}
+	d.own(b.core.Log(), true)
+}
+
+// end destroys the guest here and whatever is left of it.
+func (d *daemon) end() {
+	if d.h.guest != nil {
+		d.h.guest.kill()
+	}
+	d.h.guest, d.guest = nil, nil
+}
+
+func (d *daemon) recover(st ownership.Guest) {
+	d.as("recovering")
+	again := func(ownership.Guest, error) { d.after(again, d.manage) }
+	switch st.Phase {
+	case ownership.PhaseActivating:
+		d.propose(st, ownership.Return, ownership.Backup{}, again)
+		return
+	case ownership.PhaseSurrendered:
+		over := false
+		d.changed(st, func() {
+			if !over {
+				over = true
+				d.manage()
+			}
+		})
+		d.after(reclaimAfter, func() {
+			if !over {
+				over, d.watch = true, nil
+				d.propose(st, ownership.Reclaim, ownership.Backup{}, again)
+			}
+		})
+		return
+	}
+	if g := d.h.guest; g != nil && !g.gone {
+		g.pause()
+		g.dirty = everyPage
+		d.guest = g
+		d.propose(st, ownership.Adopt, ownership.Backup{}, func(next ownership.Guest, err error) {
+			if err != nil {
+				again(next, err)
+				return
+			}
+			d.own(next, false)
+		})
+		return
+	}
+	d.end()
+	if st.InSync {
+		d.propose(st, ownership.Surrender, st.Backup, again)
+		return
+	}
+	d.start(st)
+}
+
+// start boots the guest from nothing.
+func (d *daemon) start(st ownership.Guest) {
+	d.as("booting")
+	d.end()
+	d.after(d.w.between(time.Millisecond, 20*time.Millisecond), func() {
+		g := newGuest(d.h)
+		d.h.guest, d.guest = g, g
+		d.propose(st, ownership.Start, ownership.Backup{}, func(next ownership.Guest, err error) {
+			if err != nil {
+				d.end()
+				d.after(again, d.manage)
+				return
+			}
+			d.own(next, false)
+		})
+	})
+}
+
+func (d *daemon) propose(st ownership.Guest, kind ownership.Kind, b ownership.Backup, done func(ownership.Guest, error)) {
+	d.w.ledger.propose(d, ownership.Command{ID: ownership.NewCommandID(), Guest: "web", Kind: kind, Host: d.h.id,
+		Generation: st.Generation, Revision: st.Revision, Backup: b}, 10*time.Second, done)
+}
+
+// accept routes a session that the peer opened to the backup.
+func (d *daemon) accept(e *end) {
+	e.recv = func(m any) {
+		greeting, ok := m.(hello)
+		if !ok {
+			return
+		}
+		if d.backup == nil {
+			d.after(d.w.between(0, 20*time.Millisecond), func() {
+				e.send(refusal{"not standing by now"})
+				d.after(20*time.Millisecond, e.close)
+			})
+			return
+		}
+		d.backup.accept(opened{e, greeting})
+	}
+}
+
+// guestSays tells the primary what the guest did by itself.
+func (d *daemon) guestSays(g *guest) {
+	p := d.primary
+	if p == nil || p.guest != g {
+		return
+	}
+	p.later(primary.GuestDid{Event: guestEvent(g)})
+}
+
+var errStopped = errors.New("the guest is not stopped")
+
+// ask is an operator's request to this host.
+func (d *daemon) ask(r primary.Request) {
+	if d.primary != nil && (r != primary.RequestSwitchover || d.primary.protected()) {
+		d.w.say(d.h.name, "asked for %d", r)
+		d.primary.later(primary.Asked{Request: r})
+	}
+}
+
+// startStopped is the operator's Start.
+func (d *daemon) startStopped() {
+	d.w.ledger.read(d, func(st ownership.Guest, err error) {
+		if err == nil && st.Desired == ownership.Stopped {
+			d.propose(st, ownership.Start, ownership.Backup{}, func(ownership.Guest, error) {})
+		}
+	})
+}

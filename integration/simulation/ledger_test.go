@@ -1,0 +1,317 @@
+package simulation
+
+// The ownership log and its leader, as package failover has them: leases count
+// from before the request was sent; a takeover waits for the last answered
+// renewal and a lease more, and shuts renewals until its outcome is known; a
+// new leader answers after a barrier and waits out a full lease. Requests get
+// lost, late, or applied without an answer.
+
+import (
+	"errors"
+	"time"
+
+	"understudy/clock"
+	"understudy/epoch"
+	"understudy/ownership"
+)
+
+var errUnknown = errors.New("the outcome is unknown")
+
+// leaderDrift is the ledger's part in two clocks' drifting apart.
+const leaderDrift = lease/200 + time.Millisecond
+
+type ledger struct {
+	w        *world
+	state    ownership.Guest
+	applied  map[ownership.CommandID]bool
+	sessions [2]int // of each host's proposals
+	cut      [2]bool
+	views    [2]ownership.Guest // what each host has applied
+	reign    *reign
+	electing bool
+}
+
+// reign is one leader's time.
+type reign struct {
+	l       *ledger
+	over    bool
+	start   time.Duration
+	end     time.Duration // when every lease of this reign is over
+	frozen  int
+	pending []*entry // appended, not committed
+}
+
+type entry struct {
+	c       ownership.Command
+	session int
+	host    int
+	settled func(st ownership.Guest, err error)
+	done    bool
+}
+
+func newLedger(w *world) *ledger {
+	return &ledger{w: w, applied: map[ownership.CommandID]bool{}}
+}
+
+// elect ends the reign; the next begins after d. What the old leader had
+// appended and not committed is committed by the new one up to some entry, and
+// lost from there.
+func (l *ledger) elect(d time.Duration) {
+	old := l.reign
+	if old != nil {
+		old.over = true
+	}
+	l.reign = nil
+	if l.electing {
+		return
+	}
+	l.electing = true
+	l.w.after(d, func() {
+		l.electing = false
+		if old != nil {
+			keep := l.w.dice.IntN(len(old.pending) + 1)
+			for _, e := range old.pending[:keep] {
+				l.commit(e)
+			}
+		}
+		l.reign = &reign{l: l, start: l.w.now}
+		l.w.say("L", "leads")
+	})
+}
+
+// call carries a request of d to the leader and back until it is answered or
+// the time is over. handle answers at most once.
+func (l *ledger) call(d *daemon, timeout, attempt time.Duration, handle func(r *reign, sent clock.Instant, session int, reply func(done func())), expired func()) {
+	over := false
+	w := l.w
+	d.after(timeout, func() {
+		if !over {
+			over = true
+			expired()
+		}
+	})
+	var try func()
+	try = func() {
+		if over {
+			return
+		}
+		sent, session := d.clock(), d.session
+		delay := w.between(200*time.Microsecond, 3*time.Millisecond)
+		if w.chance(w.faults.lateRequest) {
+			delay = w.between(10*time.Millisecond, 1500*time.Millisecond)
+		}
+		lost := w.chance(w.faults.lostRequest)
+		w.after(delay, func() {
+			r := l.reign
+			if lost || r == nil || l.cut[d.h.index] {
+				return
+			}
+			handle(r, sent, session, func(done func()) {
+				if w.chance(w.faults.lostAnswer) {
+					return
+				}
+				w.after(w.between(200*time.Microsecond, 3*time.Millisecond), func() {
+					if l.cut[d.h.index] {
+						return
+					}
+					d.after(0, func() {
+						if !over {
+							over = true
+							done()
+						}
+					})
+				})
+			})
+		})
+		d.after(attempt, try)
+	}
+	try()
+}
+
+// denied is a renewal that the applied state forbids.
+var denied = errors.New("the lease is denied")
+
+func (l *ledger) renew(d *daemon, g epoch.Generation, done func(until clock.Instant, err error)) {
+	w := l.w
+	l.call(d, lease/2, lease/4, func(r *reign, sent clock.Instant, _ int, reply func(func())) {
+		received := w.now
+		w.after(w.between(500*time.Microsecond, 5*time.Millisecond), func() { // a majority confirms that r leads
+			st := l.state
+			switch {
+			case r.over && w.breach != renewUnconfirmed, r.frozen > 0 && w.breach != renewWhileTaken, g > st.Generation:
+				return // later
+			case g < st.Generation, st.Owner != d.h.id, st.Phase == ownership.PhaseSurrendered:
+				reply(func() { done(0, denied) })
+				return
+			}
+			r.end = max(r.end, received+lease+leaderDrift)
+			w.oracle.granted(d.h, received)
+			reply(func() {
+				if w.breach == renewFromReply {
+					sent = d.clock()
+				}
+				done(sent.Add(lease), nil)
+			})
+		})
+	}, func() { done(0, errUnknown) })
+}
+
+// runsOut is when every lease is over. The leader's clock may be fast by 500
+// ppm, and so find it earlier.
+func (r *reign) runsOut() time.Duration {
+	early := time.Duration(float64(lease+leaderDrift) * 0.0005)
+	end := r.end
+	if r.l.w.breach != newLeaderWaitsNot {
+		end = max(end, r.start+lease+leaderDrift)
+	}
+	return end - early
+}
+
+// propose carries a command to the log.
+func (l *ledger) propose(d *daemon, c ownership.Command, timeout time.Duration, done func(st ownership.Guest, err error)) {
+	w := l.w
+	attempt := 200 * time.Millisecond
+	if c.Kind == ownership.Takeover || c.Kind == ownership.Start {
+		attempt = 2 * lease
+	}
+	l.call(d, timeout, attempt, func(r *reign, _ clock.Instant, session int, reply func(func())) {
+		if session == 0 && d.session == 0 { // the first of this process ends those of the former one
+			l.sessions[d.h.index]++
+			d.session = l.sessions[d.h.index]
+			session = d.session
+		}
+		answer := func(st ownership.Guest, err error) { reply(func() { done(st, err) }) }
+		next, err, void := l.decide(c, session, d.h.index)
+		switch {
+		case void:
+			if session == d.session {
+				d.session = 0 // another process of this host was here: opened again
+			}
+			return // proposed again, in the current session
+		case err != nil || next.Revision == l.state.Revision:
+			answer(next, err)
+			return
+		}
+		e := &entry{c: c, session: session, host: d.h.index, settled: answer}
+		before := l.state
+		takes := before.Generation > 0 && next.Owner != before.Owner && c.Host != before.Owner
+		if !takes {
+			r.append(e)
+			return
+		}
+		wait := before.Phase != ownership.PhaseSurrendered && w.breach != takeoverWaitsNot
+		giveUp := w.now + attempt*4/5
+		var look func()
+		look = func() {
+			switch {
+			case r.over:
+			case !wait || w.now >= r.runsOut():
+				r.frozen++
+				settled := e.settled
+				e.settled = func(st ownership.Guest, err error) { r.frozen--; settled(st, err) }
+				r.append(e)
+			case r.runsOut() < giveUp:
+				w.after(r.runsOut()-w.now, look)
+			}
+		}
+		look()
+	}, func() { d.unknown++; done(ownership.Guest{}, errUnknown) })
+}
+
+func (r *reign) append(e *entry) {
+	r.pending = append(r.pending, e)
+	r.l.w.after(r.l.w.between(500*time.Microsecond, 8*time.Millisecond), func() {
+		if r.over {
+			return
+		}
+		// Entries are committed in order.
+		for len(r.pending) > 0 {
+			first := r.pending[0]
+			r.pending = r.pending[1:]
+			r.l.commit(first)
+			if first == e {
+				return
+			}
+		}
+	})
+}
+
+// decide says what c comes to now.
+func (l *ledger) decide(c ownership.Command, session, host int) (next ownership.Guest, err error, void bool) {
+	if l.applied[c.ID] {
+		return l.state, nil, false
+	}
+	if session != l.sessions[host] {
+		return l.state, nil, true
+	}
+	next, err = ownership.Apply(l.state, c)
+	if l.w.breach == outOfSyncForgotten && c.Kind == ownership.OutOfSync && err == nil {
+		next.InSync, next.Backup = l.state.InSync, l.state.Backup
+	}
+	return next, err, false
+}
+
+// commit applies an entry.
+func (l *ledger) commit(e *entry) {
+	if e.done {
+		return
+	}
+	e.done = true
+	next, err, void := l.decide(e.c, e.session, e.host)
+	if void {
+		e.settled = func(ownership.Guest, error) {}
+		l.w.say("L", "%s by %s is void", e.c.Kind, e.c.Host)
+		return
+	}
+	if err == nil && next.Revision != l.state.Revision {
+		before := l.state
+		l.state = next
+		l.applied[e.c.ID] = true
+		l.w.say("L", "applied %s by %s: generation %d revision %d owner %s %s %s in sync %v", e.c.Kind, e.c.Host,
+			next.Generation, next.Revision, next.Owner, next.Phase, next.Desired, next.InSync)
+		l.w.oracle.applied(l.w, e.c, before, next)
+		for _, h := range l.w.hosts {
+			l.show(h, next)
+		}
+	} else if err != nil {
+		l.w.say("L", "refused: %v", err)
+	}
+	e.settled(next, err)
+}
+
+// show lets a host's voter apply a state, some time later.
+func (l *ledger) show(h *host, st ownership.Guest) {
+	delay := l.w.between(0, 5*time.Millisecond)
+	if l.w.chance(l.w.faults.lagging) {
+		delay = l.w.between(20*time.Millisecond, 800*time.Millisecond)
+	}
+	l.w.after(delay, func() {
+		if !h.up || l.cut[h.index] || st.Revision <= l.views[h.index].Revision {
+			return
+		}
+		l.views[h.index] = st
+		if d := h.daemon; d != nil {
+			d.after(0, d.seen)
+		}
+	})
+}
+
+// read returns the state as of some time after the call; what it does not show
+// of this daemon's proposals never applies.
+func (l *ledger) read(d *daemon, done func(st ownership.Guest, err error)) {
+	unknown := d.unknown
+	l.call(d, 5*time.Second, 200*time.Millisecond, func(r *reign, _ clock.Instant, _ int, reply func(func())) {
+		l.w.after(l.w.between(500*time.Microsecond, 6*time.Millisecond), func() {
+			if r.over {
+				return
+			}
+			if unknown > 0 {
+				l.sessions[d.h.index]++
+				d.session = l.sessions[d.h.index]
+				d.unknown = 0
+			}
+			st := l.state
+			reply(func() { done(st, nil) })
+		})
+	}, func() { done(ownership.Guest{}, errUnknown) })
+}

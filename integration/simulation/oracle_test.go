@@ -1,0 +1,160 @@
+package simulation
+
+import (
+	"time"
+
+	"understudy/epoch"
+	"understudy/hypervisor"
+	"understudy/ownership"
+)
+
+// oracle sees everything, and knows the guarantees.
+type oracle struct {
+	branches []branch
+	lives    int
+
+	life     int   // the one that the log has started
+	last     state // the newest step of it that the outside world knows of
+	any      bool
+	held     map[epoch.Incarnation]state // what each image has committed
+	leases   [2]time.Duration            // when each host's last lease is certainly over
+	lastLeft time.Duration
+
+	takeovers, frames, commits int
+	visits                     map[string]int
+}
+
+// after checks what must hold between any two events.
+func (o *oracle) after(w *world) {
+	a, b := w.hosts[0].daemon, w.hosts[1].daemon
+	if a != nil && b != nil && a.gate.open() && b.gate.open() {
+		w.violated("guarantee 1: both gates are open")
+	}
+}
+
+// granted: the leader has answered a renewal that arrived at received.
+func (o *oracle) granted(h *host, received time.Duration) {
+	o.leases[h.index] = max(o.leases[h.index], received+lease+lease/2000)
+}
+
+// left: a frame has left through a gate.
+func (o *oracle) left(g *gate, f frame) {
+	w, h, log := g.d.w, g.d.h, g.d.w.ledger.state
+	switch {
+	case w.now >= o.leases[h.index]:
+		w.violated("guarantee 7: a frame left %s without a lease", h.name)
+	case log.Owner != h.id:
+		w.violated("guarantee 1: a frame left %s, the owner is %s", h.name, log.Owner)
+	case o.branches[f.said.branch].life != o.life:
+		w.violated("a frame of an earlier life of the guest left %s", h.name)
+	case log.Phase != ownership.PhaseActive:
+		w.violated("a frame left %s while the guest is %s: it can still be given back", h.name, log.Phase)
+	case o.any && !o.within(o.last, f.said):
+		w.violated("guarantee 2: the frame of %v left %s after the frame of %v, which it takes back", f.said, h.name, o.last)
+	}
+	if log.InSync {
+		if at, ok := o.held[log.Backup.Image]; !ok || !o.within(f.said, at) {
+			w.violated("guarantee 2: the frame of %v left %s, the backup in sync holds %v", f.said, h.name, at)
+		}
+	}
+	o.last, o.any, o.lastLeft = f.said, true, w.now
+	o.frames++
+}
+
+// committed: a backup has applied a checkpoint.
+func (o *oracle) committed(h *host, im *image, x sent) {
+	if im.memory == x.whole {
+		im.corrupt = false
+	} else if !im.corrupt {
+		h.w.violated("guarantee 3: after %v the image of %s is %v, the guest's memory was %v", x.at, h.name, im.memory, x.whole)
+	}
+	if o.held == nil {
+		o.held = map[epoch.Incarnation]state{}
+	}
+	o.held[im.id] = im.device
+	o.commits++
+}
+
+// applied: the log has taken a command.
+func (o *oracle) applied(w *world, c ownership.Command, before, next ownership.Guest) {
+	if next.Generation < before.Generation || next.Generation > before.Generation+1 {
+		w.violated("generation %d follows %d", next.Generation, before.Generation)
+	}
+	o.visits["log "+string(c.Kind)]++
+	h := w.hosts[0]
+	if c.Host == w.hosts[1].id {
+		h = w.hosts[1]
+	}
+	switch c.Kind {
+	case ownership.Start, ownership.Adopt:
+		// A guest that a former daemon had booted, and not yet told the log of,
+		// may be adopted: the life before it was lost already.
+		life := -1
+		if h.guest != nil {
+			life = o.branches[h.guest.at.branch].life
+		}
+		if c.Kind == ownership.Start || life != o.life {
+			o.any, o.life = false, life
+		}
+	case ownership.InSync:
+		at, ok := o.held[c.Backup.Image]
+		switch {
+		case !ok:
+			w.violated("rule 2: image %v is in sync, and holds no checkpoint", c.Backup.Image)
+		case o.any && !o.within(o.last, at):
+			w.violated("rule 1: the backup is in sync at %v, the outside world knows of %v", at, o.last)
+		}
+	case ownership.Takeover:
+		o.takeovers++
+		if d := h.daemon; d != nil && d.backup != nil && d.backup.image != nil && d.backup.image.id == c.Backup.Image {
+			o.goesOn(w, "guarantee 6: takeover granted", h, d.backup.image.device)
+		}
+	case ownership.Return:
+		if g := w.hosts[1-h.index].guest; g != nil {
+			o.goesOn(w, "the guest was returned", w.hosts[1-h.index], g.at)
+		}
+	}
+}
+
+// goesOn: the guest goes on at h from a state, which must not take back what
+// the outside world knows.
+func (o *oracle) goesOn(w *world, what string, h *host, at state) {
+	if o.any && !o.within(o.last, at) {
+		w.violated("%s: %s goes on from %v, the outside world knows of %v", what, h.name, at, o.last)
+	}
+}
+
+// takesOver: a backup lets its machine run.
+func (o *oracle) takesOver(h *host, im *image) {
+	log := h.w.ledger.state
+	if log.Owner != h.id || log.Phase != ownership.PhaseActivating {
+		h.w.violated("guarantee 6: %s runs the guest, the log names %s, %s", h.name, log.Owner, log.Phase)
+	}
+	if im == nil || !im.whole {
+		h.w.violated("guarantee 3: %s runs an image that is no checkpoint", h.name)
+	}
+	o.goesOn(h.w, "takeover", h, im.device)
+}
+
+// ran: the guest has made a step.
+func (o *oracle) ran(g *guest) {
+	d := g.h.daemon
+	if d == nil || d.guest != g || d.primary == nil || d.isFrozen() || g.w.now < max(d.frozen, g.frozen)+2*guestTicks {
+		return
+	}
+	p := d.primary
+	end := p.until
+	if end == 0 {
+		end = p.from.Add(lease)
+	}
+	if !d.clock().Before(end.Add(time.Millisecond)) {
+		g.w.violated("guarantee 7: the guest runs on %s, %v after its lease", g.h.name, d.clock().Sub(end))
+	}
+}
+
+func guestEvent(g *guest) hypervisor.Event {
+	if g.gone {
+		return hypervisor.Event{Kind: hypervisor.EventExited, Detail: "killed"}
+	}
+	return hypervisor.Event{Kind: hypervisor.EventShutdown, Detail: "powered off"}
+}
