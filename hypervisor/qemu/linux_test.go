@@ -102,7 +102,7 @@ func TestLinuxSurvivesAndReboots(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.machine, func(t *testing.T) {
 			t.Parallel() // most of it is booting, on one processor
-			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 			defer cancel()
 			hosts := newPair(t, linuxConfig(t, test.machine, 192*mib, test.cpus))
 			wireA, wireB := plug(t, hosts.a), plug(t, hosts.b)

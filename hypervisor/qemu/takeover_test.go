@@ -147,6 +147,7 @@ func TestTakeoverOnEachMachine(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(fmt.Sprintf("%s with %d processors", test.machine, test.cpus), func(t *testing.T) {
+			t.Parallel()
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			c := testConfig(t, test.machine)
