@@ -172,6 +172,9 @@ type Protection struct {
 	// VerifyEvery is the time between two comparisons of all memory on both
 	// sides; 0 is never.
 	VerifyEvery Duration `toml:"verify_every"`
+	// VerifyAll compares all memory at every checkpoint, which makes every
+	// pause as long as reading all of it takes: for tests.
+	VerifyAll bool `toml:"verify_all"`
 }
 
 // Host returns the host of that name.

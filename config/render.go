@@ -120,6 +120,7 @@ func (w *writer) guest(g Guest, lease Duration) {
 	w.option("compression", string(p.Compression), string(dp.Compression), `"auto", "none", "delta", "full"`)
 	w.option("detach_after", p.DetachAfter, dp.DetachAfter, "then a guest goes on without its silent backup")
 	w.option("verify_every", p.VerifyEvery, dp.VerifyEvery, "compare all memory of both sides; 0s is never")
+	w.option("verify_all", p.VerifyAll, dp.VerifyAll, "and do so at every checkpoint: for tests, pauses get long")
 }
 
 // writer collects the lines of a file.

@@ -63,7 +63,7 @@ func primaryConfig(g config.Guest, self ownership.HostID, lease time.Duration) p
 	c.DetachAfter = p.DetachAfter.Std()
 	c.Encoder = epoch.EncoderConfig{DeltaCacheBytes: uint64(p.DeltaCache)}
 	c.Effort = primary.Compression(p.Compression)
-	c.VerifyEvery = p.VerifyEvery.Std()
+	c.VerifyEvery, c.VerifyAll = p.VerifyEvery.Std(), p.VerifyAll
 	return c
 }
 

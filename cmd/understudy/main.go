@@ -99,7 +99,7 @@ func root() *cobra.Command {
 	p.StringVar(&f.socket, "socket", "", "the daemon's `socket` (default: from the configuration)")
 	p.StringVarP(&f.output, "output", "o", "table", "table or json")
 	c.AddCommand(initCommand(&f), configCommand(&f), checkHostCommand(&f), statusCommand(&f),
-		switchoverCommand(&f), stopCommand(&f), startCommand(&f), verifyCommand(&f), demoCommand(&f))
+		switchoverCommand(&f), stopCommand(&f), startCommand(&f), verifyCommand(&f), demoCommand(&f), selftestCommand(&f))
 	return c
 }
 

@@ -3,12 +3,14 @@ package main
 // init, config check, check-host: what an operator does before the first start.
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -133,14 +135,27 @@ func configCommand(f *common) *cobra.Command {
 }
 
 func checkHostCommand(f *common) *cobra.Command {
-	return &cobra.Command{
+	var against string
+	c := &cobra.Command{
 		Use:   "check-host",
 		Short: "Say whether this host can run and stand by for its guests",
-		Args:  cobra.NoArgs,
+		Long: `Go through what this host needs for each of its guests, and protect a small
+trial machine. With --against, also compare what must be equal on both hosts
+with the other host's own report:
+
+  on the one host     understudy check-host --output json > alpha.json
+  on the other host   understudy check-host --against alpha.json`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, h, err := f.load()
 			if err != nil {
 				return err
+			}
+			var there []qemu.Report
+			if against != "" {
+				if there, err = readReports(against); err != nil {
+					return exitError{exitUsage, err}
+				}
 			}
 			self, err := os.Executable()
 			if err != nil {
@@ -150,6 +165,9 @@ func checkHostCommand(f *common) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if against != "" {
+				compareReports(reports, there)
+			}
 			err = f.print(cmd.OutOrStdout(), reports, func(w io.Writer) error { return printChecks(w, reports) })
 			for _, r := range reports {
 				if err == nil && !r.OK() {
@@ -158,6 +176,48 @@ func checkHostCommand(f *common) *cobra.Command {
 			}
 			return err
 		},
+	}
+	c.Flags().StringVar(&against, "against", "", "the other host's report, a `file`")
+	return c
+}
+
+// maxReport bounds a report that is read back, in bytes.
+const maxReport = 1 << 20
+
+func readReports(path string) ([]qemu.Report, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = file.Close() }()
+	b, err := io.ReadAll(io.LimitReader(file, maxReport))
+	if err != nil {
+		return nil, err
+	}
+	var r []qemu.Report
+	if err := json.Unmarshal(b, &r); err != nil {
+		return nil, fmt.Errorf("%s is no report of check-host --output json: %w", path, err)
+	}
+	return r, nil
+}
+
+// compareReports adds to each report how this host differs from the other.
+func compareReports(here, there []qemu.Report) {
+	for i := range here {
+		at := slices.IndexFunc(there, func(r qemu.Report) bool { return r.Guest == here[i].Guest })
+		if at < 0 {
+			here[i].Checks = append(here[i].Checks, qemu.Check{Name: "both hosts equal", Status: qemu.StatusFail,
+				Detail: "the other host's report does not name this guest", Remedy: "use the same configuration on both hosts"})
+			continue
+		}
+		differences := here[i].Facts.Compare(there[at].Facts)
+		for _, d := range differences {
+			here[i].Checks = append(here[i].Checks, qemu.Check{Name: "both hosts equal", Status: qemu.StatusFail,
+				Detail: fmt.Sprintf("%s: %s here, %s there", d.What, d.Here, d.There), Remedy: d.Remedy})
+		}
+		if len(differences) == 0 {
+			here[i].Checks = append(here[i].Checks, qemu.Check{Name: "both hosts equal", Status: qemu.StatusOK, Detail: "what must be equal is"})
+		}
 	}
 }
 
