@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"understudy/backup"
+	"understudy/demo/world"
 	"understudy/primary"
 )
 
@@ -82,30 +83,18 @@ func (r *Round) failures() string {
 	return strings.Join(bad, "; ")
 }
 
-// gap measures the outage at the client.
-func (r *Round) gap(c connection, killed time.Time) {
-	first, ok := c.after(killed)
-	if !ok {
-		return
+// gap measures the outage at the client. What the guest had sent before may
+// still arrive after the kill: the first packet is the one that ends the
+// longest silence.
+func (r *Round) gap(c *world.Client, killed time.Time) {
+	var first world.Line
+	if r.Outage, first = c.Outage(killed); first.Number != 0 {
+		r.FirstPacket = first.At.Sub(killed)
 	}
-	// What the guest had sent before may still arrive after the kill: the
-	// outage is the longest gap between two lines that follow it.
-	prev, longest := first, time.Duration(0)
-	r.FirstPacket = first.at.Sub(killed)
-	for next, ok := c.after(prev.at); ok; next, ok = c.after(prev.at) {
-		if d := next.at.Sub(prev.at); d > longest {
-			longest = d
-			if d > 10*lineEvery {
-				r.FirstPacket = next.at.Sub(killed)
-			}
-		}
-		prev = next
-	}
-	r.Outage = max(longest, first.at.Sub(killed))
 }
 
 // mark takes the timeline from what the taker's daemon logged.
-func (r *Round) mark(log []entry, killed time.Time) {
+func (r *Round) mark(log []world.Entry, killed time.Time) {
 	for _, e := range log {
 		at := e.Time.Sub(killed)
 		switch {
