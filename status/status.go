@@ -54,8 +54,10 @@ type Report struct {
 
 // Exit is one way out of a guest.
 type Exit struct {
-	Device    string `json:"device"`
-	Treatment string `json:"treatment"` // gated, not committed, local
+	Device string `json:"device"`
+	// Held: what leaves this way waits for its epoch's commit.
+	Held      bool   `json:"held"`
+	Treatment string `json:"treatment"`
 }
 
 // Server answers requests on a Unix socket.
@@ -89,6 +91,9 @@ func (s *Server) Serve(ctx context.Context, path string) error {
 	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
 		_ = c.Close()
 		return fmt.Errorf("status socket %s: another daemon answers there", path)
+	}
+	if st, err := os.Lstat(path); err == nil && st.Mode().Type() != os.ModeSocket {
+		return fmt.Errorf("status socket %s: a file that is no socket is in the way", path)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("status socket: %w", err)

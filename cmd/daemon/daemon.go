@@ -160,7 +160,7 @@ func newHost(ctx context.Context, o Options, self config.Host, port *transport.P
 			return Session{s}, nil
 		}
 		guests = append(guests, made)
-		exits[g.Name] = exitsOf(g)
+		exits[g.Name] = exitsOf(o.Config, self, g)
 	}
 	h, err := host.New(host.Config{
 		Self: ownership.HostID(self.Name), Guests: guests, Log: OwnershipLog{voter}, Clock: clock.Boot{}, Slog: o.Slog,
@@ -181,17 +181,16 @@ func newHost(ctx context.Context, o Options, self config.Host, port *transport.P
 }
 
 // exitsOf lists a guest's ways out (RULES 27).
-func exitsOf(g config.Guest) []status.Exit {
+func exitsOf(all *config.Config, self config.Host, g config.Guest) []status.Exit {
 	var exits []status.Exit
-	for _, n := range g.NICs {
-		exits = append(exits, status.Exit{Device: "network " + n.MAC.String(), Treatment: "held until its epoch is committed"})
-	}
-	for _, d := range g.Disks {
-		t := "read only"
-		if d.Mode == config.Snapshot {
-			t = "writes stay on the host and are lost at a failover"
+	if g.Hypervisor == config.QEMU {
+		for _, w := range qemuConfig(all, self, g, nil).Ways() {
+			exits = append(exits, status.Exit{Device: w.Name, Held: w.Held, Treatment: w.Treatment})
 		}
-		exits = append(exits, status.Exit{Device: "disk " + d.Path, Treatment: t})
+		return exits
+	}
+	for _, n := range g.NICs {
+		exits = append(exits, status.Exit{Device: "network " + n.MAC.String(), Held: true, Treatment: "held until its epoch is committed"})
 	}
 	return exits
 }

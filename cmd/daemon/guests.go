@@ -6,10 +6,7 @@ package daemon
 import (
 	"errors"
 	"fmt"
-	"os"
-	"os/user"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	"understudy/backup"
@@ -75,13 +72,12 @@ func newQEMU(o Options, self config.Host, g config.Guest) (hypervisor.Driver, ho
 	if err != nil {
 		return nil, nil, err
 	}
-	uid, gid, err := account(g.User)
-	if err != nil {
+	if err := driver.Prepare(); err != nil {
 		return nil, nil, err
 	}
 	var all gates
 	for i, n := range g.NICs {
-		one, err := qemuGate(o, c, g, n, i, uid, gid)
+		one, err := qemuGate(o, driver, c, g, n, i)
 		if err != nil {
 			return nil, nil, errors.Join(fmt.Errorf("network device %s: %w", n.MAC, err), all.Close())
 		}
@@ -109,15 +105,8 @@ func qemuConfig(all *config.Config, self config.Host, g config.Guest, helper []s
 }
 
 // qemuGate makes the way out of one network device.
-func qemuGate(o Options, c qemu.Config, g config.Guest, n config.NIC, i, uid, gid int) (_ *egress.Gate, err error) {
+func qemuGate(o Options, driver *qemu.Driver, c qemu.Config, g config.Guest, n config.NIC, i int) (_ *egress.Gate, err error) {
 	guestSide, hostSide := c.NICSockets(i)
-	if err := prepareDir(filepath.Dir(hostSide), 0o755); err != nil {
-		return nil, err
-	}
-	// QEMU, which is not root, binds its own socket there.
-	if err := os.Chown(filepath.Dir(hostSide), uid, gid); err != nil {
-		return nil, err
-	}
 	var undo []func() error
 	defer func() {
 		if err != nil {
@@ -126,11 +115,14 @@ func qemuGate(o Options, c qemu.Config, g config.Guest, n config.NIC, i, uid, gi
 			}
 		}
 	}()
-	frames, err := egress.OpenGuestSocket(egress.SocketConfig{Local: hostSide, Remote: guestSide, UID: uid, GID: gid})
+	frames, err := egress.OpenGuestSocket(egress.SocketConfig{Local: hostSide, Remote: guestSide, UID: -1, GID: -1})
 	if err != nil {
 		return nil, err
 	}
 	undo = append(undo, frames.Close)
+	if err := driver.Grant(hostSide); err != nil {
+		return nil, err
+	}
 	tap, err := egress.OpenTAP(egress.TAPConfig{Name: n.Tap, Bridge: n.Bridge})
 	if err != nil {
 		return nil, err
@@ -176,16 +168,4 @@ func newSim(o Options, self config.Host, g config.Guest) (hypervisor.Driver, hos
 		return nil, nil, errors.Join(err, all.Close())
 	}
 	return driver, all.orOne(), nil
-}
-
-// account returns the numbers of the account that QEMU runs as.
-func account(name string) (uid, gid int, err error) {
-	u, err := user.Lookup(name)
-	if err != nil {
-		return 0, 0, fmt.Errorf("the account that QEMU runs as: %w", err)
-	}
-	if uid, err = strconv.Atoi(u.Uid); err == nil {
-		gid, err = strconv.Atoi(u.Gid)
-	}
-	return uid, gid, err
 }
