@@ -40,6 +40,8 @@ type Options struct {
 	VerifyAll bool
 	// Say tells what is going on, for people.
 	Say func(format string, a ...any)
+	// Prefix begins the names of what the demo makes on the machine; "" is usdemo.
+	Prefix string
 	// KeepLogs leaves the daemons' logs in this directory.
 	KeepLogs string
 }

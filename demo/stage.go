@@ -10,12 +10,15 @@ import (
 )
 
 func newStage(o Options) (stage, error) {
+	if o.Prefix == "" {
+		o.Prefix = "usdemo"
+	}
 	g := world.Guest{Name: guest, Home: world.HostA, Memory: o.Memory, Machine: o.Machine, Accel: o.Accel,
 		Protection: config.Protection{Epoch: o.Epoch, VerifyAll: o.VerifyAll}}
-	w := world.Options{Daemon: o.Daemon, Profile: o.Profile, Guests: []world.Guest{g}, KeepLogs: o.KeepLogs}
+	w := world.Options{Daemon: o.Daemon, Profile: o.Profile, Guests: []world.Guest{g}, KeepLogs: o.KeepLogs, Prefix: o.Prefix}
 	switch o.Guest {
 	case config.QEMU:
-		q, err := world.NewQEMU(world.QEMUOptions{Options: w, Kernel: o.Kernel, Initrd: o.Initrd, Prefix: Prefix})
+		q, err := world.NewQEMU(world.QEMUOptions{Options: w, Kernel: o.Kernel, Initrd: o.Initrd})
 		return qemuStage{q}, err
 	case config.Sim:
 		w.Guests[0].Memory = simMemory
@@ -25,12 +28,8 @@ func newStage(o Options) (stage, error) {
 	return nil, fmt.Errorf("guest %q: want qemu or sim", o.Guest)
 }
 
-const (
-	// Prefix begins the names of the demo's network namespaces.
-	Prefix = "usdemo"
-	// simMemory is the simulated guest's: it writes to all of it all the time.
-	simMemory = 16 * config.MiB
-)
+// simMemory is the simulated guest's: it writes to all of it all the time.
+const simMemory = 16 * config.MiB
 
 // qemuStage has a real guest.
 type qemuStage struct{ *world.QEMU }

@@ -71,6 +71,35 @@ func (c *Cmd) CombinedOutput() ([]byte, error) {
 // they are gone: the host's power is cut, its network stays.
 func (h *Host) Kill() error { return killAll(h.space.path()) }
 
+// Processes lists the processes in the host's namespace, but this one.
+func (h *Host) Processes() ([]int, error) { return processesIn(h.space.path()) }
+
+// Signal sends a signal to every process in the host's namespace, and goes on
+// until it has found none that it has not sent it to: SIGSTOP freezes a host
+// whose processes start others. A process that ends meanwhile is no error.
+func (h *Host) Signal(s syscall.Signal) error {
+	done := map[int]bool{}
+	for {
+		pids, err := h.Processes()
+		if err != nil {
+			return fmt.Errorf("looking for processes of %s: %w", h.name, err)
+		}
+		found := false
+		for _, pid := range pids {
+			if done[pid] {
+				continue
+			}
+			found, done[pid] = true, true
+			if err := syscall.Kill(pid, s); err != nil && err != syscall.ESRCH {
+				return fmt.Errorf("sending %v to process %d of %s: %w", s, pid, h.name, err)
+			}
+		}
+		if !found {
+			return nil
+		}
+	}
+}
+
 // Do calls f on a thread that is in the host's namespace for as long. What f
 // starts in other goroutines is not in the namespace; sockets and files it
 // opens stay in it.

@@ -31,8 +31,6 @@ type QEMUOptions struct {
 	Options
 	// Kernel and Initrd are the guests' (make guest).
 	Kernel, Initrd string
-	// Prefix begins the names of its namespaces; see package lab.
-	Prefix string
 }
 
 // ClientHost is the host of the lab from which clients connect.

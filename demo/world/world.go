@@ -7,7 +7,7 @@
 //	qemu.go      a world of network namespaces and QEMU; needs root
 //	sim.go       a world on loopback with simulated guests; needs nothing
 //	client.go    the client that counts a guest's lines
-//	programs.go  the programs, built for tests
+//	programs.go  the programs, built for tests; what a world has left behind
 package world
 
 import (
@@ -65,6 +65,9 @@ type Options struct {
 	Guests  []Guest
 	// KeepLogs leaves the daemons' logs in this directory; "" keeps none.
 	KeepLogs string
+	// Prefix begins the names of what is made outside the world's directory,
+	// and that directory's own; see package lab.
+	Prefix string
 }
 
 // World is what worlds of both kinds share.
@@ -81,16 +84,13 @@ type World struct {
 	running map[string]*process
 }
 
-// dirPattern begins the name of each world's directory.
-const dirPattern = "/dev/shm/understudy-world-"
-
-// Leftovers lists the directories of worlds that are there.
-func Leftovers() ([]string, error) { return filepath.Glob(dirPattern + "*") }
+// tmpfs is where worlds are.
+const tmpfs = "/dev/shm"
 
 // newWorld makes the directory and the certificates for a configuration that
 // has hosts and no guests yet.
 func newWorld(o Options, c *config.Config) (_ *World, err error) {
-	dir, err := os.MkdirTemp(filepath.Dir(dirPattern), filepath.Base(dirPattern))
+	dir, err := os.MkdirTemp(tmpfs, o.Prefix+"-world-")
 	if err != nil {
 		return nil, fmt.Errorf("a directory for the hosts: %w", err)
 	}
