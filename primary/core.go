@@ -490,13 +490,13 @@ func (c *Core) stop(why string) {
 func (c *Core) decideGuestGone() {
 	c.running, c.leave = false, 0
 	switch {
-	case c.log.InSync:
+	case c.log.InSync && !c.mismatched:
 		if c.mode != ModeLeaving {
 			c.enter(ModeLeaving)
 			c.emit(Shut{})
 		}
 		c.surrender(c.acked)
-	case c.inSyncMaybe:
+	case c.log.InSync || c.inSyncMaybe: // and nobody may go on from that image
 		c.proposeOutOfSync()
 	default:
 		c.emit(Shut{})

@@ -28,6 +28,11 @@ type backupShell struct {
 	w     *world
 	core  *backup.Core
 	image *image
+	// loaded is what the waiting machine has been given.
+	loaded struct {
+		memory memory
+		at     state
+	}
 	wake  int
 	ended bool
 
@@ -104,6 +109,7 @@ func (b *backupShell) do(a backup.Action) backup.Event {
 	case backup.Discard, backup.Drop:
 		b.drop()
 	case backup.Load:
+		b.loaded.memory, b.loaded.at = b.image.memory, b.image.device
 		fails := b.w.chance(b.w.faults.loadFails)
 		b.d.after(b.w.between(2*time.Millisecond, 15*time.Millisecond), func() {
 			var err error
@@ -121,8 +127,8 @@ func (b *backupShell) do(a backup.Action) backup.Event {
 		if b.w.chance(b.w.faults.loadFails / 2) {
 			return backup.Ran{Err: errors.New("the machine did not run")}
 		}
-		b.w.oracle.takesOver(b.d.h, b.image)
-		g := continued(b.d.h, b.image.memory, b.image.device)
+		b.w.oracle.takesOver(b.d.h, b.image, b.loaded.memory, b.loaded.at)
+		g := continued(b.d.h, b.loaded.memory, b.loaded.at)
 		b.d.h.guest, b.d.guest = g, g
 		g.resume()
 		b.image = nil
@@ -247,5 +253,7 @@ func (b *backupShell) drop() {
 	}
 	b.session = nil
 	s.e.down = func(error) {}
-	s.e.close()
+	if b.w.breach != acksWhileAsking {
+		s.e.close()
+	}
 }

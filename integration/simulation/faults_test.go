@@ -17,6 +17,8 @@ type faults struct {
 	lateRequest  float64
 	lostAnswer   float64
 	lagging      float64
+	formerLeader float64 // of a request reaching a leader that was deposed
+	slowCommit   float64
 	slowLink     float64
 	captureFails float64
 	loadFails    float64
@@ -40,11 +42,12 @@ func (f *faults) init(w *world) {
 	f.strikes = rate(0.01)
 	f.lostRequest, f.lateRequest, f.lostAnswer = rate(0.2), rate(0.1), rate(0.2)
 	f.lagging, f.slowLink = rate(0.3), rate(0.1)
+	f.formerLeader, f.slowCommit = rate(0.3), rate(0.3)
 	f.captureFails, f.loadFails = rate(0.1), rate(0.6)
 	f.verifyAll = w.chance(0.3)
 	f.pause = []time.Duration{60, 200, 600, 1500}[w.dice.IntN(4)] * time.Millisecond
 	all := []func(){f.daemonDies, f.powerFails, f.guestExits, f.guestOff, w.breakSessions, f.cutOneWay, f.cutBothWays,
-		f.cutVoters, f.newLeader, f.freezeHost, f.freezeDaemon, f.switchover, f.stop, f.heldFull, f.corrupt}
+		f.cutVoters, f.stutter, f.newLeader, f.freezeHost, f.freezeDaemon, f.switchover, f.stop, f.heldFull, f.corrupt}
 	for _, k := range all {
 		if w.chance(0.4) {
 			f.kinds = append(f.kinds, k)
@@ -180,6 +183,29 @@ func (f *faults) cutVoters() {
 	f.w.after(f.some(), func() { f.joinVoters(i) })
 }
 
+// stutter cuts a host off from everything for about a lease, lets it get a few
+// words through, and cuts it off again.
+func (f *faults) stutter() {
+	w, i := f.w, f.w.dice.IntN(2)
+	cut := func() {
+		w.say(w.hosts[i].name, "is cut off from everything")
+		w.ledger.cut[i] = true
+		w.block(0, 1)
+		w.block(1, 0)
+	}
+	join := func() { f.joinVoters(i); w.unblock(0, 1); w.unblock(1, 0) }
+	cut()
+	first := w.between(lease, lease*3/2)
+	w.after(first, join)
+	again := first + w.between(5*time.Millisecond, 80*time.Millisecond)
+	w.after(again, func() {
+		if f.on {
+			cut()
+			w.after(w.between(lease, 3*lease), join)
+		}
+	})
+}
+
 func (f *faults) joinVoters(i int) {
 	l := f.w.ledger
 	l.cut[i] = false
@@ -188,7 +214,16 @@ func (f *faults) joinVoters(i int) {
 
 func (f *faults) newLeader() {
 	f.w.say("L", "is lost")
-	f.w.ledger.elect(f.w.between(20*time.Millisecond, 500*time.Millisecond))
+	w := f.w
+	w.ledger.elect(w.between(20*time.Millisecond, 500*time.Millisecond))
+	if w.chance(0.5) { // together with a host
+		i, long := w.dice.IntN(2), f.some()
+		w.say(w.hosts[i].name, "is alone with the former leader for %v", long)
+		w.ledger.stays[i] = w.now + long
+		w.block(0, 1)
+		w.block(1, 0)
+		w.after(long, func() { w.unblock(0, 1); w.unblock(1, 0) })
+	}
 }
 
 func (f *faults) freezeHost() {

@@ -28,6 +28,8 @@ type ledger struct {
 	cut      [2]bool
 	views    [2]ownership.Guest // what each host has applied
 	reign    *reign
+	former   *reign           // deposed, and maybe not aware of it
+	stays    [2]time.Duration // until when a host knows of no other leader
 	electing bool
 }
 
@@ -35,6 +37,7 @@ type ledger struct {
 type reign struct {
 	l       *ledger
 	over    bool
+	last    ownership.Guest // what it had applied when it was deposed
 	start   time.Duration
 	end     time.Duration // when every lease of this reign is over
 	frozen  int
@@ -46,6 +49,7 @@ type entry struct {
 	session int
 	host    int
 	settled func(st ownership.Guest, err error)
+	open    func() // renewals again, once its fate is known
 	done    bool
 }
 
@@ -59,7 +63,8 @@ func newLedger(w *world) *ledger {
 func (l *ledger) elect(d time.Duration) {
 	old := l.reign
 	if old != nil {
-		old.over = true
+		old.over, old.last = true, l.state
+		l.former = old
 	}
 	l.reign = nil
 	if l.electing {
@@ -103,6 +108,9 @@ func (l *ledger) call(d *daemon, timeout, attempt time.Duration, handle func(r *
 		lost := w.chance(w.faults.lostRequest)
 		w.after(delay, func() {
 			r := l.reign
+			if l.former != nil && (w.now < l.stays[d.h.index] || w.chance(w.faults.formerLeader)) {
+				r = l.former
+			}
 			if lost || r == nil || l.cut[d.h.index] {
 				return
 			}
@@ -137,6 +145,9 @@ func (l *ledger) renew(d *daemon, g epoch.Generation, done func(until clock.Inst
 		received := w.now
 		w.after(w.between(500*time.Microsecond, 5*time.Millisecond), func() { // a majority confirms that r leads
 			st := l.state
+			if r.over {
+				st = r.last
+			}
 			switch {
 			case r.over && w.breach != renewUnconfirmed, r.frozen > 0 && w.breach != renewWhileTaken, g > st.Generation:
 				return // later
@@ -192,7 +203,7 @@ func (l *ledger) propose(d *daemon, c ownership.Command, timeout time.Duration, 
 			answer(next, err)
 			return
 		}
-		e := &entry{c: c, session: session, host: d.h.index, settled: answer}
+		e := &entry{c: c, session: session, host: d.h.index, settled: answer, open: func() {}}
 		before := l.state
 		takes := before.Generation > 0 && next.Owner != before.Owner && c.Host != before.Owner
 		if !takes {
@@ -207,8 +218,7 @@ func (l *ledger) propose(d *daemon, c ownership.Command, timeout time.Duration, 
 			case r.over:
 			case !wait || w.now >= r.runsOut():
 				r.frozen++
-				settled := e.settled
-				e.settled = func(st ownership.Guest, err error) { r.frozen--; settled(st, err) }
+				e.open = func() { r.frozen-- }
 				r.append(e)
 			case r.runsOut() < giveUp:
 				w.after(r.runsOut()-w.now, look)
@@ -220,7 +230,12 @@ func (l *ledger) propose(d *daemon, c ownership.Command, timeout time.Duration, 
 
 func (r *reign) append(e *entry) {
 	r.pending = append(r.pending, e)
-	r.l.w.after(r.l.w.between(500*time.Microsecond, 8*time.Millisecond), func() {
+	w := r.l.w
+	slow := w.between(500*time.Microsecond, 8*time.Millisecond)
+	if w.chance(w.faults.slowCommit) {
+		slow = w.between(10*time.Millisecond, 400*time.Millisecond)
+	}
+	w.after(slow, func() {
 		if r.over {
 			return
 		}
@@ -257,9 +272,9 @@ func (l *ledger) commit(e *entry) {
 		return
 	}
 	e.done = true
+	e.open()
 	next, err, void := l.decide(e.c, e.session, e.host)
 	if void {
-		e.settled = func(ownership.Guest, error) {}
 		l.w.say("L", "%s by %s is void", e.c.Kind, e.c.Host)
 		return
 	}

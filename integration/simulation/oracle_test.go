@@ -125,7 +125,7 @@ func (o *oracle) goesOn(w *world, what string, h *host, at state) {
 }
 
 // takesOver: a backup lets its machine run.
-func (o *oracle) takesOver(h *host, im *image) {
+func (o *oracle) takesOver(h *host, im *image, loaded memory, at state) {
 	log := h.w.ledger.state
 	if log.Owner != h.id || log.Phase != ownership.PhaseActivating {
 		h.w.violated("guarantee 6: %s runs the guest, the log names %s, %s", h.name, log.Owner, log.Phase)
@@ -133,7 +133,10 @@ func (o *oracle) takesOver(h *host, im *image) {
 	if im == nil || !im.whole {
 		h.w.violated("guarantee 3: %s runs an image that is no checkpoint", h.name)
 	}
-	o.goesOn(h.w, "takeover", h, im.device)
+	o.goesOn(h.w, "takeover", h, at)
+	if !im.corrupt && (at != im.device || loaded != im.memory) {
+		h.w.violated("rule 5: %s runs %v, and has acknowledged %v", h.name, at, im.device)
+	}
 }
 
 // ran: the guest has made a step.

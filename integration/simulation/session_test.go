@@ -75,7 +75,7 @@ func (w *world) dial(d *daemon, done func(e *end, err error)) {
 
 // send queues one message to the other end.
 func (e *end) send(m any) {
-	if !e.alive() {
+	if !e.open {
 		return
 	}
 	w, o := e.s.w, e.other
@@ -95,14 +95,11 @@ func (e *end) arrive(do func()) {
 		return
 	}
 	e.d.after(0, func() {
-		if e.alive() {
+		if e.open {
 			do()
 		}
 	})
 }
-
-// alive reports whether this end sends and receives.
-func (e *end) alive() bool { return e.open || e.s.w.breach == acksWhileAsking && e.d.backup != nil }
 
 // free delivers what was stuck.
 func (e *end) free() {
@@ -137,7 +134,13 @@ func (e *end) fail(err error) {
 func (e *end) silent(still func() bool) {
 	e.s.w.after(e.s.w.heartbeat(), func() {
 		if still() {
-			e.d.after(0, func() { e.fail(errSilent) })
+			e.d.after(0, func() {
+				if e.s.w.breach == acksWhileAsking && e.d.backup != nil && e.open {
+					e.down(errSilent) // and goes on to listen
+					return
+				}
+				e.fail(errSilent)
+			})
 		}
 	})
 }
