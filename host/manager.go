@@ -70,8 +70,9 @@ func (m *manager) play(ctx context.Context, state ownership.Guest) error {
 			return err
 		}
 		return m.changed(ctx, state)
-	case state.Owner != self && state.Phase == ownership.PhaseActivating && state.Previous == self && m.guest != nil:
-		// The new owner may yet give it back: keep it, paused and shut in.
+	case state.Owner != self && state.Phase == ownership.PhaseActivating && state.Previous == self:
+		// The new owner may yet give it back: keep it, paused and shut in, or as
+		// a former process left it.
 		m.as("yielding", nil, nil)
 		return m.changed(ctx, state)
 	case state.Owner != self:

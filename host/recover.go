@@ -27,6 +27,10 @@ func (m *manager) recover(ctx context.Context, state ownership.Guest) error {
 	m.as("recovering", nil, nil)
 	switch state.Phase {
 	case ownership.PhaseActivating:
+		// What a former process left of the takeover must not run beside it.
+		if err := m.end(ctx); err != nil {
+			return err
+		}
 		_, err := m.propose(ctx, state, ownership.Return, ownership.Backup{})
 		return err
 	case ownership.PhaseSurrendered:
@@ -43,11 +47,12 @@ func (m *manager) recover(ctx context.Context, state ownership.Guest) error {
 	switch {
 	case err == nil:
 		m.slog.Info("adopted the running guest")
-		m.guest, m.running = guest, false
 		next, err := m.propose(ctx, state, ownership.Adopt, ownership.Backup{})
 		if err != nil {
-			return err
+			// Not in a generation of its own yet: found and adopted once more.
+			return errors.Join(err, guest.Detach())
 		}
+		m.guest, m.running = guest, false
 		return m.own(ctx, next)
 	case !errors.Is(err, hypervisor.ErrNoGuest):
 		m.slog.Warn("the guest found here cannot be adopted: it is ended", "err", err)

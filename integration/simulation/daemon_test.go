@@ -194,7 +194,7 @@ func (d *daemon) play(st ownership.Guest) {
 		d.as("stopped")
 		d.end()
 		d.changed(st, d.manage)
-	case st.Owner != self && st.Phase == ownership.PhaseActivating && st.Previous == self && (d.guest != nil || keepsForReturn):
+	case st.Owner != self && st.Phase == ownership.PhaseActivating && st.Previous == self:
 		d.as("yielding")
 		d.changed(st, d.manage)
 	case st.Owner != self:
@@ -205,9 +205,6 @@ func (d *daemon) play(st ownership.Guest) {
 		d.own(st, false)
 	}
 }
-
-// keepsForReturn: a restarted daemon leaves a guest alone that may be returned.
-const keepsForReturn = false
 
 func (d *daemon) own(st ownership.Guest, running bool) {
 	d.as("primary")
@@ -266,6 +263,7 @@ func (d *daemon) recover(st ownership.Guest) {
 	again := func(ownership.Guest, error) { d.after(again, d.manage) }
 	switch st.Phase {
 	case ownership.PhaseActivating:
+		d.end()
 		d.propose(st, ownership.Return, ownership.Backup{}, again)
 		return
 	case ownership.PhaseSurrendered:
@@ -290,6 +288,7 @@ func (d *daemon) recover(st ownership.Guest) {
 		d.guest = g
 		d.propose(st, ownership.Adopt, ownership.Backup{}, func(next ownership.Guest, err error) {
 			if err != nil {
+				d.guest = nil // adopted once more
 				again(next, err)
 				return
 			}
