@@ -50,13 +50,19 @@ func (c *Client) call(ctx context.Context, method, path string, result any) erro
 		return err
 	}
 	resp, err := c.http.Do(req)
-	if err != nil {
+	switch {
+	case ctx.Err() != nil && err != nil:
+		return fmt.Errorf("%s: %w", c.socket, ctx.Err()) // given up, which says nothing of the daemon
+	case err != nil:
 		return fmt.Errorf("%s: %w: %w", c.socket, ErrNoDaemon, err)
 	}
 	defer func() { _ = resp.Body.Close() }()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, MaxBody))
-	if err != nil {
+	body, err := io.ReadAll(io.LimitReader(resp.Body, MaxBody+1))
+	switch {
+	case err != nil:
 		return fmt.Errorf("%s: read the answer: %w", c.socket, err)
+	case len(body) > MaxBody:
+		return fmt.Errorf("%s: the answer to %s has more than %d bytes", c.socket, path, MaxBody)
 	}
 	if resp.StatusCode/100 != 2 {
 		var e struct {

@@ -82,20 +82,18 @@ func makeConfig(cluster string, hosts []string) (*config.Config, error) {
 	if len(hosts) != len(c.Hosts) {
 		return nil, fmt.Errorf("%d --host-address given, want %d: two hosts, then the witness", len(hosts), len(c.Hosts))
 	}
+	renamed := map[string]string{}
 	for i, h := range hosts {
 		name, address, err := cutAddress(h)
 		if err != nil {
 			return nil, err
 		}
-		for j := range c.Guests {
-			g := &c.Guests[j]
-			for _, at := range []*string{&g.Host, &g.Backup} {
-				if *at == c.Hosts[i].Name {
-					*at = name
-				}
-			}
-		}
+		renamed[c.Hosts[i].Name] = name
 		c.Hosts[i].Name, c.Hosts[i].Address = name, address
+	}
+	for i := range c.Guests {
+		g := &c.Guests[i]
+		g.Host, g.Backup = renamed[g.Host], renamed[g.Backup]
 	}
 	return c, c.Validate()
 }
