@@ -56,6 +56,8 @@ type narrator struct {
 	log   ownership.Guest
 	image epoch.Incarnation
 	asked *ownership.Command // the last proposal
+
+	failing bool // the next capture fails
 	out   strings.Builder
 }
 
@@ -81,12 +83,15 @@ func (n *narrator) line(words []string) {
 		cfg := DefaultConfig("web", "a", time.Second)
 		cfg.SyncEnough, cfg.Floor, cfg.Target, cfg.Ceiling = 100, 25*time.Millisecond, 25*time.Millisecond, 25*time.Millisecond
 		running := false
+		if words[0] == "start-in-sync" {
+			n.log.InSync, n.log.Backup = true, ownership.Backup{Host: "b", Image: n.image, Epoch: 3}
+		}
 		if words[0] == "takeover" {
 			running = true
 			n.log.Generation, n.log.Revision, n.log.Phase, n.log.Previous = 2, 7, ownership.PhaseActivating, "b"
 		}
 		n.core = NewCore(cfg, n.log, running)
-		if words[0] == "start" || words[0] == "takeover" {
+		if words[0] == "start" || words[0] == "start-in-sync" || words[0] == "takeover" {
 			n.step(Tick{})
 			return
 		}
@@ -150,7 +155,7 @@ func (n *narrator) line(words []string) {
 		n.step(Proposed{Command: *n.asked, Err: errors.New("no answer")})
 	case "unknown": // neither applied nor answered
 		n.step(Proposed{Command: *n.asked, Err: errors.New("no answer")})
-	case "log": // what the others do
+	case "log", "log-unseen": // what the others do
 		c := ownership.Command{ID: ownership.NewCommandID(), Guest: "web", Kind: ownership.Kind(arg(1)), Host: "b",
 			Generation: n.log.Generation, Revision: n.log.Revision, Backup: n.log.Backup}
 		c.Backup.Host = "b"
@@ -159,11 +164,13 @@ func (n *narrator) line(words []string) {
 			n.t.Fatal(err)
 		}
 		n.log = next
-		n.step(LogApplied{n.log})
+		if words[0] == "log" {
+			n.step(LogApplied{n.log})
+		}
 	case "log-seen":
 		n.step(LogApplied{n.log})
-	case "capture-fails":
-		n.t.Fatal("capture-fails must precede the capture")
+	case "capture-will-fail": // the next one, after its frames were sealed
+		n.failing = true
 	default:
 		n.t.Fatalf("unknown line %v", words)
 	}
@@ -187,6 +194,11 @@ func (n *narrator) step(ev Event) {
 					final = ", the guest stays paused"
 				}
 				n.say("capture %d%s", a.Number, final)
+				if n.failing {
+					n.failing = false
+					queue = append(queue, CaptureFailed{a.Number, errors.New("no device state")})
+					continue
+				}
 				queue = append(queue, Captured{Number: a.Number, Kind: epoch.KindCheckpoint, Cost: Cost{Pause: 2 * time.Millisecond}})
 			case Propose:
 				c := a.Command
