@@ -111,8 +111,6 @@ func (b *Backup) Run(ctx context.Context) (Result, error) {
 			ev = Tick{}
 		case ev = <-b.events:
 		case o := <-b.Sessions:
-			b.drop("a newer session")
-			b.step(ctx, SessionLost{errors.New("replaced by a newer session")})
 			b.greeted = &o
 			ev = Greeted{o.Hello}
 		case s := <-b.fed:
@@ -187,6 +185,7 @@ func (b *Backup) do(ctx context.Context, a Action) Event {
 // prepare answers the greeted session with a Welcome and starts to receive.
 func (b *Backup) prepare(ctx context.Context, fresh bool) Event {
 	o := b.greeted
+	b.drop("a newer session")
 	if fresh {
 		if err := b.renew(ctx, o.Hello.Spec); err != nil {
 			b.Slog.Error("no image for the standby", "err", err)

@@ -170,7 +170,9 @@ func (c *Core) absorbGreeted(ev Greeted) {
 		// Making a new image would destroy the only one that may take over.
 		c.emit(Refuse{fmt.Sprintf("the log still names %v as in sync, and this primary cannot continue from it", c.at)})
 	default:
-		c.session, c.preparing = 0, h.Generation
+		// The session before it, if any, ends here, and only here: a refused one
+		// harms nobody. The primary lives: the time of silence begins anew.
+		c.session, c.preparing, c.lostAt = 0, h.Generation, c.now
 		if !resumed {
 			c.at, c.whole, c.machine = epoch.Position{}, false, machineFresh
 		}

@@ -59,8 +59,8 @@ func (Ran) isEvent()         {}
 type Action interface{ isAction() }
 
 type (
-	// Prepare: welcome the greeted session, with the image as it is or, if
-	// Fresh, with a new one.
+	// Prepare: close the session before, if there is one, and welcome the
+	// greeted one, with the image as it is or, if Fresh, with a new one.
 	Prepare struct{ Fresh bool }
 	// Refuse: tell the peer why not, and close its session.
 	Refuse struct{ Reason string }

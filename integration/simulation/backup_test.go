@@ -144,12 +144,6 @@ func (b *backupShell) do(a backup.Action) backup.Event {
 
 // accept takes a session whose Hello was read.
 func (b *backupShell) accept(o opened) {
-	b.drop()
-	b.post(backup.SessionLost{Err: errors.New("replaced by a newer session")})
-	if b.ended {
-		o.e.close()
-		return
-	}
 	b.greeted = &o
 	b.post(backup.Greeted{Hello: o.hello})
 }
@@ -157,6 +151,7 @@ func (b *backupShell) accept(o opened) {
 func (b *backupShell) prepare(fresh bool) backup.Event {
 	o := b.greeted
 	b.greeted = nil
+	b.drop()
 	if fresh {
 		im := &image{id: b.w.newImage()}
 		im.at.Image = im.id
