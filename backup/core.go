@@ -40,10 +40,11 @@ type Config struct {
 }
 
 // DefaultConfig returns the defaults for a lease of the given length. An epoch
-// may hold every page of the image once.
+// may hold every page of the image once, each in a run of its own, and the
+// largest device state.
 func DefaultConfig(guest string, self ownership.HostID, lease time.Duration, imageBytes uint64) Config {
 	return Config{Guest: guest, Self: self, AskAfter: lease / 4, Retry: 20 * time.Millisecond, Loads: 3,
-		MaxStage: imageBytes, TakeoverWait: max(10*lease, 10*time.Second)}
+		MaxStage: imageBytes + imageBytes/64 + 1<<20 + epoch.MaxDeviceState, TakeoverWait: max(10*lease, 10*time.Second)}
 }
 
 // Core is the backup's decision maker. It is not safe for concurrent use.
@@ -243,6 +244,10 @@ func (c *Core) stopAsking() {
 func (c *Core) decide() {
 	if c.log.Owner == c.cfg.Self && !c.asking {
 		c.end(OutcomeOwner)
+		return
+	}
+	if c.log.Desired == ownership.Stopped && !c.proposing {
+		c.end(OutcomeStopped)
 		return
 	}
 	if c.session != 0 && c.log.Generation > c.session {

@@ -107,6 +107,9 @@ const (
 	OutcomeOwner
 	// OutcomeDetached: the daemon is going down.
 	OutcomeDetached
+	// OutcomeStopped: the guest is meant to be stopped; there is nothing to
+	// stand by for.
+	OutcomeStopped
 )
 
 func (o Outcome) String() string {
@@ -117,6 +120,8 @@ func (o Outcome) String() string {
 		return "owner"
 	case OutcomeDetached:
 		return "detached"
+	case OutcomeStopped:
+		return "stopped"
 	}
 	return "waiting"
 }

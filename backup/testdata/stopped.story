@@ -7,5 +7,6 @@
     commit
 > log in-sync 2
 > log stop
+    end: stopped
 > lost
 > wait 10s

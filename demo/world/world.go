@@ -18,6 +18,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"understudy/cmd/daemon"
@@ -77,6 +78,7 @@ type World struct {
 	Config *config.Config
 
 	o       Options
+	lock    *os.File // of the directory, for as long as this process lives
 	command func(host, name string, args ...string) (cmd *exec.Cmd, start func() error)
 
 	mu      sync.Mutex
@@ -90,6 +92,9 @@ const tmpfs = "/dev/shm"
 // newWorld makes the directory and the certificates for a configuration that
 // has hosts and no guests yet.
 func newWorld(o Options, c *config.Config) (_ *World, err error) {
+	if err := sweep(o.Prefix); err != nil {
+		return nil, fmt.Errorf("remove what a former run left: %w", err)
+	}
 	dir, err := os.MkdirTemp(tmpfs, o.Prefix+"-world-")
 	if err != nil {
 		return nil, fmt.Errorf("a directory for the hosts: %w", err)
@@ -100,6 +105,12 @@ func newWorld(o Options, c *config.Config) (_ *World, err error) {
 			err = errors.Join(err, w.remove())
 		}
 	}()
+	if w.lock, err = os.Open(dir); err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(w.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
 	// QEMU runs as another user and must be able to reach its sockets.
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return nil, err
@@ -128,7 +139,35 @@ func (w *World) write() error {
 	return nil
 }
 
-func (w *World) remove() error { return os.RemoveAll(w.Dir) }
+func (w *World) remove() error {
+	err := os.RemoveAll(w.Dir)
+	if w.lock != nil {
+		err = errors.Join(err, w.lock.Close())
+	}
+	return err
+}
+
+// sweep removes the directories whose process has died: nobody locks them. One
+// of another user, or one that is being made or removed, is let alone.
+func sweep(prefix string) error {
+	dirs, err := filepath.Glob(filepath.Join(tmpfs, prefix+"-world-*"))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, dir := range dirs {
+		d, err := os.Open(dir)
+		if err != nil {
+			continue
+		}
+		old, err := d.Stat()
+		if err == nil && time.Since(old.ModTime()) > time.Minute && syscall.Flock(int(d.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil {
+			errs = append(errs, os.RemoveAll(dir))
+		}
+		errs = append(errs, d.Close())
+	}
+	return errors.Join(errs...)
+}
 
 // ConfigFile is the path of the configuration.
 func (w *World) ConfigFile() string { return filepath.Join(w.Dir, "understudy.toml") }
