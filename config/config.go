@@ -39,7 +39,7 @@ type Dirs struct {
 	// Run is kept over restarts of the daemon: sockets, guests' memory. It
 	// belongs on a tmpfs with room for the memory of all guests.
 	Run string `toml:"run_dir"`
-	// TLS holds ca.pem, <host>.pem and <host>.key, all PEM.
+	// TLS holds ca.pem, <host>.pem and <host>-key.pem, all PEM.
 	TLS string `toml:"tls_dir"`
 }
 

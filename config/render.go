@@ -20,7 +20,7 @@ func (c *Config) Render() []byte {
 	w.option("heartbeat", c.Heartbeat, c.Lease/heartbeatsALease, "at most a third of the lease")
 	w.option("state_dir", c.State, defaultStateDir, "the ownership log: kept over restarts of the machine")
 	w.option("run_dir", c.Run, defaultRunDir, "guests' memory: on a tmpfs with room for all of it")
-	w.option("tls_dir", c.TLS, defaultTLSDir, "ca.pem, <host>.pem, <host>.key")
+	w.option("tls_dir", c.TLS, defaultTLSDir, "ca.pem, <host>.pem, <host>-key.pem")
 	w.text("", "# Exactly three hosts vote. The witness runs no guest.")
 	for _, h := range c.Hosts {
 		w.host(h)

@@ -96,12 +96,20 @@ func qemuConfig(all *config.Config, self config.Host, g config.Guest, helper []s
 		RunDir: dir, ImageDir: filepath.Join(dir, "memory"), Helper: helper,
 	}
 	for _, d := range g.Disks {
-		c.Disks = append(c.Disks, qemu.Disk{Path: d.Path, ReadOnly: d.Mode == config.ReadOnly, Snapshot: d.Mode == config.Snapshot})
+		c.Disks = append(c.Disks, qemu.Disk{Path: d.Path, Format: diskFormat(d.Path), ReadOnly: d.Mode == config.ReadOnly, Snapshot: d.Mode == config.Snapshot})
 	}
 	for _, n := range g.NICs {
 		c.NICs = append(c.NICs, qemu.NIC{MAC: n.MAC.String()})
 	}
 	return c
+}
+
+// diskFormat goes by the file's name: what is in it may be the guest's doing.
+func diskFormat(path string) string {
+	if filepath.Ext(path) == ".qcow2" {
+		return "qcow2"
+	}
+	return "raw"
 }
 
 // qemuGate makes the way out of one network device.
