@@ -129,17 +129,18 @@ func (p *Primary) pauseAndCopy(ctx context.Context, j *job, set *epoch.PageSet, 
 
 	type saved struct {
 		state []byte
+		at    clock.Instant
 		err   error
 	}
 	device := make(chan saved, 1)
 	from := t.at
 	go func() { // ends by itself: the channel has room
 		state, err := p.Guest.AppendDeviceState(ctx, j.device[:0])
-		device <- saved{state, err}
+		device <- saved{state, p.Clock.Now(), err}
 	}()
 	defer func() {
 		d := <-device
-		cost.Device = p.Clock.Now().Sub(from)
+		cost.Device = d.at.Sub(from)
 		j.device = d.state
 		if err == nil && d.err != nil {
 			err = fmt.Errorf("save the device state: %w", d.err)
@@ -213,7 +214,7 @@ func (p *Primary) copyPages(j *job, set *epoch.PageSet) (handed bool, err error)
 						p.link.take(j)
 						handed = true
 					}
-					cur = <-p.memory.ready
+					cur = p.room()
 				}
 			}
 			n := min(count, uint64(len(cur.data)-cur.used)/epoch.PageSize)
@@ -236,6 +237,22 @@ func (p *Primary) copyPages(j *job, set *epoch.PageSet) (handed bool, err error)
 		j.slabs <- cur
 	}
 	return handed, nil
+}
+
+// room waits until the sender has emptied a slab. The guest stands still
+// meanwhile, so a backup that takes nothing any more, and yet lives, must not
+// hold it: its session is closed, and the sender then gives every slab back.
+func (p *Primary) room() *slab {
+	t := time.NewTimer(p.cfg.AckTimeout)
+	defer t.Stop()
+	select {
+	case b := <-p.memory.ready:
+		return b
+	case <-t.C:
+		p.Slog.Warn("the backup takes nothing: its session is closed", "backup", p.link.peer, "for", p.cfg.AckTimeout)
+		_ = p.link.session.Close()
+		return <-p.memory.ready
+	}
 }
 
 // newJob prepares an epoch; checkpoints take along what is to be verified.

@@ -58,7 +58,7 @@ type narrator struct {
 	asked *ownership.Command // the last proposal
 
 	failing bool // the next capture fails
-	out   strings.Builder
+	out     strings.Builder
 }
 
 // tell runs a script and returns it with the actions that happened.
