@@ -14,7 +14,7 @@ FUZZTIME      ?= 20s
 FUZZ          ?=
 GUEST_FLAGS   ?=
 DEMO_FLAGS    ?=
-BENCH_FLAGS   ?= -report build/bench.json
+BENCH_FLAGS   ?=
 
 # Two cores: two packages at a time, and no two targets at once.
 GOTEST := $(GO) test -race -p 2 -timeout 12m
@@ -44,7 +44,7 @@ failovers: setup build guest
 	bin/understudy demo --repeat 50 $(DEMO_FLAGS)
 
 bench: setup guest
-	$(GO) run ./integration/bench $(BENCH_FLAGS)
+	$(GO) run ./integration/bench --report build/bench.json $(BENCH_FLAGS)
 
 lint: $(GOLANGCI_LINT)
 	@unformatted=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \

@@ -18,22 +18,21 @@ func (g *Guest) Migrate(ctx context.Context, file *os.File) error {
 	if err := g.usable(ctx, "migrate"); err != nil {
 		return err
 	}
-	if err := g.migrate(ctx, file); err != nil {
+	if err := migrateNow(ctx, g.vm.client, file); err != nil {
 		return g.failed("migrate", err)
 	}
 	return nil
 }
 
-func (g *Guest) migrate(ctx context.Context, file *os.File) error {
-	client := g.vm.client
+// migrateNow is migrate without its events, which go to the goroutine that
+// listens for the guest's owner.
+func migrateNow(ctx context.Context, client *qmp.Client, file *os.File) error {
 	if err := client.ExecuteWithFile(ctx, "getfd", fdName{"stream"}, file, nil); err != nil {
 		return err
 	}
 	if err := client.Execute(ctx, "migrate", migrateURI{"fd:stream"}, nil); err != nil {
 		return err
 	}
-	// Its events go to the goroutine that listens for the guest's owner; QEMU
-	// answers questions about it without delay.
 	for {
 		var info struct {
 			Status string `json:"status"`
@@ -50,7 +49,7 @@ func (g *Guest) migrate(ctx context.Context, file *os.File) error {
 			return errors.New("QEMU knows of no migration")
 		}
 		if err := ctx.Err(); err != nil {
-			return fmt.Errorf("while it is %s: %w", info.Status, err)
+			return fmt.Errorf("while the migration is %s: %w", info.Status, err)
 		}
 	}
 }

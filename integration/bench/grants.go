@@ -1,0 +1,81 @@
+package main
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"understudy/clock"
+	"understudy/epoch"
+	"understudy/ownership"
+)
+
+// grants is an ownership log of one voter in this process: it grants every
+// lease to the primary's host. What raft costs is not in the pause.
+type grants struct {
+	mu      sync.Mutex
+	state   ownership.Guest
+	changed chan struct{} // closed at the next change
+}
+
+func newGrants() *grants {
+	g := &grants{changed: make(chan struct{})}
+	g.begin()
+	return g
+}
+
+// begin makes the guest run unprotected on the primary's host.
+func (g *grants) begin() ownership.Guest {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.state = ownership.Guest{Generation: 1, Revision: 1, Owner: hostA, Phase: ownership.PhaseActive, Desired: ownership.Running}
+	return g.state
+}
+
+func (g *grants) Lease() time.Duration { return leaseTime }
+
+func (g *grants) Renew(context.Context, string, epoch.Generation) (clock.Instant, error) {
+	return clock.Boot{}.Now().Add(leaseTime), nil
+}
+
+func (g *grants) Propose(_ context.Context, c ownership.Command) (ownership.Guest, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	next, err := ownership.Apply(g.state, c)
+	if err == nil {
+		g.state = next
+		close(g.changed)
+		g.changed = make(chan struct{})
+	}
+	return next, err
+}
+
+func (g *grants) Read(context.Context, string) (ownership.Guest, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.state, nil
+}
+
+// Watch sends the state now and after each change; its goroutine ends with ctx.
+func (g *grants) Watch(ctx context.Context, _ string) <-chan ownership.Guest {
+	states := make(chan ownership.Guest)
+	go func() {
+		defer close(states)
+		for {
+			g.mu.Lock()
+			state, changed := g.state, g.changed
+			g.mu.Unlock()
+			select {
+			case states <- state:
+			case <-ctx.Done():
+				return
+			}
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return states
+}
