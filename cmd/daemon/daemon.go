@@ -122,8 +122,9 @@ func newHost(ctx context.Context, o Options, self config.Host, port *transport.P
 	wire := transport.DefaultConfig()
 	wire.HeartbeatInterval = o.Config.Heartbeat.Std()
 	// A dead daemon's connections are reset at once; a silent one is noticed by
-	// its heartbeats, in time for the end of its lease.
-	wire.HeartbeatTimeout = max(o.Config.Lease.Std(), 3*wire.HeartbeatInterval)
+	// its heartbeats, so that with the quarter of a lease that a lost session may
+	// take to come back, its backup asks just when its lease has run out.
+	wire.HeartbeatTimeout = max(o.Config.Lease.Std()*3/4, 3*wire.HeartbeatInterval)
 	acceptor, err := transport.NewAcceptor(port.Protocol(ProtocolReplication), wire, o.Slog)
 	if err != nil {
 		return nil, nil, nil, err
