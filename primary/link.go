@@ -160,7 +160,9 @@ func (p *Primary) adopt(l *link) Event {
 	if !resumed && (at.Number != 0 || at.Running != epoch.Hash{}) {
 		_ = l.session.Close()
 		l.cancel()
-		return LinkDown{fmt.Errorf("the backup stands at %v, which this primary does not know", at)}
+		err := fmt.Errorf("the backup stands at %v, which this primary does not know", at)
+		p.stats.linkError(err)
+		return LinkDown{err}
 	}
 	p.link = l
 	p.known = append(p.known[:0], at)
