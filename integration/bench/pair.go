@@ -66,7 +66,7 @@ func newPair(ctx context.Context, p *place, o *options, mib int) (_ *pair, err e
 	if r.driver, err = qemu.NewDriver(here, p.Log); err != nil {
 		return nil, err
 	}
-	if r.standby, err = startStandby(task{Here: there, There: here, TLS: p.tls(), Verbose: o.verbose}); err != nil {
+	if r.standby, err = startStandby(task{Here: there, There: here, Place: *p, Verbose: o.verbose}); err != nil {
 		return nil, err
 	}
 	if r.dial, err = dialer(r.standby.address, p.tls(), p.Log); err != nil {

@@ -31,9 +31,9 @@ var guestAddress = netip.MustParsePrefix("10.99.0.100/24")
 
 // place is on disk, in memory and in the network.
 type place struct {
-	Dir    string // sockets, records, certificates
-	Images string // memory files, on a tmpfs
-	Log    *slog.Logger
+	Dir    string       // sockets, records, certificates
+	Images string       // memory files, on a tmpfs
+	Log    *slog.Logger `json:"-"`
 	lab    *lab.Lab
 }
 

@@ -5,8 +5,9 @@ package main
 //
 //	read the task from stdin → listen → print the port → stand by
 //	→ stdin ends (the benchmark is over, or dead) → end every QEMU of both hosts
+//	→ if it is dead: remove its place
 //
-// The last step makes a benchmark that was killed leave no machine behind.
+// The last steps make a benchmark that was killed leave nothing behind.
 
 import (
 	"bufio"
@@ -27,6 +28,7 @@ import (
 	"understudy/egress"
 	"understudy/host"
 	"understudy/hypervisor/qemu"
+	"understudy/lab"
 	"understudy/ownership"
 	"understudy/primary"
 	"understudy/protocol"
@@ -43,7 +45,7 @@ const leaseTime = 10 * time.Second
 // task is what the backup's process is told.
 type task struct {
 	Here, There qemu.Config // the guest on the backup's host, on the primary's
-	TLS         string
+	Place       place
 	Verbose     bool
 }
 
@@ -102,6 +104,7 @@ func standbyMain() error {
 		return fmt.Errorf("read the task: %w", err)
 	}
 	log := newLog(t.Verbose)
+	parent := os.Getppid()
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() { // ends with the process
 		_, _ = io.Copy(io.Discard, in)
@@ -113,11 +116,15 @@ func standbyMain() error {
 			err = errors.Join(err, d.Clean(context.Background()))
 		}
 	}
+	if os.Getppid() != parent {
+		_, e := lab.Sweep(labPrefix)
+		err = errors.Join(err, e, t.Place.close())
+	}
 	return err
 }
 
 func standBy(ctx context.Context, t task, log *slog.Logger) error {
-	id, err := transport.LoadIdentity(t.TLS, hostB)
+	id, err := transport.LoadIdentity(t.Place.tls(), hostB)
 	if err != nil {
 		return err
 	}
