@@ -51,7 +51,7 @@ func TestLargeEpochsStayWhole(t *testing.T) {
 		})
 		r.start(true)
 		r.wait("protected", 20*time.Second, r.protected)
-		r.wait("20 epochs", 20*time.Second, func() bool { return r.commits() > 40 })
+		r.wait("some epochs", 20*time.Second, func() bool { return r.commits() > 12 })
 		if d := r.p.Status().Dirty; d < uint64(r.cfg.CaptureBytes/epoch.PageSize)*5/4 {
 			t.Fatalf("epochs of %d pages are no test of %d bytes of capture memory", d, r.cfg.CaptureBytes)
 		}
@@ -67,7 +67,7 @@ func TestSessionDiesInTheMiddleOfALargeEpoch(t *testing.T) {
 		m.Pages, m.DirtyPages, m.Interval = 2048, 2000, 10*time.Millisecond
 	}, func(r *rig) {
 		r.start(true)
-		for at := 1; at < 40; at += 4 {
+		for _, at := range []int{1, 9, 18} {
 			r.wait("protected", 20*time.Second, r.protected)
 			left := at
 			r.onWire(func(uint8, []byte) error {
