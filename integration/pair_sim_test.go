@@ -52,6 +52,7 @@ type node struct {
 	port    *transport.Port
 	voter   *failover.Node
 	host    *host.Host
+	link    *sim.Link
 	cancel  context.CancelFunc
 	done    chan struct{}
 	log     *slog.Logger
@@ -182,7 +183,8 @@ func (p *pair) guest(n *node) (*egress.Gate, *sim.Driver) {
 	p.must(err)
 	cfg := sim.DefaultConfig("web")
 	cfg.MAC, cfg.Pages, cfg.Interval = guestMAC, 2048, 2*time.Millisecond
-	cfg.NIC = sim.NewLink(inner, egress.ErrEmpty)
+	n.link = sim.NewLink(inner, egress.ErrEmpty)
+	cfg.NIC = n.link
 	driver, err := sim.NewDriver(n.machine, cfg)
 	p.must(err)
 	return gate, driver
@@ -202,6 +204,9 @@ func (p *pair) kill(name string) {
 	n.cancel()
 	_ = n.voter.Close()
 	<-n.done
+	if n.link != nil {
+		_ = n.link.Close()
+	}
 }
 
 func (p *pair) must(err error) {
