@@ -201,6 +201,9 @@ func (m *manager) as(role string, p *primary.Primary, b *backup.Backup) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.role, m.primary, m.backup = role, p, b
+	if p != nil || b != nil {
+		m.problem = "" // what was in the way has been overcome
+	}
 }
 
 func (m *manager) note(err error) {
