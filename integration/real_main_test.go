@@ -93,12 +93,18 @@ func (r *real) end(prefix string) {
 	if err := r.Close(); err != nil {
 		r.t.Error(err)
 	}
+	nothingLeft(r.t, prefix)
+}
+
+// nothingLeft checks that every world of a test is gone without a trace.
+func nothingLeft(t *testing.T, prefix string) {
+	t.Helper()
 	left, err := world.Leftovers(prefix)
 	if err != nil {
-		r.t.Error(err)
+		t.Error(err)
 	}
 	for _, what := range left {
-		r.t.Errorf("left behind: %s", what)
+		t.Errorf("left behind: %s", what)
 	}
 }
 
