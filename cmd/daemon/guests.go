@@ -150,6 +150,7 @@ func newSim(o Options, self config.Host, g config.Guest) (hypervisor.Driver, hos
 	c := sim.DefaultConfig(g.Name)
 	c.Pages = uint64(g.Memory) / epoch.PageSize
 	var all gates
+	var link *sim.Link
 	if len(g.NICs) > 1 {
 		return nil, nil, errors.New("a simulated guest has one network device")
 	}
@@ -169,11 +170,28 @@ func newSim(o Options, self config.Host, g config.Guest) (hypervisor.Driver, hos
 			return nil, nil, errors.Join(err, network.Close(), outer.Close())
 		}
 		all = append(all, gate)
-		c.MAC, c.NIC = n.MAC.Hardware(), sim.NewLink(inner, egress.ErrEmpty)
+		link = sim.NewLink(inner, egress.ErrEmpty)
+		c.MAC, c.NIC = n.MAC.Hardware(), link
 	}
+	gate := linked{all.orOne(), link}
 	driver, err := sim.NewDriver(sim.NewHost(self.Name), c)
 	if err != nil {
-		return nil, nil, errors.Join(err, all.Close())
+		return nil, nil, errors.Join(err, gate.Close())
 	}
-	return driver, all.orOne(), nil
+	return driver, gate, nil
+}
+
+// linked is a gate and the simulated guest's end of the way to it, if any.
+type linked struct {
+	host.Gate
+	link *sim.Link
+}
+
+// Close closes both.
+func (l linked) Close() error {
+	err := l.Gate.Close()
+	if l.link != nil {
+		err = errors.Join(err, l.link.Close())
+	}
+	return err
 }

@@ -1,9 +1,15 @@
 package daemon
 
 import (
+	"log/slog"
+	"os"
+	"path/filepath"
 	"testing"
 
+	"go.uber.org/goleak"
+
 	"understudy/config"
+	"understudy/egress"
 	"understudy/hypervisor/qemu"
 )
 
@@ -24,5 +30,32 @@ func TestTheExampleGuestIsWhatQEMUGets(t *testing.T) {
 		if got := diskFormat(path); got != want {
 			t.Errorf("%s is taken for %s, want %s", path, got, want)
 		}
+	}
+}
+
+// TestASimulatedGuestLeavesNoGoroutine makes one and lets it go again.
+func TestASimulatedGuestLeavesNoGoroutine(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	dir, err := os.MkdirTemp("", "us") // short: it holds Unix sockets
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	log := slog.New(slog.DiscardHandler)
+	network, err := egress.NewSwitch(filepath.Join(dir, "switch"), log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = network.Close() }()
+	g := config.Guest{Name: "web", Hypervisor: config.Sim, Memory: 4 * config.MiB,
+		NICs: []config.NIC{{MAC: config.MAC{2, 0, 0, 0, 0, 1}, Segment: filepath.Join(dir, "switch")}}}
+	g.Protection.HeldOutput = 1 * config.MiB
+	self := config.Host{Name: "alpha", Dirs: config.Dirs{Run: filepath.Join(dir, "run")}}
+	_, gate, err := newSim(Options{Config: &config.Config{}, Slog: log}, self, g)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := gate.Close(); err != nil {
+		t.Error(err)
 	}
 }
