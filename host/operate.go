@@ -5,6 +5,7 @@ package host
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sort"
 	"time"
@@ -106,9 +107,23 @@ func (h *Host) Switchover(ctx context.Context, guest string) (ownership.Guest, e
 	if err := p.Ask(ctx, primary.RequestSwitchover); err != nil {
 		return ownership.Guest{}, err
 	}
-	return m.await(ctx, "the switchover", func(s ownership.Guest) bool {
-		return s.Owner != from.Owner && s.Phase == ownership.PhaseActive
-	})
+	return m.await(ctx, "the switchover", func(s ownership.Guest) (bool, error) { return switched(from, s) })
+}
+
+// switched tells from the log whether a guest has gone from its owner to the
+// backup, or never will by this switchover.
+func switched(from, now ownership.Guest) (done bool, err error) {
+	switch {
+	case now.Phase != ownership.PhaseActive || now.Revision < from.Revision:
+		return false, nil
+	case now.Owner != from.Owner:
+		return true, nil
+	case now.Generation > from.Generation:
+		return false, errors.New("the backup did not take the guest over: it was taken back and runs on")
+	case !now.InSync:
+		return false, errors.New("the backup was lost before the guest was handed over: it runs on, unprotected")
+	}
+	return false, nil
 }
 
 // Stop commits a last epoch, records that the guest is meant to be stopped, and
@@ -121,7 +136,7 @@ func (h *Host) Stop(ctx context.Context, guest string) (ownership.Guest, error) 
 	if err := p.Ask(ctx, primary.RequestStop); err != nil {
 		return ownership.Guest{}, err
 	}
-	return m.await(ctx, "the stop", func(s ownership.Guest) bool { return s.Desired == ownership.Stopped })
+	return m.await(ctx, "the stop", func(s ownership.Guest) (bool, error) { return s.Desired == ownership.Stopped, nil })
 }
 
 // Start boots a guest that was stopped, on this host.
@@ -150,13 +165,17 @@ func (h *Host) Verify(ctx context.Context, guest string) (primary.VerifyResult, 
 	return p.Verify(ctx)
 }
 
-// await waits until the log satisfies done.
-func (m *manager) await(ctx context.Context, what string, done func(ownership.Guest) bool) (ownership.Guest, error) {
+// await waits until the log satisfies done, or done says that it never will.
+func (m *manager) await(ctx context.Context, what string, done func(ownership.Guest) (bool, error)) (ownership.Guest, error) {
 	watch, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var last ownership.Guest
 	for s := range m.host.cfg.Log.Watch(watch, m.Name) {
-		if last = s; done(s) {
+		last = s
+		switch ok, err := done(s); {
+		case err != nil:
+			return s, fmt.Errorf("%s of %s was given up: %w", what, m.Name, err)
+		case ok:
 			return s, nil
 		}
 	}
