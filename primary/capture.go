@@ -96,6 +96,7 @@ type job struct {
 
 // capture takes the whole checkpoint of epoch a.Number.
 func (p *Primary) capture(ctx context.Context, a Capture) Event {
+	p.stalled = false
 	j := p.newJob(a.Number, epoch.KindCheckpoint)
 	set := p.takeSet()
 	t := newStopwatch(p.Clock)
@@ -117,7 +118,7 @@ func (p *Primary) capture(ctx context.Context, a Capture) Event {
 	if p.Observe != nil {
 		p.Observe(cost)
 	}
-	return Captured{Number: a.Number, Kind: j.kind, Cost: cost}
+	return Captured{Number: a.Number, Kind: j.kind, Cost: cost, Stalled: p.stalled}
 }
 
 // pauseAndCopy is everything between stop and cont.
@@ -251,6 +252,7 @@ func (p *Primary) room() *slab {
 	case <-t.C:
 		p.Slog.Warn("the backup takes nothing: its session is closed", "backup", p.link.peer, "for", p.cfg.AckTimeout)
 		_ = p.link.session.Close()
+		p.stalled = true
 		return <-p.memory.ready
 	}
 }

@@ -131,6 +131,7 @@ type Core struct {
 	final      epoch.Number // the last epoch of ModeLeaving; 0: not captured yet
 	reclaimAt  clock.Instant
 	mismatched bool
+	stalled    bool // a backup that would stop the guest again and again
 }
 
 // maxWindow bounds Config.Window; see Core.sealedAt.
@@ -302,6 +303,9 @@ func (c *Core) drop(why string) {
 
 func (c *Core) absorbCaptured(ev Captured) {
 	c.capturing = false
+	if ev.Stalled && ev.Kind == epoch.KindCheckpoint {
+		c.stalled = true
+	}
 	if !c.linked || ev.Number <= c.acked || ev.Number > c.sealed {
 		return // of a session that is gone
 	}
@@ -538,7 +542,7 @@ func (c *Core) decideEntering() {
 // lost reports whether the backup can no longer be counted on.
 func (c *Core) lost() bool {
 	switch {
-	case c.mismatched:
+	case c.mismatched || c.stalled:
 		return true
 	case !c.linked:
 		return c.mode == ModeEntering && !c.inSyncMaybe || !c.now.Before(c.linkLost.Add(c.cfg.DetachAfter))
@@ -681,7 +685,7 @@ func (c *Core) enter(m Mode) {
 	c.mode, c.since = m, c.now
 	switch m {
 	case ModeAlone:
-		c.firstWhole = 0
+		c.firstWhole, c.stalled = 0, false
 		c.emit(Pass{})
 	case ModeSyncing:
 		c.syncRounds = 0

@@ -51,6 +51,9 @@ type (
 		Kind      epoch.Kind
 		Remaining uint64 // pages still to be sent after this sync step
 		Cost      Cost
+		// Stalled: the guest stood still because the backup took nothing, until
+		// its session was closed.
+		Stalled bool
 	}
 
 	// CaptureFailed: nothing of this epoch counts; its pages are dirty again.

@@ -106,6 +106,7 @@ type Primary struct {
 	pending  *epoch.PageSet // dirty, and in no epoch in flight
 	inflight []flight       // captured, not acknowledged, ascending
 	spare    []*epoch.PageSet
+	stalled  bool // the capture under way had to wait for a backup that took nothing
 
 	verifies verifier
 	stats    stats

@@ -221,7 +221,11 @@ func (p *primaryShell) capture(n epoch.Number, kind epoch.Kind, final bool) prim
 	for i := range pages {
 		left += uint64(p.pending >> i & 1)
 	}
-	return primary.Captured{Number: n, Kind: kind, Remaining: left,
+	stalled := check && p.w.chance(p.w.faults.captureFails/4)
+	if l := p.link; stalled {
+		p.d.after(0, func() { l.e.fail(errors.New("the backup takes nothing")) })
+	}
+	return primary.Captured{Number: n, Kind: kind, Remaining: left, Stalled: stalled,
 		Cost: primary.Cost{Pause: time.Millisecond, Held: len(p.d.gate.held)}}
 }
 
