@@ -120,7 +120,7 @@ func switched(from, now ownership.Guest) (done bool, err error) {
 		return true, nil
 	case now.Generation > from.Generation:
 		return false, errors.New("the backup did not take the guest over: it was taken back and runs on")
-	case !now.InSync:
+	case from.InSync && !now.InSync:
 		return false, errors.New("the backup was lost before the guest was handed over: it runs on, unprotected")
 	}
 	return false, nil
