@@ -36,6 +36,8 @@ var layers = map[string][]string{
 	"egress/...":    {"clock", "epoch", "egress/..."},
 	"protocol":      {"epoch", "hypervisor", "ownership"},
 
+	"protocol/protocoltest": {"protocol"},
+
 	"primary":  {"clock", "epoch", "exclusion", "hypervisor", "ownership", "protocol"},
 	"backup":   {"clock", "epoch", "exclusion", "hypervisor", "ownership", "protocol"},
 	"failover": {"clock", "epoch", "ownership"},
