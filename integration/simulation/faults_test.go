@@ -53,8 +53,22 @@ func (f *faults) init(w *world) {
 			f.kinds = append(f.kinds, k)
 		}
 	}
+	// Some seeds go deep into one kind of trouble alone.
+	switch w.dice.IntN(12) {
+	case 0:
+		f.only(f.stutter)
+		f.slowCommit, f.lagging = 0.5, 0.2
+	case 1:
+		f.only(f.newLeader)
+	}
 	w.after(w.between(100*time.Millisecond, time.Second), f.next)
 	w.after(faultTime, f.end)
+}
+
+// only leaves one kind of fault, once in a while, in a world that is well
+// otherwise.
+func (f *faults) only(kind func()) {
+	*f = faults{w: f.w, on: true, kinds: []func(){kind}, pause: 1500 * time.Millisecond}
 }
 
 // next lets one thing go wrong, and the next after a while.
@@ -208,7 +222,7 @@ func (f *faults) stutter() {
 
 func (f *faults) joinVoters(i int) {
 	l := f.w.ledger
-	l.cut[i] = false
+	l.cut[i], l.stays[i] = false, 0
 	l.show(f.w.hosts[i], l.state)
 }
 
@@ -222,7 +236,7 @@ func (f *faults) newLeader() {
 		w.ledger.stays[i] = w.now + long
 		w.block(0, 1)
 		w.block(1, 0)
-		w.after(long, func() { w.unblock(0, 1); w.unblock(1, 0) })
+		w.after(long, func() { f.joinVoters(i); w.unblock(0, 1); w.unblock(1, 0) })
 	}
 }
 

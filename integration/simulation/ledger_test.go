@@ -301,7 +301,7 @@ func (l *ledger) show(h *host, st ownership.Guest) {
 		delay = l.w.between(20*time.Millisecond, 800*time.Millisecond)
 	}
 	l.w.after(delay, func() {
-		if !h.up || l.cut[h.index] || st.Revision <= l.views[h.index].Revision {
+		if !h.up || l.cut[h.index] || l.w.now < l.stays[h.index] || st.Revision <= l.views[h.index].Revision {
 			return
 		}
 		l.views[h.index] = st
