@@ -59,7 +59,7 @@ func (m *manager) status() GuestStatus {
 	case p != nil:
 		ps := p.Status()
 		st.Primary, st.Protected = &ps, ProtectedNo
-		if ps.Mode == primary.ModeProtected {
+		if ps.Mode == primary.ModeProtected && ps.Linked {
 			st.Protected = ProtectedYes
 		}
 	case b != nil:
@@ -121,7 +121,7 @@ func switched(from, now ownership.Guest) (done bool, err error) {
 	case now.Generation > from.Generation:
 		return false, errors.New("the backup did not take the guest over: it was taken back and runs on")
 	case from.InSync && !now.InSync:
-		return false, errors.New("the backup was lost before the guest was handed over: it runs on, unprotected")
+		return false, errors.New("the backup was lost before the guest was handed over: it runs on and is not protected")
 	}
 	return false, nil
 }

@@ -58,7 +58,7 @@ func TestASwitchoverComesToAnEnd(t *testing.T) {
 		{"given back", []ownership.Guest{before, surrendered, activating,
 			then(activating, func(g *ownership.Guest) { g.Generation, g.Owner, g.Phase = 6, "alpha", ownership.PhaseActive })}, "taken back"},
 		{"the backup is lost", []ownership.Guest{before,
-			then(before, func(g *ownership.Guest) { g.InSync, g.Backup = false, ownership.Backup{} })}, "unprotected"},
+			then(before, func(g *ownership.Guest) { g.InSync, g.Backup = false, ownership.Backup{} })}, "is not protected"},
 		{"the log was behind", []ownership.Guest{{Generation: 4, Revision: 9, Owner: "alpha", Phase: ownership.PhaseActive}, before, surrendered, activating,
 			then(activating, func(g *ownership.Guest) { g.Phase = ownership.PhaseActive })}, ""},
 	} {
