@@ -104,6 +104,9 @@ func (h *Host) Switchover(ctx context.Context, guest string) (ownership.Guest, e
 		return ownership.Guest{}, fmt.Errorf("guest %q is not protected (%s): a switchover needs a backup in sync", guest, p.Status().Mode)
 	}
 	from, _ := h.applied(guest)
+	if !from.InSync { // lost just now, or not recorded here yet
+		return from, fmt.Errorf("guest %q is not protected: the log here names no backup in sync", guest)
+	}
 	if err := p.Ask(ctx, primary.RequestSwitchover); err != nil {
 		return ownership.Guest{}, err
 	}
@@ -120,7 +123,7 @@ func switched(from, now ownership.Guest) (done bool, err error) {
 		return true, nil
 	case now.Generation > from.Generation:
 		return false, errors.New("the backup did not take the guest over: it was taken back and runs on")
-	case from.InSync && !now.InSync:
+	case !now.InSync:
 		return false, errors.New("the backup was lost before the guest was handed over: it runs on and is not protected")
 	}
 	return false, nil
