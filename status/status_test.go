@@ -317,7 +317,7 @@ func TestHostileAnswersAreErrors(t *testing.T) {
 			})}
 			ended := make(chan error, 1)
 			go func() { ended <- s.Serve(l) }()
-			t.Cleanup(func() { _ = s.Close(); <-ended })
+			t.Cleanup(func() { _, _ = s.Close(), <-ended })
 			_, err = NewClient(path).Status(t.Context())
 			if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), path) {
 				t.Errorf("got %v, want an error with %q and the socket's path", err, c.want)

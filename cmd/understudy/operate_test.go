@@ -153,7 +153,7 @@ func answering(t *testing.T, code int, v any) (socket string) {
 	})}
 	ended := make(chan error, 1)
 	go func() { ended <- s.Serve(l) }()
-	t.Cleanup(func() { _ = s.Close(); <-ended })
+	t.Cleanup(func() { _, _ = s.Close(), <-ended })
 	return socket
 }
 
