@@ -113,7 +113,7 @@ func TestPeerThatTakesNothing(t *testing.T) {
 			return nil
 		})
 		time.Sleep(2 * r.cfg.AckTimeout)
-		for range 20 {
+		for range 4 {
 			if !r.runs() {
 				t.Fatalf("the guest stands again after %v", 2*r.cfg.AckTimeout)
 			}
@@ -139,7 +139,7 @@ func TestFailedCapturesLoseNothing(t *testing.T) {
 			inBubble(t, verifyAll, func(r *rig) {
 				r.start(true)
 				r.wait("protected", 5*time.Second, r.protected)
-				for range 5 {
+				for range 2 {
 					fail(r.faults)
 					before, image := r.commits(), r.p.Status().Image
 					r.wait("epochs again", 5*time.Second, func() bool { return r.commits() > before+5 })
