@@ -131,7 +131,8 @@ type Core struct {
 	final      epoch.Number // the last epoch of ModeLeaving; 0: not captured yet
 	reclaimAt  clock.Instant
 	mismatched bool
-	stalled    bool // a backup that would stop the guest again and again
+	stalled    bool          // a backup that would stop the guest again and again
+	failing    clock.Instant // since when no capture succeeds; 0: the last one did
 }
 
 // maxWindow bounds Config.Window; see Core.sealedAt.
@@ -202,6 +203,9 @@ func (c *Core) absorb(ev Event) {
 		c.sealed = ev.Number - 1
 		c.final = 0
 		c.epochAt = c.now.Add(c.cfg.Ceiling)
+		if c.failing == 0 {
+			c.failing = c.now
+		}
 		if c.holds() {
 			c.emit(Hold{}) // its frames may be sealed: they wait for the next attempt
 		}
@@ -302,7 +306,7 @@ func (c *Core) drop(why string) {
 }
 
 func (c *Core) absorbCaptured(ev Captured) {
-	c.capturing = false
+	c.capturing, c.failing = false, 0
 	if ev.Stalled && ev.Kind == epoch.KindCheckpoint {
 		c.stalled = true
 	}
@@ -385,7 +389,11 @@ func (c *Core) decide() {
 			c.enter(ModeSyncing)
 		}
 	case ModeSyncing:
-		if c.converged() {
+		switch {
+		case c.givenUp():
+			c.drop("the guest cannot be captured")
+			c.enter(ModeAlone)
+		case c.converged():
 			c.enter(ModeEntering)
 		}
 	case ModeEntering:
@@ -542,7 +550,7 @@ func (c *Core) decideEntering() {
 // lost reports whether the backup can no longer be counted on.
 func (c *Core) lost() bool {
 	switch {
-	case c.mismatched || c.stalled:
+	case c.mismatched || c.stalled || c.givenUp():
 		return true
 	case !c.linked:
 		return c.mode == ModeEntering && !c.inSyncMaybe || !c.now.Before(c.linkLost.Add(c.cfg.DetachAfter))
@@ -552,6 +560,13 @@ func (c *Core) lost() bool {
 		return !c.now.Before(c.sealedAt[(c.acked+1)%maxWindow].Add(c.cfg.AckTimeout))
 	}
 	return false
+}
+
+// givenUp reports whether captures have failed for so long that waiting for one
+// more only holds the guest's output back: a device that cannot be saved any
+// more, for instance (RULES 25).
+func (c *Core) givenUp() bool {
+	return c.failing != 0 && !c.now.Before(c.failing.Add(c.cfg.AckTimeout))
 }
 
 func (c *Core) proposeOutOfSync() {
@@ -640,7 +655,9 @@ func (c *Core) decideEpoch() {
 	}
 	switch c.mode {
 	case ModeSyncing:
-		c.emit(SyncStep{c.next()})
+		if c.failing == 0 || !c.now.Before(c.epochAt) {
+			c.emit(SyncStep{c.next()})
+		}
 	case ModeEntering, ModeProtected:
 		if c.now.Before(c.epochAt) && !c.heldFull {
 			return
@@ -686,6 +703,10 @@ func (c *Core) enter(m Mode) {
 	switch m {
 	case ModeAlone:
 		c.firstWhole, c.stalled = 0, false
+		if c.givenUp() {
+			c.emit(Warn{"the guest cannot be captured: it runs unprotected, and is tried again later"})
+			c.connectAt, c.failing = c.now.Add(c.cfg.RestAfter), 0
+		}
 		c.emit(Pass{})
 	case ModeSyncing:
 		c.syncRounds = 0
@@ -718,6 +739,10 @@ func (c *Core) NextWake() clock.Instant {
 	sooner(c.connectAt)
 	sooner(c.reclaimAt)
 	sooner(c.leaseUntil.Add(c.cfg.LeaseGrace))
+	if c.failing != 0 {
+		sooner(c.epochAt)
+		sooner(c.failing.Add(c.cfg.AckTimeout))
+	}
 	if c.linked && (c.mode == ModeEntering || c.mode == ModeProtected) {
 		sooner(c.epochAt)
 	}

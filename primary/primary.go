@@ -192,6 +192,9 @@ func (p *Primary) step(ctx context.Context, ev Event) {
 		if now := p.core.Mode(); now != before {
 			p.Slog.Info("protection", "was", before, "is", now, "epoch", p.core.acked)
 			p.stats.mode(now, p.Clock.Now())
+			if !now.commits() {
+				p.verifies.fail(ErrNotProtected)
+			}
 		}
 	}
 }

@@ -15,6 +15,7 @@ import (
 type Status struct {
 	Mode      Mode             `json:"mode"`
 	ModeFor   time.Duration    `json:"mode_for_ns"`
+	Linked    bool             `json:"linked"` // a session to the backup is open
 	Backup    ownership.HostID `json:"backup,omitempty"`
 	Image     string           `json:"image,omitempty"`
 	Epoch     epoch.Number     `json:"epoch"`        // last acknowledged
@@ -95,6 +96,7 @@ type stats struct {
 	mu                                       sync.Mutex
 	current                                  Mode
 	since                                    clock.Instant
+	linked                                   bool
 	backup                                   ownership.HostID
 	image                                    epoch.Incarnation
 	epoch                                    epoch.Number
@@ -157,13 +159,13 @@ func (s *stats) sent(e epoch.EpochStats) {
 func (s *stats) connected(peer ownership.HostID, image epoch.Incarnation) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.backup, s.image, s.lastError = peer, image, ""
+	s.linked, s.backup, s.image, s.lastError = true, peer, image, ""
 }
 
 func (s *stats) linkError(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.lastError = err.Error()
+	s.linked, s.lastError = false, err.Error()
 }
 
 // Status returns what the primary knows of itself now.
@@ -175,7 +177,7 @@ func (p *Primary) Status() Status {
 	defer s.mu.Unlock()
 	st := Status{
 		Mode: s.current, ModeFor: now.Sub(s.since),
-		Backup: s.backup, Epoch: s.epoch, Remaining: s.remaining, Pages: p.Guest.Pages(), LinkError: s.lastError,
+		Linked: s.linked, Backup: s.backup, Epoch: s.epoch, Remaining: s.remaining, Pages: p.Guest.Pages(), LinkError: s.lastError,
 		Held: frames, HeldBytes: bytes, Pause: s.pause.percentiles(), Lag: s.lag.percentiles(), Dirty: s.dirty,
 		Cost: CostMedians{Stop: s.stop.percentiles().Median, Seal: s.seal.percentiles().Median,
 			Device: s.device.percentiles().Median, Scan: s.scan.percentiles().Median,

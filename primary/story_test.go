@@ -50,12 +50,13 @@ func TestStories(t *testing.T) {
 // narrator plays the world around the core: it answers captures and keeps the
 // log, as the shell and the ownership log would.
 type narrator struct {
-	t     *testing.T
-	core  *Core
-	now   time.Duration
-	log   ownership.Guest
-	image epoch.Incarnation
-	asked *ownership.Command // the last proposal
+	t      *testing.T
+	core   *Core
+	now    time.Duration
+	log    ownership.Guest
+	image  epoch.Incarnation
+	asked  *ownership.Command // the last proposal
+	broken bool               // no capture succeeds
 
 	failing bool // the next capture fails
 	out     strings.Builder
@@ -169,6 +170,8 @@ func (n *narrator) line(words []string) {
 		}
 	case "log-seen":
 		n.step(LogApplied{n.log})
+	case "captures": // fail | work
+		n.broken = arg(1) == "fail"
 	case "capture-will-fail": // the next one, after its frames were sealed
 		n.failing = true
 	default:
@@ -194,7 +197,7 @@ func (n *narrator) step(ev Event) {
 					final = ", the guest stays paused"
 				}
 				n.say("capture %d%s", a.Number, final)
-				if n.failing {
+				if n.failing || n.broken {
 					n.failing = false
 					queue = append(queue, CaptureFailed{a.Number, errors.New("no device state")})
 					continue

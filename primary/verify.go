@@ -42,6 +42,7 @@ type verifier struct {
 type verification struct {
 	pages, sent, done uint64 // of the image, asked for, compared
 	result            VerifyResult
+	err               error
 	ended             chan struct{}
 }
 
@@ -56,7 +57,7 @@ func (p *Primary) Verify(ctx context.Context) (VerifyResult, error) {
 	}
 	select {
 	case <-r.ended:
-		return r.result, nil
+		return r.result, r.err
 	case <-ctx.Done():
 		p.verifies.abandon(r)
 		return VerifyResult{}, fmt.Errorf("verify: %d of %d pages compared: %w", r.done, r.pages, ctx.Err())
@@ -95,6 +96,17 @@ func (v *verifier) abandon(r *verification) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.run == r {
+		v.run = nil
+	}
+}
+
+// fail ends the verification that is under way: protection was lost.
+func (v *verifier) fail(err error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.run != nil {
+		v.run.err = err
+		close(v.run.ended)
 		v.run = nil
 	}
 }

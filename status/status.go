@@ -19,6 +19,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"understudy/host"
@@ -98,12 +99,16 @@ func (s *Server) Serve(ctx context.Context, path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("status socket: %w", err)
 	}
-	l, err := net.Listen("unix", path)
+	// The socket gets the mode it is bound with from its descriptor, so that
+	// there is no moment in which others could open it.
+	listen := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		if refused := c.Control(func(fd uintptr) { err = syscall.Fchmod(int(fd), 0o600) }); refused != nil {
+			return refused
+		}
+		return err
+	}}
+	l, err := listen.Listen(ctx, "unix", path)
 	if err != nil {
-		return fmt.Errorf("status socket: %w", err)
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		_ = l.Close()
 		return fmt.Errorf("status socket: %w", err)
 	}
 	done := make(chan error, 1)

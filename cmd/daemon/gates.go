@@ -6,6 +6,7 @@ package daemon
 import (
 	"errors"
 	"net/netip"
+	"sync"
 
 	"understudy/clock"
 	"understudy/egress"
@@ -21,7 +22,46 @@ func (g gates) orOne() host.Gate {
 	if len(g) == 1 {
 		return g[0]
 	}
-	return g
+	return newGateSet(g)
+}
+
+// gateSet is gates with one signal of pressure. It has a goroutine for each
+// gate, which Close ends.
+type gateSet struct {
+	gates
+	pressure chan struct{}
+	quit     chan struct{}
+	done     sync.WaitGroup
+}
+
+func newGateSet(g gates) *gateSet {
+	s := &gateSet{gates: g, pressure: make(chan struct{}, 1), quit: make(chan struct{})}
+	for _, one := range g {
+		s.done.Go(func() {
+			for {
+				select {
+				case <-one.Pressure():
+				case <-s.quit:
+					return
+				}
+				select {
+				case s.pressure <- struct{}{}:
+				default: // one is waiting already
+				}
+			}
+		})
+	}
+	return s
+}
+
+// Pressure tells that one of the gates holds nearly all it can.
+func (s *gateSet) Pressure() <-chan struct{} { return s.pressure }
+
+// Close closes every gate.
+func (s *gateSet) Close() error {
+	close(s.quit)
+	s.done.Wait()
+	return s.gates.Close()
 }
 
 // Seal ends the epoch at every gate.
@@ -93,15 +133,6 @@ func (g gates) Held() (frames int, bytes int64) {
 		frames, bytes = frames+f, bytes+b
 	}
 	return frames, bytes
-}
-
-// Pressure is the first gate's: with several devices the others' limits are
-// reached at the next checkpoint's pace. None for a guest without a device.
-func (g gates) Pressure() <-chan struct{} {
-	if len(g) == 0 {
-		return nil
-	}
-	return g[0].Pressure()
 }
 
 // Close closes every gate.
