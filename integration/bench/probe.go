@@ -77,7 +77,6 @@ type probe struct {
 	stream *os.File
 	found  *epoch.PageSet // scratch
 	owed   *epoch.PageSet // collected by a floor, not yet seen by the primary
-	drain  chan struct{}  // closed when the guest's events have ended
 	state  []byte
 
 	mu      sync.Mutex
