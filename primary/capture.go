@@ -103,7 +103,8 @@ func (p *Primary) capture(ctx context.Context, a Capture) Event {
 
 	cost, handed, err := p.pauseAndCopy(ctx, j, set, &t)
 	if !a.Final || err != nil {
-		if e := p.Guest.Resume(ctx); e != nil && err == nil {
+		// Also when ctx has ended: a daemon that goes down leaves a running guest.
+		if e := p.Guest.Resume(context.WithoutCancel(ctx)); e != nil && err == nil {
 			p.Slog.Error("resume after capture failed", "epoch", a.Number, "err", e)
 		}
 	}

@@ -193,7 +193,7 @@ func TestResumeSendsWhatIsMissing(t *testing.T) {
 			if now.Image != image {
 				t.Fatalf("image %s instead of %s", now.Image, image)
 			}
-			if raw := now.Totals.RawBytes - before.Totals.RawBytes; raw > uint64(r.guest.Pages())*epoch.PageSize/2 {
+			if raw := now.Totals.RawBytes - before.Totals.RawBytes; raw > r.guest.Pages()*epoch.PageSize/2 {
 				t.Errorf("%d bytes were sent after a break: that is no resumption", raw)
 			}
 		}

@@ -3,7 +3,6 @@ package simulation
 // What package host does, role after role, and the host under it.
 
 import (
-	"errors"
 	"time"
 
 	"understudy/backup"
@@ -353,8 +352,6 @@ func (d *daemon) guestSays(g *guest) {
 	}
 	p.later(primary.GuestDid{Event: guestEvent(g)})
 }
-
-var errStopped = errors.New("the guest is not stopped")
 
 // ask is an operator's request to this host.
 func (d *daemon) ask(r primary.Request) {

@@ -45,7 +45,7 @@ func (f *faults) init(w *world) {
 	f.formerLeader, f.slowCommit = rate(0.3), rate(0.3)
 	f.captureFails, f.loadFails = rate(0.1), rate(0.6)
 	f.verifyAll = w.chance(0.3)
-	f.pause = []time.Duration{60, 200, 600, 1500}[w.dice.IntN(4)] * time.Millisecond
+	f.pause = time.Duration([]int{60, 200, 600, 1500}[w.dice.IntN(4)]) * time.Millisecond
 	all := []func(){f.daemonDies, f.powerFails, f.guestExits, f.guestOff, w.breakSessions, f.cutOneWay, f.cutBothWays,
 		f.cutVoters, f.stutter, f.newLeader, f.freezeHost, f.freezeDaemon, f.switchover, f.stop, f.heldFull, f.corrupt}
 	for _, k := range all {

@@ -136,8 +136,8 @@ func (l *ledger) call(d *daemon, timeout, attempt time.Duration, handle func(r *
 	try()
 }
 
-// denied is a renewal that the applied state forbids.
-var denied = errors.New("the lease is denied")
+// errDenied is a renewal that the applied state forbids.
+var errDenied = errors.New("the lease is denied")
 
 func (l *ledger) renew(d *daemon, g epoch.Generation, done func(until clock.Instant, err error)) {
 	w := l.w
@@ -152,7 +152,7 @@ func (l *ledger) renew(d *daemon, g epoch.Generation, done func(until clock.Inst
 			case r.over && w.breach != renewUnconfirmed, r.frozen > 0 && w.breach != renewWhileTaken, g > st.Generation:
 				return // later
 			case g < st.Generation, st.Owner != d.h.id, st.Phase == ownership.PhaseSurrendered:
-				reply(func() { done(0, denied) })
+				reply(func() { done(0, errDenied) })
 				return
 			}
 			r.end = max(r.end, received+lease+leaderDrift)
@@ -192,7 +192,7 @@ func (l *ledger) propose(d *daemon, c ownership.Command, timeout time.Duration, 
 			session = d.session
 		}
 		answer := func(st ownership.Guest, err error) { reply(func() { done(st, err) }) }
-		next, err, void := l.decide(c, session, d.h.index)
+		next, void, err := l.decide(c, session, d.h.index)
 		switch {
 		case void:
 			if session == d.session {
@@ -252,18 +252,18 @@ func (r *reign) append(e *entry) {
 }
 
 // decide says what c comes to now.
-func (l *ledger) decide(c ownership.Command, session, host int) (next ownership.Guest, err error, void bool) {
+func (l *ledger) decide(c ownership.Command, session, host int) (next ownership.Guest, void bool, err error) {
 	if l.applied[c.ID] {
-		return l.state, nil, false
+		return l.state, false, nil
 	}
 	if session != l.sessions[host] {
-		return l.state, nil, true
+		return l.state, true, nil
 	}
 	next, err = ownership.Apply(l.state, c)
 	if l.w.breach == outOfSyncForgotten && c.Kind == ownership.OutOfSync && err == nil {
 		next.InSync, next.Backup = l.state.InSync, l.state.Backup
 	}
-	return next, err, false
+	return next, false, err
 }
 
 // commit applies an entry.
@@ -273,7 +273,7 @@ func (l *ledger) commit(e *entry) {
 	}
 	e.done = true
 	e.open()
-	next, err, void := l.decide(e.c, e.session, e.host)
+	next, void, err := l.decide(e.c, e.session, e.host)
 	if void {
 		l.w.say("L", "%s by %s is void", e.c.Kind, e.c.Host)
 		return
