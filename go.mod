@@ -40,5 +40,6 @@ require (
 	golang.org/x/sync v0.24.0 // indirect
 	golang.org/x/sys v0.49.0 // indirect
 	golang.org/x/term v0.44.0 // indirect
+	golang.org/x/tools v0.37.0 // indirect
 	pgregory.net/rapid v1.3.0 // indirect
 )

@@ -100,12 +100,19 @@ func (h *Host) Switchover(ctx context.Context, guest string) (ownership.Guest, e
 	if err != nil {
 		return ownership.Guest{}, err
 	}
-	if p.Status().Mode != primary.ModeProtected {
-		return ownership.Guest{}, fmt.Errorf("guest %q is not protected (%s): a switchover needs a backup in sync", guest, p.Status().Mode)
+	switch st := p.Status(); {
+	case st.Mode != primary.ModeProtected:
+		return ownership.Guest{}, fmt.Errorf("guest %q is not protected (%s): a switchover needs a backup in sync", guest, st.Mode)
+	case !st.Linked:
+		return ownership.Guest{}, fmt.Errorf("guest %q is not protected: its backup %s does not answer", guest, st.Backup)
 	}
-	from, _ := h.applied(guest)
-	if !from.InSync { // lost just now, or not recorded here yet
-		return from, fmt.Errorf("guest %q is not protected: the log here names no backup in sync", guest)
+	// What has been applied here may be older than what the primary was told.
+	from, err := h.cfg.Log.Read(ctx, guest)
+	if err != nil {
+		return from, fmt.Errorf("read the ownership log: %w", err)
+	}
+	if !from.InSync { // lost just now
+		return from, fmt.Errorf("guest %q is not protected: the log names no backup in sync", guest)
 	}
 	if err := p.Ask(ctx, primary.RequestSwitchover); err != nil {
 		return ownership.Guest{}, err

@@ -54,7 +54,8 @@ func main() {
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err := root().ExecuteContext(ctx)
+	var f common
+	err := root(&f).ExecuteContext(ctx)
 	if err == nil {
 		return 0
 	}
@@ -63,6 +64,8 @@ func run() int {
 	switch {
 	case errors.As(err, &e):
 		code = e.status
+	case !f.understood: // no such command, or not with these arguments
+		code = exitUsage
 	case errors.Is(err, status.ErrNoDaemon):
 		code = exitNoDaemon
 	}
@@ -75,10 +78,12 @@ func run() int {
 // common are the flags of every command.
 type common struct {
 	config, host, socket, output string
+
+	understood bool // the command line is sound: a failure is the command's own
 }
 
-func root() *cobra.Command {
-	var f common
+// root returns the command with all others beneath it; f holds their common flags.
+func root(f *common) *cobra.Command {
 	c := &cobra.Command{
 		Use:           "understudy",
 		Short:         "Keep virtual machines running when their host is lost",
@@ -89,6 +94,7 @@ func root() *cobra.Command {
 			if f.output != "table" && f.output != "json" {
 				return exitError{exitUsage, fmt.Errorf("--output %q: want table or json", f.output)}
 			}
+			f.understood = true
 			return nil
 		},
 	}
@@ -98,8 +104,8 @@ func root() *cobra.Command {
 	p.StringVar(&f.host, "host", "", "which of the configured hosts this is (default: the host name)")
 	p.StringVar(&f.socket, "socket", "", "the daemon's `socket` (default: from the configuration)")
 	p.StringVarP(&f.output, "output", "o", "table", "table or json")
-	c.AddCommand(initCommand(&f), configCommand(&f), checkHostCommand(&f), statusCommand(&f),
-		switchoverCommand(&f), stopCommand(&f), startCommand(&f), verifyCommand(&f), demoCommand(&f), selftestCommand(&f))
+	c.AddCommand(initCommand(f), configCommand(f), checkHostCommand(f), statusCommand(f),
+		switchoverCommand(f), stopCommand(f), startCommand(f), verifyCommand(f), demoCommand(f), selftestCommand(f))
 	return c
 }
 

@@ -92,6 +92,8 @@ func protectedText(g host.GuestStatus) string {
 		return fmt.Sprintf("%s here (ask host %s, the owner)", g.Protected, g.Log.Owner)
 	case g.Protected == host.ProtectedYes:
 		return fmt.Sprintf("yes, by host %s, for %v", g.Primary.Backup, g.Primary.ModeFor.Round(time.Second))
+	case g.Primary.Mode == primary.ModeProtected:
+		return fmt.Sprintf("NO: host %s does not answer, output waits for it", g.Primary.Backup)
 	case g.Primary.Remaining > 0 && g.Primary.Pages > 0:
 		return fmt.Sprintf("NO: %s, %.0f%% done", g.Primary.Mode, 100*(1-float64(g.Primary.Remaining)/float64(g.Primary.Pages)))
 	}

@@ -100,7 +100,7 @@ func TestConfigIsNotMadeOfNonsense(t *testing.T) {
 func command(t *testing.T, args ...string) (out string, err error) {
 	t.Helper()
 	var b bytes.Buffer
-	c := root()
+	c := root(&common{})
 	c.SetArgs(args)
 	c.SetOut(&b)
 	c.SetErr(&b)

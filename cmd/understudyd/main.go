@@ -42,12 +42,13 @@ type usage struct{ error }
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err := command().ExecuteContext(ctx)
+	understood := false // the command line is sound
+	err := command(&understood).ExecuteContext(ctx)
 	var u usage
 	switch {
 	case err == nil:
 		return 0
-	case errors.As(err, &u):
+	case !understood || errors.As(err, &u):
 		fmt.Fprintln(os.Stderr, "understudyd:", err)
 		return 2
 	}
@@ -55,7 +56,7 @@ func run() int {
 	return 1
 }
 
-func command() *cobra.Command {
+func command(understood *bool) *cobra.Command {
 	var file, host, format, level string
 	c := &cobra.Command{
 		Use:           "understudyd",
@@ -65,6 +66,7 @@ func command() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			*understood = true
 			log, err := logger(format, level)
 			if err != nil {
 				return usage{err}
@@ -89,7 +91,6 @@ func command() *cobra.Command {
 				Helper: []string{self, helperWord}, Slog: log})
 		},
 	}
-	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage{err} })
 	c.Flags().StringVar(&file, "config", "/etc/understudy/understudy.toml", "the configuration `file`")
 	c.Flags().StringVar(&host, "host", "", "which of the configured hosts this is (default: the host name)")
 	c.Flags().StringVar(&format, "log-format", "text", "text or json")
