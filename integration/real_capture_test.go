@@ -33,9 +33,6 @@ type frame struct {
 	at   time.Time
 }
 
-// guestPrefix is how the addresses of all guests of package world begin.
-var guestPrefix = [4]byte{0x52, 0x54, 0x00, 0x77}
-
 // listen begins to listen on hosts' cables.
 func listen(l *lab.Lab, hosts ...string) (*wire, error) {
 	w := &wire{}
@@ -66,7 +63,7 @@ func openCapture(device string) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	const want = 0x52540077
+	const want = 0x52540077 // how those of all guests of package world begin
 	filter := []unix.SockFilter{
 		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 6}, // the source address
 		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: want, Jf: 1},

@@ -136,18 +136,17 @@ func (s *stage) hangUp() {
 func (s *stage) connect() {
 	s.t.Helper()
 	s.hangUp()
-	began := time.Now()
-	boot := s.boot
+	began, former := time.Now(), s.boot
 	for {
-		var err error
-		if boot, err = s.Boot(s.ctx, web); err == nil && boot != s.boot {
+		boot, err := s.Boot(s.ctx, web)
+		if err == nil && boot != former {
+			s.boot = boot
 			break
 		}
 		if time.Since(began) > late {
 			s.t.Fatalf("no new boot of the guest answers: %v", err)
 		}
 	}
-	s.boot = boot
 	var err error
 	s.client, err = s.Connect(s.ctx, web)
 	s.must(err)
