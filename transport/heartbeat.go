@@ -60,6 +60,11 @@ func (s *Session) heartbeatLoop() {
 		now, heard := time.Now(), s.LastHeard()
 		ping, silent := w.ask(now, heard)
 		if silent {
+			// A peer that hears us although we do not hear it would wait for the
+			// end of what it did not acknowledge; a reset reaches it at once.
+			for _, l := range s.lanes {
+				resetOnClose(l.conn)
+			}
 			s.fail(fmt.Errorf("%w: nothing heard from %s for %v", ErrSilent, s.peer, now.Sub(heard).Round(time.Millisecond)))
 			return
 		}

@@ -1,6 +1,10 @@
 package transport
 
 import (
+	"errors"
+	"io"
+	"net"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -53,5 +57,40 @@ func TestWatch(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A connection to a silent peer is given up with a reset, which does not queue
+// behind what the peer has not acknowledged.
+func TestAGivenUpConnectionIsReset(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	mine, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = theirs.Close() }()
+	if err := mine.SetWriteDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	sent, err := mine.Write(make([]byte, 64<<20)) // until nothing more is taken
+	if err == nil {
+		t.Fatal("the peer took everything")
+	}
+	resetOnClose(mine)
+	hardClose(mine)
+	if err := theirs.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.Copy(io.Discard, theirs)
+	if !errors.Is(err, syscall.ECONNRESET) || got >= int64(sent) {
+		t.Errorf("the peer read %d of %d bytes and then %v, want a reset", got, sent, err)
 	}
 }

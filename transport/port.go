@@ -339,6 +339,17 @@ func hardClose(conn net.Conn) {
 	_ = conn.Close() // nothing is owed to a connection given up
 }
 
+// resetOnClose makes closing a connection forget what was not sent and send a
+// reset (tcp(7), SO_LINGER of zero).
+func resetOnClose(conn net.Conn) {
+	if t, ok := conn.(*tls.Conn); ok {
+		conn = t.NetConn()
+	}
+	if t, ok := conn.(*net.TCPConn); ok {
+		_ = t.SetLinger(0) // without it the peer only learns later
+	}
+}
+
 func addressOf(conn net.Conn) string {
 	host, _, err := net.SplitHostPort(conn.RemoteAddr().String())
 	if err != nil {
