@@ -317,6 +317,7 @@ func TestHostilePrimary(t *testing.T) {
 				f := r.open()
 				f.good(protocol.Verify{})
 				f.good(protocol.Verify{})
+				synctest.Wait() // acknowledged comes before applied
 				image, writes := r.image()
 				row.play(f)
 				said := f.reason()
