@@ -249,7 +249,7 @@ func TestKernelGateOpensForATime(t *testing.T) {
 	}
 	open(time.Hour)
 	opened := time.Now()
-	open(50 * time.Millisecond) // shorter counts
+	open(50 * time.Millisecond)                              // shorter counts
 	if !send() && time.Since(opened) < 40*time.Millisecond { // later, a busy machine had us wait
 		t.Error("an open gate is shut")
 	}
