@@ -29,9 +29,15 @@ const rigDepth = 512
 
 func newRig(t testing.TB, c Config) *rig {
 	t.Helper()
+	return newDeepRig(t, c, rigDepth)
+}
+
+// newDeepRig returns a rig whose links take depth frames that nobody collects.
+func newDeepRig(t testing.TB, c Config, depth int) *rig {
+	t.Helper()
 	r := &rig{t: t, clock: clock.Go{Start: time.Now()}}
-	c.Guest, r.guest = NewPipe(rigDepth)
-	c.Network, r.network = NewPipe(rigDepth)
+	c.Guest, r.guest = NewPipe(depth)
+	c.Network, r.network = NewPipe(depth)
 	if c.Clock == nil {
 		c.Clock = r.clock
 	}

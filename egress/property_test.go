@@ -55,12 +55,14 @@ func TestNoFrameLeavesBeforeItsTurn(t *testing.T) {
 		// rapid draws the whole story first: its T does not belong to a bubble.
 		type step struct{ op, arg int }
 		var story []step
-		for range rapid.IntRange(1, 80).Draw(rt, "steps") {
-			story = append(story, step{rapid.IntRange(0, 11).Draw(rt, "op"), rapid.IntRange(0, 40).Draw(rt, "arg")})
+		const steps, frames = 80, 40
+		for range rapid.IntRange(1, steps).Draw(rt, "steps") {
+			story = append(story, step{rapid.IntRange(0, 11).Draw(rt, "op"), rapid.IntRange(0, frames).Draw(rt, "arg")})
 		}
 		synctest.Test(t, func(t *testing.T) {
 			const guard = 5 * time.Millisecond
-			r := newRig(t, Config{Guard: guard, HeldBytes: 1 << 20})
+			// One step may release all that the steps before it held.
+			r := newDeepRig(t, Config{Guard: guard, HeldBytes: 2 << 20}, steps*frames)
 			defer r.end()
 			o := &oracle{}
 			next := uint64(0)
