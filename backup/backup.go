@@ -159,7 +159,7 @@ func (b *Backup) do(ctx context.Context, a Action) Event {
 		b.drop(a.Why)
 	case Load:
 		b.Slog.Info("loading the standby", "at", b.core.at, "device_state", len(b.state))
-		b.start(func() { b.send(ctx, Loaded{b.standby.Load(ctx, b.state)}) })
+		b.start(func() { b.send(ctx, Loaded{b.standby.Load(ctx, b.state, nil)}) })
 	case Reset:
 		if err := b.standby.Reset(ctx); err != nil {
 			b.Slog.Error("no fresh machine for the standby", "err", err)

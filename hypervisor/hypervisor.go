@@ -50,6 +50,11 @@ type Guest interface {
 	// returns the longer slice. The guest must be paused. It writes nothing to
 	// the image, and may run beside CollectDirty and ReadPages.
 	AppendDeviceState(ctx context.Context, dst []byte) ([]byte, error)
+	// Fill returns once the given pages are in the image. Only a guest that was
+	// activated while its Standby's Filler still missed some has anything to do:
+	// whoever touches the image otherwise than by this interface (our own disk
+	// back end, through its own mapping) calls it first (RULES 18).
+	Fill(first epoch.GFN, count uint64) error
 	// Events tells what the guest does by itself. The channel is closed when
 	// the guest is gone. The guest's owner must keep reading it.
 	Events() <-chan Event
@@ -71,7 +76,12 @@ type Standby interface {
 	// Load puts the device state of the last commit into the waiting machine,
 	// which stays paused. A failure leaves the image as it was; Reset then
 	// brings a fresh machine for another attempt.
-	Load(ctx context.Context, deviceState []byte) error
+	//
+	// missing, if not nil, supplies the pages that the image lacks: from here on
+	// each is fetched when the machine first touches it, and, once the guest
+	// runs, also behind it, one after the other, until none is left. Pages
+	// outside of main memory are fetched before Load returns.
+	Load(ctx context.Context, deviceState []byte, missing Filler) error
 	// Reset replaces the waiting machine by a fresh one on the same image.
 	Reset(ctx context.Context) error
 	// Run lets the loaded machine run and returns it as a Guest of this host.
@@ -79,6 +89,19 @@ type Standby interface {
 	Run(ctx context.Context) (Guest, error)
 	// Destroy ends the waiting machine and frees the image.
 	Destroy() error
+}
+
+// Filler supplies the pages of an image that were left out of its checkpoints
+// (package rebuild). Its methods may be called from several goroutines.
+type Filler interface {
+	// Missing adds to set every page that is not in the image yet.
+	Missing(set *epoch.PageSet)
+	// Content puts a missing page's content into dst, which is one page long.
+	// It may wait for a disk. After an error, which says that the page cannot
+	// be had (now), it may be asked again.
+	Content(page epoch.GFN, dst []byte) error
+	// Filled says that a page is in the image now.
+	Filled(page epoch.GFN)
 }
 
 // Spec describes a machine to another host of the same adapter.
@@ -127,7 +150,7 @@ const (
 	EventReset                         // the guest rebooted and runs on
 	EventPanic                         // the guest's kernel reported a panic
 	EventExited                        // the hypervisor process is gone
-	EventFault                         // the hypervisor stopped the guest on an error
+	EventFault                         // the hypervisor stopped the guest on an error, or a page of it cannot be rebuilt
 )
 
 func (k EventKind) String() string {

@@ -188,10 +188,10 @@ func honoursContext(t testing.TB, h Harness) {
 	s.awaitCounter(g, at)
 	s.must(g.Destroy(), "lose the guest")
 
-	cancelled(sb.Load(over, state), "load")
+	cancelled(sb.Load(over, state, nil), "load")
 	cancelled(sb.Reset(over), "reset")
 	s.must(sb.Reset(s.ctx), "reset after cancelled calls")
-	s.must(sb.Load(s.ctx, state), "load after cancelled calls")
+	s.must(sb.Load(s.ctx, state, nil), "load after cancelled calls")
 	_, err = sb.Run(over)
 	cancelled(err, "run")
 	next, err := sb.Run(s.ctx)

@@ -38,7 +38,7 @@ func takesOverAndFailsBack(t testing.TB, h Harness) {
 		s.awaitCounter(g, at+1)
 		s.must(g.Destroy(), "leg %d: lose the guest", leg)
 
-		s.must(sb.Load(s.ctx, state), "leg %d: load the device state", leg)
+		s.must(sb.Load(s.ctx, state, nil), "leg %d: load the device state", leg)
 		if now := s.hash(sb); now != committed {
 			s.Fatalf("leg %d: loading the device state changed the image from %v to %v", leg, committed, now)
 		}
@@ -83,7 +83,7 @@ func refusesGarbage(t testing.TB, h Harness) {
 		{"a state that begins wrongly", flipped},
 	}
 	for _, c := range garbage {
-		s.refused(sb.Load(s.ctx, c.state), "load %s", c.name)
+		s.refused(sb.Load(s.ctx, c.state, nil), "load %s", c.name)
 		if now := s.hash(sb); now != image {
 			s.Fatalf("loading %s failed, and changed the image from %v to %v", c.name, image, now)
 		}
@@ -93,7 +93,7 @@ func refusesGarbage(t testing.TB, h Harness) {
 		}
 	}
 	s.must(g.Destroy(), "lose the guest")
-	s.must(sb.Load(s.ctx, state), "load the true state after %d failed attempts", len(garbage))
+	s.must(sb.Load(s.ctx, state, nil), "load the true state after %d failed attempts", len(garbage))
 	next, err := sb.Run(s.ctx)
 	s.must(err, "run the standby")
 	s.awaitCounter(s.own(next), at)
@@ -105,13 +105,13 @@ func resetKeepsImage(t testing.TB, h Harness) {
 	at, image := s.counter(g), s.hash(sb)
 	s.must(g.Destroy(), "lose the guest")
 	for range 2 {
-		s.must(sb.Load(s.ctx, state), "load the device state")
+		s.must(sb.Load(s.ctx, state, nil), "load the device state")
 		s.must(sb.Reset(s.ctx), "reset the standby")
 		if now := s.hash(sb); now != image {
 			s.Fatalf("reset changed the image from %v to %v", image, now)
 		}
 	}
-	s.must(sb.Load(s.ctx, state), "load the device state")
+	s.must(sb.Load(s.ctx, state, nil), "load the device state")
 	next, err := sb.Run(s.ctx)
 	s.must(err, "run the standby")
 	s.awaitCounter(s.own(next), at)

@@ -345,5 +345,5 @@ func trialCopy(ctx context.Context, g hypervisor.Guest, s hypervisor.Standby, st
 			return err
 		}
 	}
-	return s.Load(ctx, state)
+	return s.Load(ctx, state, nil)
 }

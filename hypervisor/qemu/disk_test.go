@@ -39,7 +39,7 @@ func TestBootsFromDisk(t *testing.T) {
 			sb, err := hosts.b.Standby(ctx, g.Spec())
 			must(t, err)
 			t.Cleanup(func() { must(t, sb.Destroy()) })
-			must(t, sb.Load(ctx, commit(ctx, t, g, sb)))
+			must(t, sb.Load(ctx, commit(ctx, t, g, sb), nil))
 			must(t, g.Destroy())
 			next, err := sb.Run(ctx)
 			must(t, err)

@@ -157,6 +157,9 @@ func (g *Guest) ReadPages(first epoch.GFN, dst []byte) error {
 	return nil
 }
 
+// Fill has nothing to do: Load fetched every page.
+func (g *Guest) Fill(epoch.GFN, uint64) error { return nil }
+
 // CollectDirty reports what was written since the last call.
 func (g *Guest) CollectDirty(set *epoch.PageSet) error {
 	g.life.RLock()

@@ -94,7 +94,7 @@ func TestGuestOutlivesItsDaemon(t *testing.T) {
 	if d := differs(t, g, sb); len(d) != 0 {
 		t.Fatalf("after the commit %d pages differ", len(d))
 	}
-	must(t, sb.Load(ctx, state))
+	must(t, sb.Load(ctx, state, nil))
 }
 
 // A guest that reboots while it is protected stays protected: what its firmware
@@ -132,7 +132,7 @@ func TestRebootStaysProtected(t *testing.T) {
 		must(t, ctx.Err())
 	}
 	must(t, waitCounting(ctx, g))
-	must(t, sb.Load(ctx, commit(ctx, t, g, sb)))
+	must(t, sb.Load(ctx, commit(ctx, t, g, sb), nil))
 	at, err := readCounter(ctx, g)
 	must(t, err)
 	must(t, g.Destroy())

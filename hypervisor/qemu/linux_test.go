@@ -134,7 +134,7 @@ func TestLinuxSurvivesAndReboots(t *testing.T) {
 			must(t, g.Destroy())
 
 			start := time.Now()
-			must(t, sb.Load(ctx, state))
+			must(t, sb.Load(ctx, state, nil))
 			loaded := time.Now()
 			next, err := sb.Run(ctx)
 			must(t, err)

@@ -113,7 +113,7 @@ func BenchmarkTakeover(b *testing.B) {
 		full.Fill()
 		copySet(b, g, sb, full)
 		start := time.Now()
-		must(b, sb.Load(ctx, state))
+		must(b, sb.Load(ctx, state, nil))
 		loaded := time.Now()
 		next, err := sb.Run(ctx)
 		must(b, err)

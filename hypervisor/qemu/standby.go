@@ -160,7 +160,7 @@ func (s *Standby) usable(first epoch.GFN, size int) error {
 }
 
 // Load puts a device state into the waiting machine, which stays paused.
-func (s *Standby) Load(ctx context.Context, deviceState []byte) (err error) {
+func (s *Standby) Load(ctx context.Context, deviceState []byte, missing hypervisor.Filler) (err error) {
 	s.life.Lock()
 	defer s.life.Unlock()
 	defer func() {
@@ -176,6 +176,9 @@ func (s *Standby) Load(ctx context.Context, deviceState []byte) (err error) {
 	case s.spent || s.vm == nil:
 		return errors.New("its machine has been given a state already, Reset it first")
 	}
+	if err := s.fetch(missing); err != nil {
+		return err
+	}
 	file, err := s.compose(deviceState)
 	if err != nil {
 		return err // nothing was touched
@@ -190,6 +193,32 @@ func (s *Standby) Load(ctx context.Context, deviceState []byte) (err error) {
 		return s.vm.proc.explain(err)
 	}
 	s.ready = g
+	return nil
+}
+
+// fetch puts every missing page into the image.
+func (s *Standby) fetch(missing hypervisor.Filler) error {
+	if missing == nil {
+		return nil
+	}
+	set := epoch.NewPageSet(s.pages)
+	missing.Missing(set)
+	page := make([]byte, epoch.PageSize)
+	for first, count := range set.Runs {
+		for f := first; f < first+epoch.GFN(count); f++ {
+			if err := missing.Content(f, page); err != nil {
+				return fmt.Errorf("fetch page %d: %w", f, err)
+			}
+			if uint64(f) < s.main {
+				if err := s.ram.write(uint64(f), page); err != nil {
+					return err
+				}
+			} else {
+				copy(s.extra[(uint64(f)-s.main)*epoch.PageSize:], page)
+			}
+			missing.Filled(f)
+		}
+	}
 	return nil
 }
 

@@ -168,7 +168,7 @@ func TestTakeoverOnEachMachine(t *testing.T) {
 			if d := differs(t, g, sb); len(d) != 0 {
 				t.Fatalf("after the commit %d pages differ, the first is %d", len(d), d[0])
 			}
-			must(t, sb.Load(ctx, state))
+			must(t, sb.Load(ctx, state, nil))
 			// The loaded machine holds the same: what it will read is what was
 			// committed, in main memory and in every other block.
 			if d := differs(t, g, sb.(*Standby).ready); len(d) != 0 {
@@ -215,7 +215,7 @@ func TestLoadThatQEMURefuses(t *testing.T) {
 	for j := range 200 {
 		spoiled[i+24+j] ^= 0x55
 	}
-	if err := sb.Load(ctx, spoiled); err == nil {
+	if err := sb.Load(ctx, spoiled, nil); err == nil {
 		t.Fatal("QEMU took a device full of nonsense")
 	} else {
 		t.Logf("refused: %v", err)
@@ -227,7 +227,7 @@ func TestLoadThatQEMURefuses(t *testing.T) {
 	if d := differs(t, g, sb); len(d) != 0 {
 		t.Fatalf("the reset changed %d pages", len(d))
 	}
-	must(t, sb.Load(ctx, state))
+	must(t, sb.Load(ctx, state, nil))
 	if d := differs(t, g, sb.(*Standby).ready); len(d) != 0 {
 		t.Fatalf("after the load %d pages differ", len(d))
 	}

@@ -106,7 +106,7 @@ func restore(t testing.TB, host *Host, cfg Config, s snapshot) *Guest {
 	if err := sb.WritePages(0, s.image); err != nil {
 		t.Fatal(err)
 	}
-	if err := sb.Load(ctx, s.state); err != nil {
+	if err := sb.Load(ctx, s.state, nil); err != nil {
 		t.Fatal(err)
 	}
 	g, err := sb.Run(ctx)
@@ -237,13 +237,13 @@ func TestStateLoadsOnlyOverItsMemory(t *testing.T) {
 		if err := sb.WritePages(0, wrong.image); err != nil {
 			t.Fatal(err)
 		}
-		if err := sb.Load(ctx, wrong.state); err == nil || !strings.Contains(err.Error(), "not the memory") {
+		if err := sb.Load(ctx, wrong.state, nil); err == nil || !strings.Contains(err.Error(), "not the memory") {
 			t.Errorf("one bit wrong at %d: Load says %v", at, err)
 		}
 		if err := sb.WritePages(0, s.image); err == nil {
 			t.Error("pages can be written after a failed Load")
 		}
-		if err := sb.Load(ctx, wrong.state); err == nil {
+		if err := sb.Load(ctx, wrong.state, nil); err == nil {
 			t.Error("a state loads after a failed Load, without a Reset")
 		}
 		if err := sb.Reset(ctx); err != nil {
@@ -252,7 +252,7 @@ func TestStateLoadsOnlyOverItsMemory(t *testing.T) {
 		if err := sb.WritePages(0, s.image); err != nil {
 			t.Fatal(err)
 		}
-		if err := sb.Load(ctx, s.state); err != nil {
+		if err := sb.Load(ctx, s.state, nil); err != nil {
 			t.Error(err)
 		}
 	}
@@ -388,7 +388,7 @@ func BenchmarkTakeover(b *testing.B) {
 			b.Fatal(err)
 		}
 		b.StartTimer()
-		if err := sb.Load(ctx, s.state); err != nil {
+		if err := sb.Load(ctx, s.state, nil); err != nil {
 			b.Fatal(err)
 		}
 		next, err := sb.Run(ctx)

@@ -175,7 +175,7 @@ func TestKilledHostIsGone(t *testing.T) {
 		for what, err := range map[string]error{
 			"pause": g.Pause(t.Context()), "read": g.ReadPages(0, make([]byte, epoch.PageSize)),
 			"collect": g.CollectDirty(epoch.NewPageSet(g.Pages())),
-			"load":    sb.Load(t.Context(), nil), "start": startErr, "adopt": adoptErr,
+			"load":    sb.Load(t.Context(), nil, nil), "start": startErr, "adopt": adoptErr,
 		} {
 			if !errors.Is(err, ErrHostDown) {
 				t.Errorf("%s on a dead host: %v, want %v", what, err, ErrHostDown)

@@ -3,6 +3,7 @@ package sim
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"understudy/epoch"
 	"understudy/hypervisor"
@@ -29,8 +30,9 @@ func (s *Standby) WritePages(first epoch.GFN, data []byte) error {
 }
 
 // Load takes the device state of the last commit. It fails if the state is
-// damaged, or if the image is not the memory that the state was saved with.
-func (s *Standby) Load(ctx context.Context, deviceState []byte) error {
+// damaged, or if the image is not the memory that the state was saved with; for
+// that check every missing page is fetched first.
+func (s *Standby) Load(ctx context.Context, deviceState []byte, missing hypervisor.Filler) error {
 	return s.do(ctx, "load device state of", func(m *machine) error {
 		if m.phase != phaseWaiting {
 			return errors.New("a device state was loaded or has failed to load: Reset comes first")
@@ -41,6 +43,9 @@ func (s *Standby) Load(ctx context.Context, deviceState []byte) error {
 			m.mem.bytes[len(m.mem.bytes)-1]++
 		}
 		if err := f.load.next(); err != nil {
+			return err
+		}
+		if err := m.fetch(missing); err != nil {
 			return err
 		}
 		regs, err := parseState(deviceState, &m.mem)
@@ -100,3 +105,22 @@ func (s *Standby) Run(ctx context.Context) (hypervisor.Guest, error) {
 // Destroy ends the waiting machine and frees the image. A second call does
 // nothing.
 func (s *Standby) Destroy() error { return s.destroy() }
+
+// fetch puts every missing page into the image.
+func (m *machine) fetch(missing hypervisor.Filler) error {
+	if missing == nil {
+		return nil
+	}
+	set := epoch.NewPageSet(uint64(len(m.mem.bytes)) / epoch.PageSize)
+	missing.Missing(set)
+	for first, count := range set.Runs {
+		for page := first; page < first+epoch.GFN(count); page++ {
+			at := uint64(page) * epoch.PageSize
+			if err := missing.Content(page, m.mem.bytes[at:at+epoch.PageSize]); err != nil {
+				return fmt.Errorf("fetch page %d: %w", page, err)
+			}
+			missing.Filled(page)
+		}
+	}
+	return nil
+}

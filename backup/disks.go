@@ -1,0 +1,34 @@
+package backup
+
+// This file is the guest's disks as the backup sees them: it keeps the writes
+// of committed epochs until the primary has flushed them (shared store) or they
+// are durable in its own copy (replicated store), and reads blocks that
+// references name.
+
+import (
+	"context"
+
+	"understudy/epoch"
+)
+
+// Disks are the guest's disks on the host that stands by (package disk).
+type Disks interface {
+	// StandBy makes the disks those of a backup: nothing is written but what
+	// Commit brings to a copy of our own, every front end is told to wait, and
+	// nothing that was kept before counts any more.
+	StandBy(ctx context.Context) error
+	// Room waits until the writes of one more epoch may be kept.
+	Room(ctx context.Context, bytes uint64) error
+	// Commit keeps the writes of an epoch that was acknowledged, and drops those
+	// that state says the primary has flushed. It copies what it keeps.
+	Commit(n epoch.Number, writes []epoch.DiskWrite, state []byte) error
+	// ReadSectors reads what the disk holds as of the last commit.
+	ReadSectors(disk epoch.DiskID, sector uint64, dst []byte) error
+	// Compare hashes the same pieces of our own copy and says which differ.
+	Compare(h epoch.DiskHashes) (epoch.DiskDiffers, error)
+	// Activate makes the disks those of an owner whose guest is about to run
+	// from the last commit: requests in flight are submitted anew once it runs,
+	// writes that were kept are released, and before any block is overwritten
+	// overwrite is called with it (RULES 17). Nothing is written before Allow.
+	Activate(ctx context.Context, overwrite func(disk epoch.DiskID, sector uint64, sectors uint32) error) error
+}

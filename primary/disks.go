@@ -1,0 +1,80 @@
+package primary
+
+// This file is the guest's disks as its capture sees them. They take part in a
+// checkpoint as the gate does: what the guest wrote is sealed in the pause,
+// travels with the epoch, and reaches the real disk when the epoch is released.
+
+import (
+	"context"
+
+	"understudy/clock"
+	"understudy/epoch"
+)
+
+// Disks are the guest's disks (package disk).
+type Disks interface {
+	// Seal is called while the guest stands still: every write accepted and not
+	// released before belongs to epoch n. It takes down what Sealed returns.
+	Seal(n epoch.Number) error
+	// Sealed returns the writes of epoch n in the order in which they were
+	// accepted, and the disks' own state for the backup (requests in flight,
+	// what has been flushed). Both are valid until n is released, or until
+	// Hold or Pass make the writes part of a later epoch. It may be called by
+	// another goroutine than Seal.
+	Sealed(n epoch.Number) (writes []epoch.DiskWrite, state []byte)
+	// Release lets the writes of every epoch up to through reach the disk, in
+	// order, behind the guest's back.
+	Release(through epoch.Number)
+	// Hold takes writes at once and keeps them until they are released. Those
+	// sealed and not released wait for the next epoch that is sealed.
+	Hold()
+	// Settled reports whether no write from before Hold is on its way to a disk
+	// any more; only then a checkpoint may be taken.
+	Settled() bool
+	// Pass lets everything held reach the disk, then every write as it comes.
+	Pass()
+	// Shut lets nothing reach the disk any more.
+	Shut()
+	// Allow lets the disks be written until the given instant and not later.
+	Allow(until clock.Instant) error
+	// Pressure tells that held writes near their limit.
+	Pressure() <-chan struct{}
+	// Drain waits until everything released has reached the disk durably and
+	// nothing is on its way; the guest stands still.
+	Drain(ctx context.Context) error
+	// Quiesce stops writing, waits until nothing is on its way to a disk, and
+	// lets the disks go for another host. The guest stands still.
+	Quiesce(ctx context.Context) error
+
+	// CollectDirty adds to set the pages that were written through our own
+	// mapping since the last call (RULES 15), and pages whose reference in an
+	// earlier epoch the backup may not be able to keep any more (RULES 17).
+	CollectDirty(set *epoch.PageSet)
+	// Encoding returns what decides on the pages of epoch n while it is encoded;
+	// nil: nothing is left out.
+	Encoding(n epoch.Number) epoch.Excluder
+	// Materialised says that the backup has filled every reference up to n.
+	Materialised(n epoch.Number)
+	// Void says that no reference sent so far counts: the backup's image is
+	// another one, or an epoch was lost. Their pages count as dirty from here
+	// on; see CollectDirty.
+	Void()
+
+	// SyncAll says that nothing is known of the backup's own copies of the disks
+	// (the replicated store): they are to be compared, see Compare.
+	SyncAll()
+	// Unsynced returns how many bytes of the disks are known to differ or have
+	// not been compared. 0 for the shared store.
+	Unsynced() (differ, compare uint64)
+	// Compare returns the next hashes to send to the backup, at most max of
+	// them, or false if all have been sent.
+	Compare(max int) (h epoch.DiskHashes, more bool, err error)
+	// Differ notes the backup's answer to the hashes from first on.
+	Differ(d epoch.DiskDiffers) error
+	// SyncWrites returns up to max bytes of what differs, as WriteSync, and
+	// counts it as sent with epoch n; in a checkpoint max is unlimited (0).
+	SyncWrites(n epoch.Number, max uint64) ([]epoch.DiskWrite, error)
+	// Synced says that the backup has committed epoch n: what SyncWrites sent
+	// with it need not be sent again.
+	Synced(n epoch.Number)
+}
