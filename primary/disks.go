@@ -13,6 +13,12 @@ import (
 
 // Disks are the guest's disks (package disk).
 type Disks interface {
+	// Own says that this host owns the guest in generation g: it takes the
+	// stores' locks (in the background; nothing is written before they are
+	// got) and may write as far as Allow says. It is called before the guest
+	// runs here, at every new generation, and again after a Quiesce that led to
+	// nothing.
+	Own(g epoch.Generation)
 	// Seal is called while the guest stands still: every write accepted and not
 	// released before belongs to epoch n. It takes down what Sealed returns.
 	Seal(n epoch.Number) error
@@ -33,7 +39,8 @@ type Disks interface {
 	Settled() bool
 	// Pass lets everything held reach the disk, then every write as it comes.
 	Pass()
-	// Shut lets nothing reach the disk any more.
+	// Shut takes no request any more and lets nothing reach the disk any more,
+	// not even what was released.
 	Shut()
 	// Allow lets the disks be written until the given instant and not later.
 	Allow(until clock.Instant) error
