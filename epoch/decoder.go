@@ -17,13 +17,14 @@ import (
 // Nothing is applied to the image here: the stage is handed out only after
 // End has found the epoch whole. Deltas are resolved against the committed
 // image while decoding, so one epoch must be applied before the next one is
-// decoded.
+// decoded. What concerns disks is in decode_disk.go.
 
 // DecoderConfig bounds a Decoder.
 type DecoderConfig struct {
 	// MaxStageBytes bounds the memory of one staged epoch; an epoch that needs
 	// more is refused with ErrTooLarge. The memory is kept for later epochs.
-	// 0 means enough for every page of the image and the largest device state.
+	// 0 means enough for every page of the image, the largest device state and
+	// disk state, and 256 MiB of disk writes.
 	MaxStageBytes uint64
 }
 
@@ -38,10 +39,14 @@ type Decoder struct {
 	state decoderState
 	err   error // what the epoch was refused for
 	head  Header
+	part  part // what came last
 	next  GFN  // lowest page that may still come
-	ended bool // the end record has come
 	sum   digest
 	seen  Trailer // what has come so far
+
+	seq    uint64 // of the last write of the guest
+	data   []byte // of the last write, in the stage
+	filled int    // how much of data has come
 
 	scratch []byte // PageSize
 }
@@ -56,7 +61,8 @@ const (
 )
 
 // NewDecoder returns a decoder for an image of the given pages. base reads
-// pages of the image as it is after the last applied epoch; it must fill dst.
+// pages of the image as it is after the last applied epoch, references
+// included; it must fill dst.
 // It panics if the image is empty or larger than MaxPages.
 func NewDecoder(pages uint64, cfg DecoderConfig, base func(first GFN, dst []byte) error) *Decoder {
 	if pages == 0 || pages > MaxPages {
@@ -64,7 +70,7 @@ func NewDecoder(pages uint64, cfg DecoderConfig, base func(first GFN, dst []byte
 	}
 	limit := cfg.MaxStageBytes
 	if limit == 0 {
-		limit = pages*(PageSize+runBytes) + stageSlab + MaxDeviceState
+		limit = pages*(PageSize+runBytes) + stageSlab + MaxDeviceState + MaxDiskState + 256<<20
 	}
 	return &Decoder{pages: pages, base: base, stage: newStage(limit), scratch: make([]byte, PageSize)}
 }
@@ -82,7 +88,8 @@ func (d *Decoder) Begin(header []byte, at Position, generation Generation) (Head
 		return Header{}, d.refuse(err)
 	}
 	d.state, d.head = decoderOpen, h
-	d.next, d.ended, d.seen = 0, false, Trailer{}
+	d.part, d.next, d.seen = partPages, 0, Trailer{}
+	d.seq, d.data, d.filled = 0, nil, 0
 	d.sum.begin(h)
 	return h, nil
 }
@@ -129,7 +136,7 @@ func (d *Decoder) record(b []byte) (int, error) {
 	if len(b) < headSize {
 		return 0, d.malformed("%d bytes where a record should begin", len(b))
 	}
-	if d.ended {
+	if d.part == partEnd {
 		return 0, d.malformed("%d bytes follow the end record", len(b))
 	}
 	t, frame, n := parseHead(b)
@@ -140,16 +147,32 @@ func (d *Decoder) record(b []byte) (int, error) {
 	if size > len(b) {
 		return 0, d.malformed("a record of type %d and %d bytes, of which %d are here", t, size, len(b))
 	}
+	if err := d.inOrder(t); err != nil {
+		return 0, err
+	}
 	d.seen.Records++
 	body := b[headSize:size]
 	switch t {
 	case recordState, recordPackedState:
-		err = d.device(t, frame, body)
+		err = d.device(t == recordPackedState, frame, body)
+	case recordDiskState, recordPackedDiskState:
+		err = d.disks(t == recordPackedDiskState, frame, body)
 	case recordEnd:
 		if frame != 0 {
 			return 0, d.malformed("an end record with frame %d, want 0", frame)
 		}
-		d.ended = true
+	case recordWrite:
+		err = d.write(frame, n, body)
+	case recordRawData, recordZeroData, recordPackedData, recordPageData:
+		err = d.piece(t, frame, n, body)
+	case recordReference:
+		if err = d.claim(frame, uint64(n)); err == nil {
+			err = d.references(GFN(frame), body)
+		}
+	case recordCopy:
+		if err = d.claim(frame, 1); err == nil {
+			err = d.copied(GFN(frame), body)
+		}
 	case recordZero, recordRaw:
 		if err = d.claim(frame, uint64(n)); err == nil {
 			err = d.run(t, GFN(frame), uint64(n), body)
@@ -176,10 +199,22 @@ func (d *Decoder) size(t recordType, n int) (int, error) {
 		size, least, most = size+checkSize+n, 0, PageSize
 	case recordXOR:
 		size, most = size+checkSize+n, PageSize
-	case recordState, recordPackedState:
+	case recordState, recordPackedState, recordDiskState, recordPackedDiskState, recordPackedData:
 		size += n
 	case recordEnd:
 		least, most = 0, 0
+	case recordReference:
+		size += extentSize + n*len(Fingerprint{})
+	case recordCopy:
+		size, least, most = size+copySize+checkSize, 0, 0
+	case recordWrite:
+		size, most = size+writeSize, int(WriteSync)
+	case recordRawData:
+		size, most = size+n*SectorSize, MaxWriteSectors
+	case recordZeroData:
+		most = MaxWriteSectors
+	case recordPageData:
+		size, most = size+pageDataSize+n*pageDataCheck, MaxWriteSectors/PageSectors
 	default:
 		return 0, d.malformed("a record of unknown type %d", t)
 	}
@@ -187,6 +222,20 @@ func (d *Decoder) size(t recordType, n int) (int, error) {
 		return 0, d.malformed("a record of type %d with n = %d, want %d to %d", t, n, least, most)
 	}
 	return size, nil
+}
+
+// inOrder refuses a record whose place in the epoch is past, and anything that
+// comes while a write wants data.
+func (d *Decoder) inOrder(t recordType) error {
+	p, _ := t.part() // size knows the type
+	if p < d.part {
+		return d.malformed("a record of type %d (%v) after %v", t, p, d.part)
+	}
+	if (p != partWrites || t == recordWrite) && d.filled < len(d.data) {
+		return d.malformed("a record of type %d while a write wants %d more bytes of data", t, len(d.data)-d.filled)
+	}
+	d.part = p
+	return nil
 }
 
 // claim refuses pages outside the image, out of order or given twice.
@@ -231,8 +280,8 @@ func (d *Decoder) page(t recordType, f GFN, body []byte) error {
 		return d.unpack(f, dst, body)
 	}
 	check, body := binary.LittleEndian.Uint32(body), body[checkSize:]
-	if err := d.base(f, dst); err != nil {
-		return &RefusedError{Reason: ErrBase, Epoch: d.head.Number, Detail: fmt.Sprintf("reading the former content of page %d", f), Cause: err}
+	if err := d.former(f, dst); err != nil {
+		return err
 	}
 	if t == recordPatch {
 		if err := applyPatch(dst, body); err != nil {
@@ -246,6 +295,14 @@ func (d *Decoder) page(t recordType, f GFN, body []byte) error {
 	}
 	if got := pageCheck(dst); got != check {
 		return refuse(ErrBase, d.head.Number, "page %d comes out with check %08x, the sender has %08x", f, got, check)
+	}
+	return nil
+}
+
+// former reads a page of the image as it is before this epoch.
+func (d *Decoder) former(f GFN, dst []byte) error {
+	if err := d.base(f, dst); err != nil {
+		return &RefusedError{Reason: ErrBase, Epoch: d.head.Number, Detail: fmt.Sprintf("reading the former content of page %d", f), Cause: err}
 	}
 	return nil
 }
@@ -266,31 +323,43 @@ func (d *Decoder) unpack(f GFN, dst, body []byte) error {
 }
 
 // device stages a piece of the device state.
-func (d *Decoder) device(t recordType, offset uint64, body []byte) error {
+func (d *Decoder) device(packed bool, offset uint64, body []byte) error {
+	if d.head.Kind != KindCheckpoint {
+		return d.malformed("a device state in an epoch of kind %v", d.head.Kind)
+	}
+	return d.append("device state", packed, offset, body, &d.seen.DeviceBytes, MaxDeviceState, &d.stage.device)
+}
+
+// disks stages a piece of the disk state.
+func (d *Decoder) disks(packed bool, offset uint64, body []byte) error {
+	return d.append("disk state", packed, offset, body, &d.seen.DiskBytes, MaxDiskState, &d.stage.disks)
+}
+
+// append stages a piece of a state: seen bytes of at most limit have come, and
+// are in into.
+func (d *Decoder) append(what string, packed bool, offset uint64, body []byte, seen *uint64, limit uint64, into *[]byte) error {
 	n := len(body)
-	if t == recordPackedState {
+	if packed {
 		var err error
 		if n, err = s2.DecodedLen(body); err != nil || n < 1 || n > maxCount {
-			return d.malformed("device state at offset %d decompresses to %d bytes, want 1 to %d", offset, n, maxCount)
+			return d.malformed("%s at offset %d decompresses to %d bytes, want 1 to %d", what, offset, n, maxCount)
 		}
 	}
 	switch {
-	case d.head.Kind != KindCheckpoint:
-		return d.malformed("a device state in an epoch of kind %v", d.head.Kind)
-	case offset != d.seen.DeviceBytes:
-		return d.malformed("device state at offset %d, want %d", offset, d.seen.DeviceBytes)
-	case offset+uint64(n) > MaxDeviceState:
-		return refuse(ErrTooLarge, d.head.Number, "its device state is above %d bytes", MaxDeviceState)
+	case offset != *seen:
+		return d.malformed("%s at offset %d, want %d", what, offset, *seen)
+	case offset+uint64(n) > limit:
+		return refuse(ErrTooLarge, d.head.Number, "its %s is above %d bytes", what, limit)
 	}
-	dst, ok := d.stage.takeDevice(n)
+	dst, ok := d.stage.takeState(into, n)
 	if !ok {
 		return d.tooLarge()
 	}
-	d.seen.DeviceBytes += uint64(n)
-	if t == recordState {
+	*seen += uint64(n)
+	if !packed {
 		copy(dst, body)
 	} else if _, err := s2.Decode(dst, body); err != nil {
-		return d.malformed("decompressing device state at offset %d: %v", offset, err)
+		return d.malformed("decompressing %s at offset %d: %v", what, offset, err)
 	}
 	return nil
 }
@@ -324,6 +393,10 @@ func (d *Decoder) verify(t Trailer) error {
 		{"records", d.seen.Records, t.Records},
 		{"pages", d.seen.PageCount, t.PageCount},
 		{"bytes of device state", d.seen.DeviceBytes, t.DeviceBytes},
+		{"references", d.seen.References, t.References},
+		{"disk writes", d.seen.Writes, t.Writes},
+		{"bytes of disk writes", d.seen.WriteBytes, t.WriteBytes},
+		{"bytes of disk state", d.seen.DiskBytes, t.DiskBytes},
 	} {
 		switch {
 		case c.got < c.want:
@@ -338,7 +411,7 @@ func (d *Decoder) verify(t Trailer) error {
 		return refuse(ErrCorrupt, n, "its checksum is %v, its trailer says %v", checksum, t.Checksum)
 	case running != t.Running:
 		return refuse(ErrCorrupt, n, "its running hash is %v, its trailer says %v", running, t.Running)
-	case !d.ended:
+	case d.part != partEnd:
 		return refuse(ErrIncomplete, n, "it has no end record")
 	case d.head.Kind == KindCheckpoint && d.seen.DeviceBytes == 0:
 		return refuse(ErrIncomplete, n, "a checkpoint without a device state")
@@ -357,7 +430,7 @@ func (d *Decoder) Stage() *Stage {
 
 // Reset discards whatever has come of an epoch.
 func (d *Decoder) Reset() {
-	d.state, d.err, d.head = decoderIdle, nil, Header{}
+	d.state, d.err, d.head, d.data = decoderIdle, nil, Header{}, nil
 	d.stage.reset()
 }
 

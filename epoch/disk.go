@@ -108,6 +108,50 @@ type DiskWrite struct {
 	Pages []GFN
 }
 
+// dataBytes is the size that Data must have.
+func (w *DiskWrite) dataBytes() int {
+	if w.Kind == WriteData || w.Kind == WriteSync {
+		return int(w.Sectors) * SectorSize
+	}
+	return 0
+}
+
+// check refuses a write that makes no sense, its data aside; last is the Seq
+// of the guest's write before it.
+func (w *DiskWrite) check(last uint64) error {
+	most := uint32(MaxWriteSectors)
+	switch w.Kind {
+	case WriteData, WriteSync:
+	case WriteZeroes, WriteDiscard:
+		most = MaxZeroSectors
+	case WriteBarrier:
+		most = 0
+	default:
+		return fmt.Errorf("a disk write of unknown %v", w.Kind)
+	}
+	switch {
+	case w.Disk >= MaxDisks:
+		return fmt.Errorf("a %v to disk %d, want one below %d", w.Kind, w.Disk, MaxDisks)
+	case w.Kind == WriteSync && w.Seq != 0:
+		return fmt.Errorf("a %v with number %d, want 0", w.Kind, w.Seq)
+	case w.Kind != WriteSync && w.Seq <= last:
+		return fmt.Errorf("a %v with number %d after %d; writes must ascend", w.Kind, w.Seq, last)
+	case w.Sectors > most || w.Sectors == 0 && most > 0:
+		return fmt.Errorf("a %v of %d sectors, want at most %d, and none for a barrier alone", w.Kind, w.Sectors, most)
+	case w.Sector > MaxSectors-uint64(w.Sectors) || w.Kind == WriteBarrier && w.Sector != 0:
+		return fmt.Errorf("a %v to sectors %d+%d, outside every disk", w.Kind, w.Sector, w.Sectors)
+	}
+	return nil
+}
+
+// checkExtent refuses pages that no disk can have, sector being the first's.
+func checkExtent(disk DiskID, sector, pages uint64) error {
+	if disk >= MaxDisks || sector > MaxSectors-pages*PageSectors {
+		return fmt.Errorf("disk %d, sectors %d+%d: outside every disk", disk, sector, pages*PageSectors)
+	}
+	return nil
+}
+
 // NoPage is the GFN of no page.
 const NoPage = GFN(MaxPages)
 
@@ -147,9 +191,11 @@ const (
 
 // Exclusion says what travels in a page's place.
 type Exclusion struct {
-	Kind   ExcludeKind
-	Ref    Reference // ExcludeBlock
-	Source GFN       // ExcludeCopy: lower than the page itself
+	Kind ExcludeKind
+	Ref  Reference // ExcludeBlock
+	// Source is lower than the page itself and no reference of this epoch
+	// (ExcludeCopy).
+	Source GFN
 }
 
 // Excluder decides on the pages of one epoch, in ascending order, as they are

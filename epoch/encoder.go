@@ -12,9 +12,12 @@ import (
 // Data flows through an Encoder page by page, each of which becomes part of
 // one record in the open chunk:
 //
-//	Begin → Pages: zero? → in the delta cache? patch, or XOR → packed? → raw
-//	      → DeviceState → End
+//	Begin → Pages: zero? → left out? reference, or copy
+//	               → in the delta cache? patch, or XOR → packed? → raw
+//	      → Writes → DeviceState → DiskState → End
 //	chunk full → checksum → sink
+//
+// What concerns disks is in encode_disk.go.
 //
 // The delta cache holds exactly what the receiver will hold once it has
 // applied every epoch up to the open one. That is true only as long as every
@@ -75,15 +78,21 @@ type EncoderConfig struct {
 // EpochStats counts what became of one epoch. Bytes are of memory where they
 // say raw, of the stream where they say wire.
 type EpochStats struct {
-	Pages       uint64 // all pages of the epoch, the sum of the next five
-	ZeroPages   uint64 // all bytes zero
-	SamePages   uint64 // equal to what the receiver holds
-	DeltaPages  uint64 // sent as their difference
-	PackedPages uint64 // compressed
-	RawPages    uint64 // sent as they are
-	RawBytes    uint64 // Pages × PageSize
-	DeviceBytes uint64 // of device state
-	WireBytes   uint64 // header, chunks and trailer
+	Pages          uint64 // all pages of the epoch, the sum of the next seven
+	ZeroPages      uint64 // all bytes zero
+	SamePages      uint64 // equal to what the receiver holds
+	DeltaPages     uint64 // sent as their difference
+	PackedPages    uint64 // compressed
+	RawPages       uint64 // sent as they are
+	ReferencePages uint64 // sent as the name of a disk block
+	CopyPages      uint64 // sent as the name of another page
+	RawBytes       uint64 // Pages × PageSize
+	DeviceBytes    uint64 // of device state
+	Writes         uint64 // the guest's disk writes, all kinds but WriteSync
+	WriteBytes     uint64 // data of the guest's disk writes
+	WritePageBytes uint64 // how much of WriteBytes and SyncBytes travelled as the name of a page
+	SyncBytes      uint64 // data of the disks' synchronisation
+	WireBytes      uint64 // header, chunks and trailer
 }
 
 // Encoder turns pages into the chunks of epochs. It is not safe for concurrent
@@ -98,11 +107,13 @@ type Encoder struct {
 	err   error // what ended the open epoch early
 	sink  func(chunk []byte) error
 	head  Header
-	next  GFN // lowest page that may still come
+	part  part // what came last
+	next  GFN  // lowest page that may still come
 	sum   digest
 	trail Trailer
 	stats EpochStats
-	state bool // the device state has come
+	leave Excluder // nil: no page is left out
+	seq   uint64   // of the last write
 
 	chunk []byte // the open chunk
 	run   openRun
@@ -110,13 +121,14 @@ type Encoder struct {
 	pack  []byte // s2.MaxEncodedLen(maxCount)
 }
 
-// openRun is the zero or raw run at the end of the open chunk that the next
-// page may prolong.
+// openRun is the run at the end of the open chunk that the next page, or the
+// next piece of a write, may prolong.
 type openRun struct {
 	kind  recordType // 0: none
 	at    int        // of the record's head in the chunk
-	first GFN
+	first uint64     // the head's frame
 	count int
+	body  uint64 // what the run's pages are adjacent in: disk and sector, or page
 }
 
 // NewEncoder returns an encoder for an image of the given pages, with
@@ -162,7 +174,7 @@ func (e *Encoder) Begin(h Header, sink func(chunk []byte) error) error {
 		e.cache.nextEpoch()
 	}
 	e.open, e.err, e.sink, e.head = true, nil, sink, h
-	e.next, e.trail, e.stats, e.state = 0, Trailer{}, EpochStats{}, false
+	e.part, e.next, e.trail, e.stats, e.leave, e.seq = partPages, 0, Trailer{}, EpochStats{}, nil, 0
 	e.chunk, e.run = e.chunk[:0], openRun{}
 	e.sum.begin(h)
 	return nil
@@ -177,6 +189,8 @@ func (e *Encoder) Pages(first GFN, data []byte) error {
 	}
 	count := uint64(len(data) / PageSize)
 	switch {
+	case e.part != partPages:
+		return e.fail(refuse(ErrMisuse, e.head.Number, "pages after %v", e.part))
 	case len(data)%PageSize != 0:
 		return e.fail(refuse(ErrMisuse, e.head.Number, "%d bytes at page %d are no whole pages", len(data), first))
 	case uint64(first) > e.pages || count > e.pages-uint64(first):
@@ -198,23 +212,34 @@ func (e *Encoder) Pages(first GFN, data []byte) error {
 func (e *Encoder) page(f GFN, page []byte) error {
 	if isZero(page) {
 		e.stats.ZeroPages++
-		if e.cache != nil {
-			e.cache.drop(f)
-		}
-		return e.prolong(recordZero, f, nil)
+		e.drop(f)
+		return e.prolong(recordZero, uint64(f), nil)
 	}
-	if e.cache == nil || e.effort == EffortNone {
-		if e.cache != nil {
-			e.cache.drop(f)
-		}
-		return e.whole(f, page)
+	var base []byte
+	if e.cache != nil && e.effort > EffortNone {
+		base = e.cache.find(f)
 	}
-	base := e.cache.find(f)
-	if base == nil {
+	if e.leave != nil {
+		if x, ok := e.leave.Exclude(f, page, base != nil); ok {
+			return e.exclude(f, page, base, x)
+		}
+	}
+	switch {
+	case base != nil:
+		return e.delta(f, page, base)
+	case e.effort == EffortNone:
+		e.drop(f)
+	case e.cache != nil:
 		e.cache.add(f, page)
-		return e.whole(f, page)
 	}
-	return e.delta(f, page, base)
+	return e.whole(f, page)
+}
+
+// drop forgets what is remembered of a page.
+func (e *Encoder) drop(f GFN) {
+	if e.cache != nil {
+		e.cache.drop(f)
+	}
 }
 
 // whole sends a page without a base.
@@ -222,11 +247,11 @@ func (e *Encoder) whole(f GFN, page []byte) error {
 	if e.effort >= EffortFull {
 		if packed := s2.Encode(e.pack, page); len(packed) <= worthwhile {
 			e.stats.PackedPages++
-			return e.single(recordPacked, uint64(f), nil, packed)
+			return e.single(recordPacked, uint64(f), len(packed), nil, packed)
 		}
 	}
 	e.stats.RawPages++
-	return e.prolong(recordRaw, f, page)
+	return e.prolong(recordRaw, uint64(f), page)
 }
 
 // delta sends a page whose former content base is in the cache, and makes base
@@ -244,7 +269,7 @@ func (e *Encoder) delta(f GFN, page, base []byte) error {
 		if packed := s2.Encode(e.pack, e.xor); len(packed) <= worthwhile && (!ok || len(packed) < len(patch)) {
 			copy(base, page)
 			e.stats.DeltaPages++
-			return e.single(recordXOR, uint64(f), page, packed)
+			return e.single(recordXOR, uint64(f), len(packed), page, packed)
 		}
 	}
 	if !ok {
@@ -265,8 +290,8 @@ func (e *Encoder) delta(f GFN, page, base []byte) error {
 }
 
 // single appends a record that no other prolongs; checked is the page, for
-// records that carry its check.
-func (e *Encoder) single(t recordType, frame uint64, checked, body []byte) error {
+// records that carry its check ahead of the body.
+func (e *Encoder) single(t recordType, frame uint64, n int, checked, body []byte) error {
 	size := headSize + len(body)
 	if checked != nil {
 		size += checkSize
@@ -275,7 +300,7 @@ func (e *Encoder) single(t recordType, frame uint64, checked, body []byte) error
 		return err
 	}
 	e.chunk = e.chunk[:len(e.chunk)+headSize]
-	putHead(e.chunk[len(e.chunk)-headSize:], t, frame, len(body))
+	putHead(e.chunk[len(e.chunk)-headSize:], t, frame, n)
 	if checked != nil {
 		e.chunk = binary.LittleEndian.AppendUint32(e.chunk, pageCheck(checked))
 	}
@@ -286,25 +311,25 @@ func (e *Encoder) single(t recordType, frame uint64, checked, body []byte) error
 }
 
 // prolong adds a page to the open run, or opens a new one.
-func (e *Encoder) prolong(t recordType, f GFN, body []byte) error {
-	if e.run.kind == t && e.run.first+GFN(e.run.count) == f && e.run.count < maxCount && len(e.chunk)+len(body) <= cap(e.chunk) {
+func (e *Encoder) prolong(t recordType, frame uint64, body []byte) error {
+	if e.run.kind == t && e.run.first+uint64(e.run.count) == frame && e.run.count < maxCount && len(e.chunk)+len(body) <= cap(e.chunk) {
 		e.run.count++
 	} else {
 		if err := e.room(headSize + len(body)); err != nil {
 			return err
 		}
-		e.run = openRun{kind: t, at: len(e.chunk), first: f, count: 1}
+		e.run = openRun{kind: t, at: len(e.chunk), first: frame, count: 1}
 		e.chunk = e.chunk[:len(e.chunk)+headSize]
 		e.trail.Records++
 	}
-	putHead(e.chunk[e.run.at:], t, uint64(e.run.first), e.run.count)
+	putHead(e.chunk[e.run.at:], t, e.run.first, e.run.count)
 	e.chunk = append(e.chunk, body...)
 	return nil
 }
 
 // DeviceState encodes the state of vCPUs and devices, of 1 to MaxDeviceState
-// bytes. It is called once per checkpoint, at any time before End, and not at
-// all in an epoch of KindSync. Any error ends the epoch.
+// bytes. It is called once per checkpoint, after the last of Pages and Writes,
+// and not at all in an epoch of KindSync. Any error ends the epoch.
 func (e *Encoder) DeviceState(state []byte) error {
 	if err := e.ready(); err != nil {
 		return err
@@ -312,26 +337,41 @@ func (e *Encoder) DeviceState(state []byte) error {
 	switch {
 	case e.head.Kind != KindCheckpoint:
 		return e.fail(refuse(ErrMisuse, e.head.Number, "a device state in an epoch of kind %v", e.head.Kind))
-	case e.state:
-		return e.fail(refuse(ErrMisuse, e.head.Number, "a second device state"))
+	case e.part >= partDevice:
+		return e.fail(refuse(ErrMisuse, e.head.Number, "a device state after %v", e.part))
 	case len(state) == 0 || len(state) > MaxDeviceState:
 		return e.fail(refuse(ErrMisuse, e.head.Number, "a device state of %d bytes, want 1 to %d", len(state), MaxDeviceState))
 	}
-	e.state = true
+	e.part = partDevice
 	e.trail.DeviceBytes = uint64(len(state))
+	return e.pieces(recordState, recordPackedState, state)
+}
+
+// pieces sends a state in records of type raw or packed. Any error ends the
+// epoch.
+func (e *Encoder) pieces(raw, packed recordType, state []byte) error {
 	piece := min(maxCount, cap(e.chunk)-headSize)
 	for at := 0; at < len(state); at += piece {
-		t, body := recordState, state[at:min(at+piece, len(state))]
-		if e.effort >= EffortDelta {
-			if packed := s2.Encode(e.pack, body); len(packed) <= len(body)*7/8 {
-				t, body = recordPackedState, packed
-			}
-		}
-		if err := e.single(t, uint64(at), nil, body); err != nil {
+		if err := e.piece(raw, packed, uint64(at), state[at:min(at+piece, len(state))]); err != nil {
 			return e.fail(err)
 		}
 	}
 	return nil
+}
+
+// piece sends at most maxCount bytes of a state or a write, compressed if the
+// effort allows it and it is worth it.
+func (e *Encoder) piece(raw, packed recordType, frame uint64, body []byte) error {
+	if e.effort >= EffortDelta {
+		if b := s2.Encode(e.pack, body); len(b) <= len(body)*7/8 {
+			return e.single(packed, frame, len(b), nil, b)
+		}
+	}
+	n := len(body)
+	if raw == recordRawData {
+		n /= SectorSize
+	}
+	return e.single(raw, frame, n, nil, body)
 }
 
 // End sends what is left, closes the epoch and returns its trailer and the
@@ -341,10 +381,10 @@ func (e *Encoder) End() (Trailer, Position, EpochStats, error) {
 		e.open = false
 		return Trailer{}, Position{}, EpochStats{}, err
 	}
-	if e.head.Kind == KindCheckpoint && !e.state {
+	if e.head.Kind == KindCheckpoint && e.trail.DeviceBytes == 0 {
 		return e.abandon(refuse(ErrMisuse, e.head.Number, "a checkpoint without a device state"))
 	}
-	if err := e.single(recordEnd, 0, nil, nil); err != nil {
+	if err := e.single(recordEnd, 0, 0, nil, nil); err != nil {
 		return e.abandon(err)
 	}
 	if err := e.flush(); err != nil {
@@ -425,8 +465,8 @@ func (e *Encoder) flush() error {
 // Nothing writes to it.
 var zeros [256 << 10]byte
 
-// isZero reports whether every byte of page is zero. Its first word decides
+// isZero reports whether every byte of page, 8 of them or more, is zero. Its first word decides
 // for most pages; bytes.Equal compares by vector instructions.
 func isZero(page []byte) bool {
-	return binary.LittleEndian.Uint64(page) == 0 && bytes.Equal(page, zeros[:PageSize])
+	return binary.LittleEndian.Uint64(page) == 0 && bytes.Equal(page, zeros[:len(page)])
 }

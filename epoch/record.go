@@ -16,7 +16,7 @@ import (
 //
 //	offset size field
 //	0      4    magic "UEPH"
-//	4      1    version of the format, 1
+//	4      1    version of the format, 2
 //	5      1    kind: 1 sync, 2 checkpoint
 //	6      2    reserved
 //	8      8    number of this epoch: the parent's number + 1
@@ -43,8 +43,18 @@ import (
 //	6 device state  offset, in bytes  bytes, ≥ 1     n bytes of the state
 //	7 end           0                 0              none: nothing follows
 //	8 packed state  offset, in bytes  bytes, ≥ 1     an s2 block of 1 … 65535 bytes of the state
-//	16 … 31 are kept for references (page ↔ disk block)
-//	32 … 47 are kept for disk writes
+//	16 references   first page        pages, ≥ 1     disk's first sector (7 bytes), disk (1), n × 16 bytes of fingerprints
+//	17 copied page  page              0              source page (8), check (4)
+//	32 disk write   disk              kind, 1 … 5    seq (8), first sector (8), sectors (4)
+//	33 raw data     sector            sectors, ≥ 1   n × 512 bytes
+//	34 zero data    sector            sectors, ≥ 1   none
+//	35 packed data  sector            bytes, ≥ 1     an s2 block of whole sectors, 1 … 127 of them
+//	36 page data    sector            pages, ≥ 1     first source page (8), n × 8 bytes of checks
+//	40 disk state   offset, in bytes  bytes, ≥ 1     n bytes of the state
+//	41 packed disk state              bytes, ≥ 1     an s2 block of 1 … 65535 bytes of the state
+//
+// Records come in this order: pages (1 to 5, 16, 17), disk writes (32 to 36),
+// device state (6, 8), disk state (40, 41), end.
 //
 // Pages come in ascending order, each at most once. Types 4 and 5 build on the
 // page's content after the parent epoch: a patch replaces words of it, an s2
@@ -55,32 +65,51 @@ import (
 // none. The offset is that in the state itself. A record of
 // unknown type is refused.
 //
-// Trailer, 88 bytes:
+// References say that page first+i has the content of the 8 sectors from
+// first sector + 8i on, whose keyed fingerprint is the i-th (Fingerprint). A
+// copied page has the content that its source, a lower page, has after this
+// epoch; the source is no reference of this epoch.
+//
+// A write's kinds are those of WriteKind. Kinds 1 and 5 (data) have 1 … 8192
+// sectors, and data records follow that give each of them once, in order; the
+// sector of a data record counts from the write's first. Kinds 2 and 3 have 1 …
+// 32768 sectors and no data, kind 4 has sector 0 and no sectors. seq ascends,
+// from 1; it is 0 for kind 5 alone. Page data is the content of n adjacent pages
+// as they are after this epoch, none of them a reference of this epoch; their
+// checks are the xxh3-64 of each. Disk state is at most 1 MiB, without gaps, and
+// may be missing.
+//
+// Trailer, 112 bytes:
 //
 //	offset size field
 //	0      4    magic "UEPT"
-//	4      1    version of the format, 1
+//	4      1    version of the format, 2
 //	5      3    reserved
 //	8      8    number of chunks
 //	16     8    bytes of all chunks
 //	24     8    number of records
-//	32     8    pages the epoch changes
+//	32     8    pages the epoch changes, references included
 //	40     8    bytes of device state
-//	48     16   checksum: xxh3-128 of the header and every chunk, in order
-//	64     16   resulting running hash: xxh3-128(parent's running hash ‖ header ‖ checksum)
-//	80     8    reserved
+//	48     8    pages that are references
+//	56     8    disk writes
+//	64     8    bytes of their data
+//	72     8    bytes of disk state
+//	80     16   checksum: xxh3-128 of the header and every chunk, in order
+//	96     16   resulting running hash: xxh3-128(parent's running hash ‖ header ‖ checksum)
 
 const (
 	// FormatVersion is the version of the record format written and read here.
-	FormatVersion = 1
+	FormatVersion = 2
 	// HeaderSize is the size of an encoded Header in bytes.
 	HeaderSize = 72
 	// TrailerSize is the size of an encoded Trailer in bytes.
-	TrailerSize = 88
+	TrailerSize = 112
 	// MaxPages bounds the size of an image: 2^36 pages, 256 TiB.
 	MaxPages = 1 << 36
 	// MaxDeviceState bounds an epoch's device state, in bytes.
 	MaxDeviceState = 64 << 20
+	// MaxDiskState bounds an epoch's disk state, in bytes.
+	MaxDiskState = 1 << 20
 
 	headerMagic  = "UEPH"
 	trailerMagic = "UEPT"
@@ -89,21 +118,68 @@ const (
 type recordType uint8
 
 const (
-	recordZero        recordType = 1
-	recordRaw         recordType = 2
-	recordPacked      recordType = 3
-	recordPatch       recordType = 4
-	recordXOR         recordType = 5
-	recordState       recordType = 6
-	recordEnd         recordType = 7
-	recordPackedState recordType = 8
+	recordZero            recordType = 1
+	recordRaw             recordType = 2
+	recordPacked          recordType = 3
+	recordPatch           recordType = 4
+	recordXOR             recordType = 5
+	recordState           recordType = 6
+	recordEnd             recordType = 7
+	recordPackedState     recordType = 8
+	recordReference       recordType = 16
+	recordCopy            recordType = 17
+	recordWrite           recordType = 32
+	recordRawData         recordType = 33
+	recordZeroData        recordType = 34
+	recordPackedData      recordType = 35
+	recordPageData        recordType = 36
+	recordDiskState       recordType = 40
+	recordPackedDiskState recordType = 41
 )
 
 const (
 	headSize  = 8
 	checkSize = 4
 	maxCount  = 1<<16 - 1 // of a record head's n
+
+	extentSize    = 8         // a reference record's disk and sector
+	copySize      = 8         // a copy record's source
+	writeSize     = 8 + 8 + 4 // a write record's body
+	pageDataSize  = 8         // a page data record's source
+	pageDataCheck = 8         // and what follows for each page
 )
+
+// part is the place of a record in the order of an epoch's records.
+type part uint8
+
+const (
+	partPages part = iota
+	partWrites
+	partDevice
+	partDisk
+	partEnd
+)
+
+func (p part) String() string {
+	return [...]string{"pages", "disk writes", "device state", "disk state", "the end"}[p]
+}
+
+// part returns where records of a type belong, and false for unknown types.
+func (t recordType) part() (part, bool) {
+	switch t {
+	case recordZero, recordRaw, recordPacked, recordPatch, recordXOR, recordReference, recordCopy:
+		return partPages, true
+	case recordWrite, recordRawData, recordZeroData, recordPackedData, recordPageData:
+		return partWrites, true
+	case recordState, recordPackedState:
+		return partDevice, true
+	case recordDiskState, recordPackedDiskState:
+		return partDisk, true
+	case recordEnd:
+		return partEnd, true
+	}
+	return 0, false
+}
 
 // putHead writes a record's head to the first headSize bytes of dst. frame is
 // below 2^40 and n below 2^16: images are bounded by MaxPages.
@@ -187,8 +263,12 @@ type Trailer struct {
 	Chunks      uint64 // number of chunks
 	Bytes       uint64 // bytes of all chunks
 	Records     uint64 // number of records, the end record included
-	PageCount   uint64 // pages the epoch changes, zero pages included
+	PageCount   uint64 // pages the epoch changes, zero pages and references included
 	DeviceBytes uint64 // bytes of device state
+	References  uint64 // pages that are references
+	Writes      uint64 // disk writes of every kind
+	WriteBytes  uint64 // bytes of their data
+	DiskBytes   uint64 // bytes of disk state
 	Checksum    Hash   // over the header and every chunk
 	Running     Hash   // the running hash of the position this epoch leads to
 }
@@ -202,9 +282,12 @@ func (t Trailer) AppendTo(dst []byte) []byte {
 	dst = binary.LittleEndian.AppendUint64(dst, t.Records)
 	dst = binary.LittleEndian.AppendUint64(dst, t.PageCount)
 	dst = binary.LittleEndian.AppendUint64(dst, t.DeviceBytes)
+	dst = binary.LittleEndian.AppendUint64(dst, t.References)
+	dst = binary.LittleEndian.AppendUint64(dst, t.Writes)
+	dst = binary.LittleEndian.AppendUint64(dst, t.WriteBytes)
+	dst = binary.LittleEndian.AppendUint64(dst, t.DiskBytes)
 	dst = append(dst, t.Checksum[:]...)
-	dst = append(dst, t.Running[:]...)
-	return binary.LittleEndian.AppendUint64(dst, 0)
+	return append(dst, t.Running[:]...)
 }
 
 // ParseTrailer reads a trailer. It refuses, with a *RefusedError, any bytes
@@ -213,8 +296,8 @@ func ParseTrailer(b []byte) (Trailer, error) {
 	if err := checkFrame("trailer", b, TrailerSize, trailerMagic); err != nil {
 		return Trailer{}, err
 	}
-	if b[5] != 0 || b[6] != 0 || b[7] != 0 || binary.LittleEndian.Uint64(b[80:]) != 0 {
-		return Trailer{}, refuse(ErrMalformed, 0, "reserved bytes of the trailer are %#x and %#x, want zero", b[5:8], b[80:])
+	if b[5] != 0 || b[6] != 0 || b[7] != 0 {
+		return Trailer{}, refuse(ErrMalformed, 0, "reserved bytes of the trailer are %#x, want zero", b[5:8])
 	}
 	return Trailer{
 		Chunks:      binary.LittleEndian.Uint64(b[8:]),
@@ -222,8 +305,12 @@ func ParseTrailer(b []byte) (Trailer, error) {
 		Records:     binary.LittleEndian.Uint64(b[24:]),
 		PageCount:   binary.LittleEndian.Uint64(b[32:]),
 		DeviceBytes: binary.LittleEndian.Uint64(b[40:]),
-		Checksum:    Hash(b[48:64]),
-		Running:     Hash(b[64:80]),
+		References:  binary.LittleEndian.Uint64(b[48:]),
+		Writes:      binary.LittleEndian.Uint64(b[56:]),
+		WriteBytes:  binary.LittleEndian.Uint64(b[64:]),
+		DiskBytes:   binary.LittleEndian.Uint64(b[72:]),
+		Checksum:    Hash(b[80:96]),
+		Running:     Hash(b[96:112]),
 	}, nil
 }
 

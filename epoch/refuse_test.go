@@ -119,8 +119,12 @@ func TestDamagedEpochIsRefused(t *testing.T) {
 		{"fewer records counted", count(24, -1), ErrCorrupt},
 		{"more pages counted", count(32, 1), ErrIncomplete},
 		{"fewer device bytes counted", count(40, -1), ErrCorrupt},
-		{"checksum", count(48, 1), ErrCorrupt},
-		{"running hash", count(64, 1), ErrCorrupt},
+		{"more references counted", count(48, 1), ErrIncomplete},
+		{"more writes counted", count(56, 1), ErrIncomplete},
+		{"more bytes of writes counted", count(64, 1), ErrIncomplete},
+		{"more bytes of disk state counted", count(72, 1), ErrIncomplete},
+		{"checksum", count(80, 1), ErrCorrupt},
+		{"running hash", count(96, 1), ErrCorrupt},
 
 		{"the image is another one", func(r *rig, s *sent) { r.image[25*PageSize+77]++ }, ErrBase},
 	} {
@@ -193,8 +197,8 @@ func TestHostileRecordIsRefused(t *testing.T) {
 		say   string
 	}{
 		{"type 0", record(0, 1, 1), ErrMalformed, "unknown type 0"},
-		{"a reference", record(16, 1, 1), ErrMalformed, "unknown type 16"},
-		{"a disk write", record(32, 1, 1), ErrMalformed, "unknown type 32"},
+		{"type 18", record(18, 1, 1), ErrMalformed, "unknown type 18"},
+		{"type 37", record(37, 1, 1), ErrMalformed, "unknown type 37"},
 		{"type 255", record(255, 1, 1), ErrMalformed, "unknown type 255"},
 		{"no zero pages", record(recordZero, 1, 0), ErrMalformed, "n = 0"},
 		{"no raw pages", record(recordRaw, 1, 0), ErrMalformed, "n = 0"},

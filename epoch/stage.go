@@ -7,7 +7,8 @@ import (
 
 // Stage holds one decoded epoch until it is applied:
 //
-//	Decoder → take (page memory), zero (runs), takeDevice → Apply
+//	Decoder → take (page memory), zero (runs), takeState → Apply
+//	        → reference, write (stage_disk.go)
 //
 // Page memory comes in slabs that are kept for the next epoch. Everything an
 // epoch makes the stage hold counts against one limit.
@@ -18,8 +19,13 @@ type Stage struct {
 	filled int      // bytes of slabs in use by this epoch, in order
 
 	runs   []stagedRun
+	refs   []Reference
 	pages  uint64
 	device []byte
+
+	writes []DiskWrite
+	data   dataSlabs
+	disks  []byte // disk state
 }
 
 // stagedRun is a run of pages in one slab, or of zero pages.
@@ -36,15 +42,18 @@ const (
 )
 
 func newStage(limit uint64) *Stage {
-	return &Stage{limit: limit, slab: int(min(stageSlab, max(limit, PageSize)/PageSize*PageSize))}
+	return &Stage{limit: limit, slab: int(min(stageSlab, max(limit/4, PageSize)/PageSize*PageSize))}
 }
 
-// PageCount returns how many pages the epoch changes, zero pages included.
+// PageCount returns how many pages the epoch changes, zero pages and references
+// included.
 func (s *Stage) PageCount() uint64 { return s.pages }
 
-// Bytes returns the bytes of page content and device state in the stage; zero
-// pages count nothing.
-func (s *Stage) Bytes() uint64 { return uint64(s.filled) + uint64(len(s.device)) }
+// Bytes returns the bytes of page content, states and disk writes in the stage;
+// zero pages and references count nothing.
+func (s *Stage) Bytes() uint64 {
+	return uint64(s.filled) + uint64(len(s.device)) + uint64(len(s.disks)) + s.data.bytes
+}
 
 // DeviceState returns the state of vCPUs and devices, or nil for an epoch of
 // KindSync. It is valid until the decoder's next Begin or Reset.
@@ -55,8 +64,15 @@ func (s *Stage) DeviceState() []byte {
 	return s.device
 }
 
-// Apply calls write for every page of the epoch, in ascending order and in
-// pieces of at most 1 MiB. write must not change or keep data. Applying an
+// EachRun calls f for every run of pages that Apply writes, in ascending order.
+func (s *Stage) EachRun(f func(first GFN, count uint64)) {
+	for _, r := range s.runs {
+		f(r.first, r.count)
+	}
+}
+
+// Apply calls write for every page of the epoch but its references, in
+// ascending order and in pieces of at most 1 MiB. write must not change or keep data. Applying an
 // epoch twice leaves the image as applying it once does, so an Apply that
 // failed half way is simply repeated.
 func (s *Stage) Apply(write func(first GFN, data []byte) error) error {
@@ -83,12 +99,17 @@ func (s *Stage) Apply(write func(first GFN, data []byte) error) error {
 func (s *Stage) reset() {
 	s.filled, s.pages = 0, 0
 	s.runs, s.device = s.runs[:0], s.device[:0]
+	s.refs, s.disks = s.refs[:0], s.disks[:0]
+	clear(s.writes) // they name slabs
+	s.writes = s.writes[:0]
+	s.data.reset()
 }
 
-// used is what the limit bounds: slabs, runs and device state of this epoch.
+// used is what the limit bounds: everything this epoch holds.
 func (s *Stage) used() uint64 {
 	slabs := (s.filled + s.slab - 1) / s.slab
-	return uint64(slabs)*uint64(s.slab) + uint64(len(s.runs))*runBytes + uint64(len(s.device))
+	return uint64(slabs)*uint64(s.slab) + uint64(len(s.runs))*runBytes + uint64(len(s.refs))*refBytes +
+		uint64(len(s.device)) + uint64(len(s.disks)) + s.data.held + uint64(len(s.writes))*diskWriteBytes
 }
 
 // fits reports whether the stage may hold that much more.
@@ -134,14 +155,13 @@ func (s *Stage) zero(first GFN, count uint64) bool {
 	return true
 }
 
-// takeDevice makes the device state n bytes longer and returns the memory for
-// them, to be filled by the caller. It reports false if the limit leaves no
-// room.
-func (s *Stage) takeDevice(n int) ([]byte, bool) {
+// takeState makes a state n bytes longer and returns the memory for them, to
+// be filled by the caller. It reports false if the limit leaves no room.
+func (s *Stage) takeState(state *[]byte, n int) ([]byte, bool) {
 	if !s.fits(uint64(n)) {
 		return nil, false
 	}
-	at := len(s.device)
-	s.device = slices.Grow(s.device, n)[:at+n]
-	return s.device[at:], true
+	at := len(*state)
+	*state = slices.Grow(*state, n)[:at+n]
+	return (*state)[at:], true
 }
