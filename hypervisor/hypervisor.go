@@ -82,6 +82,11 @@ type Standby interface {
 	// runs, also behind it, one after the other, until none is left. Pages
 	// outside of main memory are fetched before Load returns.
 	Load(ctx context.Context, deviceState []byte, missing Filler) error
+	// Fill is Guest.Fill of the machine that has been loaded: its disks' back
+	// end needs pages as soon as the machine begins to run, before Run has
+	// returned the Guest. It may be called from Load to the end of that Guest,
+	// also while Run is under way.
+	Fill(first epoch.GFN, count uint64) error
 	// Reset replaces the waiting machine by a fresh one on the same image.
 	Reset(ctx context.Context) error
 	// Run lets the loaded machine run and returns it as a Guest of this host.

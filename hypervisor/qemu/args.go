@@ -41,6 +41,10 @@ func (c *Config) arguments(m machine, ramPath string, incoming bool) []string {
 	if c.Initrd != "" {
 		a = append(a, "-initrd", c.Initrd)
 	}
+	for i, d := range c.Served {
+		// QEMU connects again when the back end was started anew.
+		a = append(a, "-chardev", fmt.Sprintf("socket,id=vdisk%d,path=%s,reconnect=1", i, d.Socket))
+	}
 	for i, d := range c.Disks {
 		a = append(a, "-drive", fmt.Sprintf("if=none,id=disk%d,file=%s,format=%s,%s", i, d.Path, d.Format, d.mode()))
 	}
@@ -78,10 +82,34 @@ func (c *Config) shape(m machine) []string {
 	if m.Type == "microvm" {
 		bus = "device"
 	}
+	if bus == "device" && len(c.Served) > 0 {
+		// Else the guest speaks the protocol from before virtio 1.0.
+		a = append(a, "-global", "virtio-mmio.force-legacy=off")
+	}
+	boots := 0
+	boot := func() string {
+		if c.Kernel != "" {
+			return ""
+		}
+		boots++
+		return fmt.Sprintf(",bootindex=%d", boots-1)
+	}
+	for i, d := range c.Served {
+		// config-wce=off: how the guest's writes become durable is not the
+		// guest's to switch; it flushes.
+		dev := fmt.Sprintf("vhost-user-blk-%s,chardev=vdisk%d,id=served%d,num-queues=%d,queue-size=%d,config-wce=off", bus, i, i, d.Queues, d.QueueSize)
+		if bus == "pci" {
+			dev += ",disable-legacy=on"
+		}
+		if i == 0 {
+			dev += boot()
+		}
+		a = append(a, "-device", dev)
+	}
 	for i, d := range c.Disks {
 		dev := fmt.Sprintf("virtio-blk-%s,drive=disk%d", bus, i)
-		if i == 0 && c.Kernel == "" {
-			dev += ",bootindex=0"
+		if i == 0 {
+			dev += boot()
 		}
 		if d.ReadOnly {
 			dev += ",write-cache=off"

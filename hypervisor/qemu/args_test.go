@@ -27,15 +27,20 @@ func TestArgumentsGolden(t *testing.T) {
 	pc.ExtraArgs = []string{"-device", "VGA"}
 	microvm.Machine, microvm.CPUs, microvm.NICs = "microvm", 1, append(base.NICs, NIC{MAC: "52:54:00:ab:cd:02", GuestSocket: "/run/g", HostSocket: "/run/h"})
 	microvm.CPU = "max"
+	served, servedMicro := pc, microvm
+	served.Served = []ServedDisk{{}, {Socket: "/run/two.sock", Queues: 4, QueueSize: 256}}
+	servedMicro.Served = []ServedDisk{{Queues: 1}}
 	tests := map[string]struct {
 		c        Config
 		machine  machine
 		incoming bool
 	}{
-		"q35":         {base, machine{"pc-q35-7.2", AccelTCG}, false},
-		"q35-standby": {base, machine{"pc-q35-7.2", AccelTCG}, true},
-		"pc-disks":    {pc, machine{"pc-i440fx-7.2", AccelKVM}, false},
-		"microvm":     {microvm, machine{"microvm", AccelTCG}, false},
+		"q35":            {base, machine{"pc-q35-7.2", AccelTCG}, false},
+		"q35-standby":    {base, machine{"pc-q35-7.2", AccelTCG}, true},
+		"pc-served":      {served, machine{"pc-i440fx-7.2", AccelTCG}, false},
+		"microvm-served": {servedMicro, machine{"microvm", AccelTCG}, true},
+		"pc-disks":       {pc, machine{"pc-i440fx-7.2", AccelKVM}, false},
+		"microvm":        {microvm, machine{"microvm", AccelTCG}, false},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -97,6 +102,10 @@ func TestValidate(t *testing.T) {
 		"no address":          {func(c *Config) { c.NICs[0].MAC = "" }, "unicast", false},
 		"multicast address":   {func(c *Config) { c.NICs[0].MAC = "01:00:5e:00:00:01" }, "unicast", false},
 		"an address twice":    {func(c *Config) { c.NICs = append(c.NICs, NIC{MAC: "52:54:00:AB:CD:01"}) }, "address of network card 0", false},
+		"too many queues":     {func(c *Config) { c.Served = []ServedDisk{{Queues: 17}} }, "17 queues", false},
+		"an odd queue":        {func(c *Config) { c.Served = []ServedDisk{{QueueSize: 100}} }, "power of two", false},
+		"a disk on a NIC":     {func(c *Config) { c.Served = []ServedDisk{{Socket: "/run/x"}}; c.NICs[0].HostSocket = "/run/x" }, "is also", false},
+		"too many disks":      {func(c *Config) { c.Served = make([]ServedDisk, 17) }, "17 served", false},
 		"a socket twice":      {func(c *Config) { c.NICs[0].HostSocket, c.NICs[0].GuestSocket = "/run/x", "/run/x" }, "is also", false},
 		"long socket":         {func(c *Config) { c.NICs[0].HostSocket = "/" + strings.Repeat("x", 107) }, "longer than", false},
 		"long run directory":  {func(c *Config) { c.RunDir = "/" + strings.Repeat("x", 100) }, "too long", false},

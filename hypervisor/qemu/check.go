@@ -296,7 +296,7 @@ func trial(ctx context.Context, c Config, accel string) (err error) {
 		return err
 	}
 	c.Accel, c.Memory = accel, 32*mib
-	c.Disks, c.NICs, c.Console, c.Reserve = nil, nil, "", false
+	c.Served, c.Disks, c.NICs, c.Console, c.Reserve = nil, nil, nil, "", false
 	c.RunDir = filepath.Join(dir, "run")
 	c.ImageDir = filepath.Join(c.ImageDir, "check")
 	defer func() { err = errors.Join(err, os.RemoveAll(c.ImageDir)) }()

@@ -22,6 +22,7 @@ import (
 	"strconv"
 	"strings"
 
+	"understudy/epoch"
 	"understudy/hypervisor"
 )
 
@@ -53,6 +54,9 @@ type Config struct {
 	Initrd string
 	Append string
 
+	// Served are the guest's own disks, given to it in this order and before
+	// Disks. This process serves them.
+	Served []ServedDisk
 	// Disks are given to the guest in this order, as virtio-blk.
 	Disks []Disk
 	// NICs are given to the guest in this order, as virtio-net.
@@ -83,6 +87,28 @@ type Config struct {
 	// ExtraArgs are further arguments for QEMU. Only what is known to survive
 	// a failover is taken (extra.go).
 	ExtraArgs []string
+}
+
+// ServedDisk is a disk that this process serves over vhost-user (package
+// disk/vhost). QEMU connects to its socket when a machine is started, and
+// again within a second when the connection was lost. The disk's size, serial
+// number and features are the back end's to say; both hosts must say the same.
+//
+// The back end must listen, and answer, before Start, Standby, Adopt and
+// Standby.Reset are called: the first two and the last wait for it, and a
+// socket that accepts but does not answer keeps QEMU from answering us. A
+// socket on which nobody listens holds Adopt up in nothing.
+type ServedDisk struct {
+	// Socket is the path that the back end listens on. "" is
+	// RunDir/disk/<index>.sock. It may differ between the hosts. QEMU's account
+	// must be able to connect to it: see Driver.Prepare and Driver.Grant.
+	Socket string
+	// Queues is the number of request queues, 1 to 16; 0 is 1. Equal on both
+	// hosts, and not more than the back end has.
+	Queues int
+	// QueueSize is the number of entries of a queue, a power of two, 16 to
+	// 1024; 0 is 128. Equal on both hosts.
+	QueueSize int
 }
 
 // Disk is a disk image that QEMU itself serves. Nothing the guest writes to it
@@ -123,6 +149,11 @@ const (
 	maxCPUs   = 255
 	maxDisks  = 24
 	maxNICs   = 8
+
+	maxQueues        = 16
+	minQueueSize     = 16
+	maxQueueSize     = 1024 // VIRTQUEUE_MAX_SIZE of QEMU
+	defaultQueueSize = 128  // what QEMU takes by itself
 
 	// maxSocketPath is what sockaddr_un has room for (unix(7)).
 	maxSocketPath = 107
@@ -165,6 +196,19 @@ func (c Config) withDefaults() *Config {
 			n.HostSocket = filepath.Join(c.netDir(), strconv.Itoa(i)+".host")
 		}
 	}
+	c.Served = slices.Clone(c.Served)
+	for i := range c.Served {
+		d := &c.Served[i]
+		if d.Socket == "" {
+			d.Socket = filepath.Join(c.diskDir(), strconv.Itoa(i)+".sock")
+		}
+		if d.Queues == 0 {
+			d.Queues = 1
+		}
+		if d.QueueSize == 0 {
+			d.QueueSize = defaultQueueSize
+		}
+	}
 	c.Disks = slices.Clone(c.Disks)
 	for i := range c.Disks {
 		if c.Disks[i].Format == "" {
@@ -180,7 +224,11 @@ func (c Config) NICSockets(i int) (guest, host string) {
 	return n.GuestSocket, n.HostSocket
 }
 
-func (c Config) netDir() string { return filepath.Join(c.RunDir, "net") }
+// DiskSocket returns the socket path of served disk i, its default filled in.
+func (c Config) DiskSocket(i int) string { return c.withDefaults().Served[i].Socket }
+
+func (c Config) netDir() string  { return filepath.Join(c.RunDir, "net") }
+func (c Config) diskDir() string { return filepath.Join(c.RunDir, "disk") }
 
 // Validate checks the configuration by itself; what depends on the host is
 // checked by CheckHost and at start. What QEMU could run but nobody could
@@ -207,10 +255,16 @@ func (c *Config) validate() error {
 	for i, d := range c.Disks {
 		errs = append(errs, d.check(i))
 	}
+	if len(c.Served) > epoch.MaxDisks {
+		bad("%d served disks: want at most %d", len(c.Served), epoch.MaxDisks)
+	}
 	if len(c.NICs) > maxNICs {
 		bad("%d network cards: want at most %d", len(c.NICs), maxNICs)
 	}
 	used := map[string]string{}
+	for i, d := range c.Served {
+		errs = append(errs, d.check(i, used))
+	}
 	for i, n := range c.NICs {
 		errs = append(errs, n.check(i, used))
 	}
@@ -286,6 +340,17 @@ func (c *Config) checkBoot() error {
 	return errors.Join(errs...)
 }
 
+func (d ServedDisk) check(i int, used map[string]string) error {
+	var errs []error
+	if d.Queues < 1 || d.Queues > maxQueues {
+		errs = append(errs, fmt.Errorf("served disk %d: %d queues: want 1 to %d", i, d.Queues, maxQueues))
+	}
+	if d.QueueSize < minQueueSize || d.QueueSize > maxQueueSize || d.QueueSize&(d.QueueSize-1) != 0 {
+		errs = append(errs, fmt.Errorf("served disk %d: queues of %d entries: want a power of two from %d to %d", i, d.QueueSize, minQueueSize, maxQueueSize))
+	}
+	return errors.Join(append(errs, checkSocket(fmt.Sprintf("socket %s of served disk %d", d.Socket, i), d.Socket, used))...)
+}
+
 func (d Disk) check(i int) error {
 	errs := []error{checkPath(fmt.Sprintf("disk %d", i), d.Path, false)}
 	if d.Format != "raw" && d.Format != "qcow2" {
@@ -310,16 +375,21 @@ func (n NIC) check(i int, used map[string]string) error {
 		used[mac.String()] = fmt.Sprintf("network card %d", i)
 	}
 	for _, path := range []string{n.GuestSocket, n.HostSocket} {
-		what := fmt.Sprintf("socket %s of network card %d", path, i)
-		errs = append(errs, checkPath(what, path, false))
-		if len(path) > maxSocketPath {
-			errs = append(errs, fmt.Errorf("%s is longer than %d bytes", what, maxSocketPath))
-		}
-		if other, dup := used[path]; dup {
-			errs = append(errs, fmt.Errorf("%s is also %s", what, other))
-		}
-		used[path] = what
+		errs = append(errs, checkSocket(fmt.Sprintf("socket %s of network card %d", path, i), path, used))
 	}
+	return errors.Join(errs...)
+}
+
+// checkSocket takes paths that fit into a socket's address, each once.
+func checkSocket(what, path string, used map[string]string) error {
+	errs := []error{checkPath(what, path, false)}
+	if len(path) > maxSocketPath {
+		errs = append(errs, fmt.Errorf("%s is longer than %d bytes", what, maxSocketPath))
+	}
+	if other, dup := used[path]; dup {
+		errs = append(errs, fmt.Errorf("%s is also %s", what, other))
+	}
+	used[path] = what
 	return errors.Join(errs...)
 }
 

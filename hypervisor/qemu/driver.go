@@ -45,11 +45,13 @@ func NewDriver(cfg Config, log *slog.Logger) (*Driver, error) {
 }
 
 // Prepare makes the directories of the configuration, so that the host's ends
-// of the network sockets can be bound before the guest starts. Start and
+// of the network sockets, and the sockets of served disks, can be bound before
+// the guest starts. Start and
 // Standby do it themselves.
 func (d *Driver) Prepare() error { return d.cfg.prepare(d.as) }
 
-// Grant gives a file or socket to the account that QEMU runs as.
+// Grant gives a file or socket to the account that QEMU runs as: the gate's
+// sockets and those of served disks, once they are bound.
 func (d *Driver) Grant(path string) error { return d.as.own(path) }
 
 // Start boots the guest from nothing.
@@ -125,6 +127,10 @@ func (d *Driver) established(ctx context.Context, v *vm, m machine, l *local) (*
 // Adopt takes on a guest that a former process of this host left running, and
 // removes what else that process left: machines that have ended, and standbys,
 // whose images nobody knows the state of any more.
+//
+// The back ends of served disks should listen before: QEMU connects again
+// within a second. It need not have; a guest that runs on before only waits
+// for its disk.
 func (d *Driver) Adopt(ctx context.Context) (_ hypervisor.Guest, err error) {
 	defer d.explain(&err, "adopt guest %q")
 	if err := ctx.Err(); err != nil {

@@ -48,7 +48,7 @@ var refusedDevices = []struct{ prefix, why, remedy string }{
 	{"virtio-pmem", "a write to persistent memory is a write to a disk that nobody holds back", "use a disk"},
 	{"nvdimm", "a write to persistent memory is a write to a disk that nobody holds back", "use a disk"},
 	{"ivshmem", "shared memory is written by others", "use the network"},
-	{"vhost-user", "a foreign back end writes to the guest's memory and to the world by itself", "use a disk or network card of the configuration"},
+	{"vhost-user", "a foreign back end writes to the guest's memory and to the world by itself", "use a served disk or a network card of the configuration"},
 	{"vhost-", "the kernel's back end writes to the guest's memory and to the world by itself", "use a virtio device"},
 	{"virtio-serial", "a serial channel is a way out that nobody holds back", "use the network"},
 	{"isa-serial", "a serial port is a way out that nobody holds back", "use the console of the configuration"},

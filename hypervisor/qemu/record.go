@@ -142,6 +142,11 @@ func (c *Config) prepare(as account) error {
 			return err
 		}
 	}
+	if len(c.Served) > 0 {
+		if err := os.MkdirAll(c.diskDir(), 0o711); err != nil {
+			return err
+		}
+	}
 	for _, dir := range c.dirs() {
 		if err := as.canPass(dir); err != nil {
 			return fmt.Errorf("%w: chmod o+x it, or use another directory", err)
@@ -155,6 +160,9 @@ func (c *Config) dirs() []string {
 	dirs := []string{c.ImageDir}
 	for _, n := range c.NICs {
 		dirs = append(dirs, filepath.Dir(n.GuestSocket))
+	}
+	for _, d := range c.Served {
+		dirs = append(dirs, filepath.Dir(d.Socket))
 	}
 	return dirs
 }

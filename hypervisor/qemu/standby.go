@@ -222,6 +222,9 @@ func (s *Standby) fetch(missing hypervisor.Filler) error {
 	return nil
 }
 
+// Fill has nothing to do: Load fetched every page.
+func (s *Standby) Fill(epoch.GFN, uint64) error { return nil }
+
 // compose writes the incoming stream into a memory file.
 func (s *Standby) compose(deviceState []byte) (_ *os.File, err error) {
 	used, devices, err := splitState(deviceState, s.spec.Blocks)

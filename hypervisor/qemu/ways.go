@@ -20,6 +20,10 @@ func (c Config) Ways() []Way {
 		ways = append(ways, Way{Name: fmt.Sprintf("network card %d (%s)", i, n.MAC), Held: true,
 			Treatment: "frames from the guest wait for the commit of their epoch"})
 	}
+	for i, d := range full.Served {
+		ways = append(ways, Way{Name: fmt.Sprintf("served disk %d (%s)", i, d.Socket), Held: true,
+			Treatment: "writes wait for the commit of their epoch"})
+	}
 	for i, d := range full.Disks {
 		treatment := "read-only"
 		if d.Snapshot {

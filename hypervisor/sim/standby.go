@@ -102,6 +102,9 @@ func (s *Standby) Run(ctx context.Context) (hypervisor.Guest, error) {
 	return g, nil
 }
 
+// Fill has nothing to do: Load fetched every page.
+func (s *Standby) Fill(epoch.GFN, uint64) error { return nil }
+
 // Destroy ends the waiting machine and frees the image. A second call does
 // nothing.
 func (s *Standby) Destroy() error { return s.destroy() }
