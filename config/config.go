@@ -114,17 +114,60 @@ type Guest struct {
 type DiskMode string
 
 const (
+	// Shared is one file or device that both hosts reach.
+	Shared DiskMode = "shared"
+	// Replicated is a copy of its own on each host, kept equal.
+	Replicated DiskMode = "replicated"
 	// Snapshot keeps writes in a copy that ends with the guest.
 	Snapshot DiskMode = "snapshot"
 	// ReadOnly refuses writes.
 	ReadOnly DiskMode = "readonly"
 )
 
-// Disk is a disk image that is the same on both hosts.
+// Disk is one of a guest's disks.
 type Disk struct {
-	Path string   `toml:"path"`
-	Mode DiskMode `toml:"mode"`
+	// Path is the image's file or block device; Paths overrides it on the
+	// hosts it names. A shared or replicated disk is raw.
+	Path  string            `toml:"path"`
+	Paths map[string]string `toml:"paths"`
+	Mode  DiskMode          `toml:"mode"`
+	// Queues is how many requests queues the guest sees (shared, replicated).
+	Queues int `toml:"queues"`
+	// Unfenced (shared) lets a backup take over from a silent host before that
+	// host is known to have let go of the disk. What may yet arrive from there
+	// is kept apart until then.
+	Unfenced bool `toml:"unfenced"`
 }
+
+// PathOn returns the disk's path on a host.
+func (d Disk) PathOn(host string) string {
+	if p := d.Paths[host]; p != "" {
+		return p
+	}
+	return d.Path
+}
+
+// Served reports whether the disk is served by the daemon, so that its writes
+// obey output commit.
+func (d Disk) Served() bool { return d.Mode == Shared || d.Mode == Replicated }
+
+// Exclusion switches leaving pages out.
+type Exclusion string
+
+const (
+	ExclusionOn  Exclusion = "on"
+	ExclusionOff Exclusion = "off"
+)
+
+// Rebuild says when pages that were left out of checkpoints come back.
+type Rebuild string
+
+const (
+	// RebuildLazy lets the guest run at once and fetches what it touches.
+	RebuildLazy Rebuild = "lazy"
+	// RebuildEager fetches everything before the guest runs.
+	RebuildEager Rebuild = "eager"
+)
 
 // NIC is a network device.
 type NIC struct {
@@ -163,6 +206,14 @@ type Protection struct {
 	DeltaCache Size `toml:"delta_cache"`
 	// HeldOutput bounds the guest's output that waits for a commit.
 	HeldOutput Size `toml:"held_output"`
+	// HeldWrites bounds the guest's disk writes that wait for a commit, or for
+	// the disk after it.
+	HeldWrites Size `toml:"held_writes"`
+	// Exclusion leaves pages out of checkpoints that the backup can read from
+	// a disk.
+	Exclusion Exclusion `toml:"exclusion"`
+	// Rebuild says when those pages come back at a takeover.
+	Rebuild Rebuild `toml:"rebuild"`
 	// Connections is how many connections a session to the backup has.
 	Connections int         `toml:"connections"`
 	Compression Compression `toml:"compression"`

@@ -29,7 +29,7 @@ const (
 	defaultMachine    = "q35"
 	defaultAccel      = "auto"
 	defaultUser       = "nobody" // there is one on every Debian
-	defaultDiskMode   = Snapshot
+	defaultDiskMode   = Replicated
 	defaultCPUs       = 1
 	defaultMemory     = 512 * MiB
 
@@ -39,6 +39,10 @@ const (
 	defaultWindow      = 2
 	defaultDeltaCache  = 64 * MiB
 	defaultHeldOutput  = 64 * MiB
+	defaultHeldWrites  = 64 * MiB
+	defaultExclusion   = ExclusionOn
+	defaultRebuild     = RebuildLazy
+	defaultQueues      = 1
 	defaultConnections = 2
 	defaultCompression = CompressionAuto
 	// detach_after = one lease, verify_every = 0 (never)
@@ -52,6 +56,9 @@ const (
 	maxConnections = 16
 	minHeldOutput  = 1 * MiB
 	maxHeldOutput  = 16 * GiB
+	minHeldWrites  = 8 * MiB
+	maxHeldWrites  = 16 * GiB
+	maxQueues      = 16
 	minDeltaCache  = 1 * MiB // to do without: compression = "none"
 	maxDeltaCache  = 64 * GiB
 
@@ -103,7 +110,11 @@ func (g *Guest) setDefaults(lease Duration) {
 		or(&g.Accel, defaultAccel)
 		or(&g.User, defaultUser)
 		for i := range g.Disks {
-			or(&g.Disks[i].Mode, defaultDiskMode)
+			d := &g.Disks[i]
+			or(&d.Mode, defaultDiskMode)
+			if d.Served() {
+				or(&d.Queues, defaultQueues)
+			}
 		}
 		for i := range g.NICs {
 			or(&g.NICs[i].Tap, tapName(g.Name, i))
@@ -116,6 +127,9 @@ func (g *Guest) setDefaults(lease Duration) {
 	or(&p.Window, defaultWindow)
 	or(&p.DeltaCache, defaultDeltaCache)
 	or(&p.HeldOutput, defaultHeldOutput)
+	or(&p.HeldWrites, defaultHeldWrites)
+	or(&p.Exclusion, defaultExclusion)
+	or(&p.Rebuild, defaultRebuild)
 	or(&p.Connections, defaultConnections)
 	or(&p.Compression, defaultCompression)
 	or(&p.DetachAfter, lease)

@@ -3,6 +3,8 @@ package config
 import (
 	"encoding"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 )
 
@@ -44,7 +46,7 @@ func Example() *Config {
 		Guests: []Guest{{
 			Name: "web", Host: "alpha", Backup: "beta",
 			Memory: 2 * GiB, CPUs: 2,
-			Disks: []Disk{{Path: "/srv/understudy/web.qcow2", Mode: Snapshot}},
+			Disks: []Disk{{Path: "/srv/understudy/web.img", Mode: Replicated}},
 			NICs:  []NIC{{MAC: MAC{0x52, 0x54, 0x00, 0x12, 0x34, 0x56}, Bridge: "br0"}},
 		}},
 	}
@@ -94,8 +96,15 @@ func (w *writer) guest(g Guest, lease Duration) {
 	}
 	for _, disk := range g.Disks {
 		w.text("", "[[guest.disk]]")
-		w.key("path", disk.Path, "the same image on both hosts")
-		w.option("mode", string(disk.Mode), string(defaultDiskMode), `"snapshot": writes end with the guest; "readonly"`)
+		w.key("path", disk.Path, "file or block device on both hosts")
+		for _, host := range slices.Sorted(maps.Keys(disk.Paths)) {
+			w.key("paths."+host, disk.Paths[host], "there instead")
+		}
+		w.option("mode", string(disk.Mode), string(defaultDiskMode), `"shared", "replicated" (raw images); "snapshot": writes end with the guest; "readonly"`)
+		if disk.Served() {
+			w.option("queues", disk.Queues, defaultQueues, "")
+			w.option("unfenced", disk.Unfenced, false, "take over before the other host is known to have let go of a shared disk")
+		}
 	}
 	for i, n := range g.NICs {
 		w.text("", "[[guest.nic]]")
@@ -116,6 +125,9 @@ func (w *writer) guest(g Guest, lease Duration) {
 	w.option("window", p.Window, dp.Window, "epochs on their way without acknowledgement")
 	w.option("delta_cache", p.DeltaCache, dp.DeltaCache, "memory for pages as they were sent before")
 	w.option("held_output", p.HeldOutput, dp.HeldOutput, "output that waits for a commit, at most")
+	w.option("held_writes", p.HeldWrites, dp.HeldWrites, "disk writes that wait for a commit or the disk, at most")
+	w.option("exclusion", string(p.Exclusion), string(dp.Exclusion), `leave out of checkpoints what the backup can read from a disk: "on", "off"`)
+	w.option("rebuild", string(p.Rebuild), string(dp.Rebuild), `such pages come back while the guest runs: "lazy"; or before: "eager"`)
 	w.option("connections", p.Connections, dp.Connections, "to the backup")
 	w.option("compression", string(p.Compression), string(dp.Compression), `"auto", "none", "delta", "full"`)
 	w.option("detach_after", p.DetachAfter, dp.DetachAfter, "then a guest goes on without its silent backup")

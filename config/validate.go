@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"path"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -284,8 +285,34 @@ func (v *validator) bootFrom(key string, g Guest) {
 	}
 	for i, d := range g.Disks[:min(len(g.Disks), maxDisks)] {
 		diskKey := fmt.Sprintf("%sdisk[%d].", key, i)
-		v.path(diskKey+"path", d.Path)
-		oneOf(v, diskKey+"mode", d.Mode, Snapshot, ReadOnly)
+		v.disk(diskKey, d, g)
+	}
+}
+
+// disk checks one disk, on both of the guest's hosts.
+func (v *validator) disk(key string, d Disk, g Guest) {
+	oneOf(v, key+"mode", d.Mode, Shared, Replicated, Snapshot, ReadOnly)
+	for host, path := range d.Paths {
+		if host != g.Host && host != g.Backup {
+			v.add(key+"paths", "%.40q is neither of the guest's hosts %q and %q", host, g.Host, g.Backup)
+		}
+		v.path(key+"paths."+host, path)
+	}
+	if d.Path != "" || d.Paths[g.Host] == "" || d.Paths[g.Backup] == "" {
+		v.path(key+"path", d.Path)
+	}
+	if !d.Served() {
+		if (d.Mode == Snapshot || d.Mode == ReadOnly) && (d.Queues != 0 || d.Unfenced) {
+			v.add(key+"queues", "queues and unfenced are for shared and replicated disks")
+		}
+		return
+	}
+	if filepath.Ext(d.Path) == ".qcow2" {
+		v.add(key+"path", "%.80q: a %s disk is a raw image or a block device (qemu-img convert -O raw)", d.Path, d.Mode)
+	}
+	between(v, key+"queues", d.Queues, 1, maxQueues)
+	if d.Unfenced && d.Mode != Shared {
+		v.add(key+"unfenced", "is for shared disks: a replicated one is nobody else's")
 	}
 }
 
@@ -349,6 +376,9 @@ func (v *validator) protection(key string, p Protection, c *Config) {
 	between(v, key+"window", p.Window, 1, maxWindow)
 	between(v, key+"delta_cache", p.DeltaCache, minDeltaCache, maxDeltaCache)
 	between(v, key+"held_output", p.HeldOutput, minHeldOutput, maxHeldOutput)
+	between(v, key+"held_writes", p.HeldWrites, minHeldWrites, maxHeldWrites)
+	oneOf(v, key+"exclusion", p.Exclusion, ExclusionOn, ExclusionOff)
+	oneOf(v, key+"rebuild", p.Rebuild, RebuildLazy, RebuildEager)
 	between(v, key+"connections", p.Connections, 1, maxConnections)
 	oneOf(v, key+"compression", p.Compression, CompressionAuto, CompressionNone, CompressionDelta, CompressionFull)
 	if least := max(2*c.Heartbeat, longest); p.DetachAfter < least || p.DetachAfter > maxDetachAfter {
