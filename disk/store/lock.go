@@ -1,0 +1,333 @@
+package store
+
+// This file decides who may write. The lock is on the disk itself, through an
+// open file description of its own, and is held exactly while this host may
+// write:
+//
+//	Acquire ── poll the lock until ctx ends ── read the record ── a lower
+//	generation than recorded? refuse ── record ours, durably ── writer
+//	Release ── wait for writes in flight ── sync ── unlock
+//
+// The kernel drops the lock when its process dies, and not while it merely stands
+// still. On a network file system the server keeps it for all hosts; a block
+// device's lock is known to this host alone (Fencing).
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"understudy/epoch"
+)
+
+// What Fencing returns.
+const (
+	FencingLock  = "lock"
+	FencingLocal = "local lock only: declare unfenced or use a fencing hook"
+)
+
+// ErrStale is returned by Acquire for a generation that another owner has
+// overtaken.
+var ErrStale = errors.New("a newer owner has had the disk")
+
+// ErrLocked says that another process has the disk.
+var ErrLocked = errors.New("the disk is locked by another process")
+
+// Polling of the lock: flock(2) cannot wait and be cancelled.
+const (
+	pollFirst = 2 * time.Millisecond
+	pollMost  = 50 * time.Millisecond
+	// openWait is how long Open waits for the lock of a disk of our own, since
+	// a process that was killed lets go of it only when the kernel has cleaned
+	// up.
+	openWait = time.Second
+)
+
+// Fencing says what keeps another host from writing.
+func (f *File) Fencing() string {
+	if f.cfg.Shared && f.block {
+		return FencingLocal
+	}
+	return FencingLock
+}
+
+// Acquire makes this host the writer, as the owner of generation g: it waits for
+// the lock until ctx ends. A generation lower than the recorded one, or the same
+// of another owner, is refused with ErrStale. Before it returns nil the record
+// says g. It may be called again with a higher generation.
+func (f *File) Acquire(ctx context.Context, g epoch.Generation) error {
+	if err := f.acquire(ctx, g); err != nil {
+		return fmt.Errorf("become the writer of disk %s in generation %d: %w", f.cfg.Path, g, err)
+	}
+	return nil
+}
+
+func (f *File) acquire(ctx context.Context, g epoch.Generation) error {
+	select {
+	case f.acquiring <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-f.acquiring }()
+	if f.cfg.ReadOnly {
+		return nil // nothing will be written, and nobody need be kept out
+	}
+	if err := f.locker.wait(ctx, true); err != nil {
+		return fmt.Errorf("%w%s", err, f.holder())
+	}
+	f.gate.Lock()
+	defer f.gate.Unlock()
+	err := f.become(g)
+	if err != nil && f.cfg.Shared && !f.writer {
+		f.letGo()
+	}
+	return err
+}
+
+// letGo forgets what only the writer knows, and unlocks. The gate is held.
+func (f *File) letGo() {
+	f.writer = false
+	for _, p := range f.pins {
+		p.close()
+	}
+	f.pins = nil
+	f.mu.Lock()
+	f.known = false
+	f.mu.Unlock()
+	f.locker.unlock()
+}
+
+// become makes us the writer. The lock is held, and the gate.
+func (f *File) become(g epoch.Generation) error {
+	if f.closed {
+		return ErrClosed
+	}
+	if err := f.adopt(); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	next := f.record
+	f.mu.Unlock()
+	switch {
+	case g < next.Generation:
+		return fmt.Errorf("%w: generation %d, owner %s, since %v", ErrStale, next.Generation, next.Owner, next.Since)
+	case g == next.Generation && next.Owner != "" && f.cfg.Host != "" && next.Owner != f.cfg.Host:
+		return fmt.Errorf("%w: generation %d belongs to %s, not to %s", ErrStale, g, next.Owner, f.cfg.Host)
+	case g == next.Generation && next.Owner == f.cfg.Host && f.writer:
+		return nil
+	}
+	next.Generation, next.Owner, next.Since = g, f.cfg.Host, time.Now().UTC()
+	if err := f.save(next); err != nil {
+		return err
+	}
+	f.writer = true
+	f.log.Info("writer of the disk", "generation", g, "fencing", f.Fencing())
+	return nil
+}
+
+// own makes a disk of our own ours from Open on: no other process may have it
+// open for writing.
+func (f *File) own(created bool) error {
+	ctx, stop := context.WithTimeout(context.Background(), openWait)
+	defer stop()
+	if err := f.locker.wait(ctx, !f.cfg.ReadOnly); err != nil {
+		return fmt.Errorf("%w%s", errors.Join(ErrLocked, err), f.holder())
+	}
+	if f.cfg.ReadOnly {
+		return nil
+	}
+	if err := f.adopt(); err != nil {
+		return err
+	}
+	f.writer = true
+	if created {
+		// A record that lies there from a file that is gone says nothing of
+		// this one but the generation.
+		f.mu.Lock()
+		next := f.record
+		f.mu.Unlock()
+		next.Complete, next.Stamp = false, newStamp()
+		return f.save(next)
+	}
+	return nil
+}
+
+// holder says what the record knows of who has the lock.
+func (f *File) holder() string {
+	r, err := f.side.load()
+	if err != nil || r.Owner == "" {
+		return ""
+	}
+	return fmt.Sprintf(" (last writer: %s, generation %d, since %v)", r.Owner, r.Generation, r.Since)
+}
+
+// Release makes what was written durable and lets another host become the
+// writer; it waits for the writes that are under way. A disk of our own stays
+// locked until Close. It is no error to release what is not held.
+func (f *File) Release() error {
+	f.gate.Lock()
+	defer f.gate.Unlock()
+	if !f.writer || !f.cfg.Shared {
+		return nil
+	}
+	// The other host reads the disk itself: what our page cache or the device's
+	// holds must be there first.
+	err := f.Sync()
+	f.letGo()
+	return err
+}
+
+// locker is the lock on the disk: flock(2), and beside it the byte locks by which
+// QEMU says of an image that it writes it and lets nobody else
+// (block/file-posix.c: bytes 100 + permission for what is used, 200 + permission
+// for what is not shared), so that neither runs over the other.
+type locker struct {
+	mu   sync.Mutex
+	file *os.File // an open file description of its own
+	held bool
+	// plain: flock alone; QEMU itself has the image open on our behalf.
+	plain bool
+}
+
+// Permissions of QEMU's block layer: write, and resize.
+var qemuBytes = [...]int64{101, 103, 201, 203}
+
+func (l *locker) open(path string, data *os.File, readOnly bool) error {
+	flags := os.O_RDWR
+	if readOnly {
+		flags = os.O_RDONLY
+	}
+	var err error
+	if l.file, err = os.OpenFile(path, flags, 0); err != nil {
+		return fmt.Errorf("open for the lock: %w", err)
+	}
+	a, err := l.file.Stat()
+	if err != nil {
+		return err
+	}
+	b, err := data.Stat()
+	if err != nil {
+		return err
+	}
+	if !os.SameFile(a, b) {
+		return errors.New("it was replaced while it was being opened")
+	}
+	return nil
+}
+
+// wait takes the lock, or says why not when ctx ends.
+func (l *locker) wait(ctx context.Context, exclusive bool) error {
+	pause := pollFirst
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	for {
+		err := l.try(exclusive)
+		if err == nil || !errors.Is(err, ErrLocked) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(err, ctx.Err())
+		case <-timer.C:
+		}
+		pause = min(2*pause, pollMost)
+		timer.Reset(pause)
+	}
+}
+
+// try takes the lock if it is free, or held by us already.
+func (l *locker) try(exclusive bool) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.file == nil {
+		return ErrClosed
+	}
+	if l.held {
+		return nil
+	}
+	fd := int(l.file.Fd())
+	how := unix.LOCK_SH
+	if exclusive {
+		how = unix.LOCK_EX
+	}
+	for {
+		err := unix.Flock(fd, how|unix.LOCK_NB)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.EWOULDBLOCK):
+			return ErrLocked
+		case err != nil:
+			return fmt.Errorf("lock (flock): %w", err)
+		}
+		break
+	}
+	l.held = true
+	if l.plain || !exclusive {
+		return nil
+	}
+	if err := l.lockQEMU(fd); err != nil {
+		l.drop()
+		return err
+	}
+	return nil
+}
+
+// lockQEMU takes the byte locks and looks whether somebody else has one that
+// forbids us. A file system without such locks has no QEMU that minds them.
+func (l *locker) lockQEMU(fd int) error {
+	for _, at := range qemuBytes {
+		lock := unix.Flock_t{Type: unix.F_RDLCK, Whence: io.SeekStart, Start: at, Len: 1}
+		if err := unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &lock); err != nil {
+			if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
+				return fmt.Errorf("%w: byte lock %d", ErrLocked, at)
+			}
+			return nil
+		}
+	}
+	for _, at := range qemuBytes {
+		lock := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart, Start: at, Len: 1}
+		if err := unix.FcntlFlock(uintptr(fd), unix.F_OFD_GETLK, &lock); err == nil && lock.Type != unix.F_UNLCK {
+			return fmt.Errorf("%w: a QEMU has it open (its byte lock %d)", ErrLocked, at)
+		}
+	}
+	return nil
+}
+
+// unlock lets the lock go if it is held.
+func (l *locker) unlock() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.held {
+		l.drop()
+	}
+}
+
+// drop lets the lock go. It says so to the kernel, since a child that is just
+// being started has a copy of the descriptor until its exec.
+func (l *locker) drop() {
+	fd := int(l.file.Fd())
+	all := unix.Flock_t{Type: unix.F_UNLCK, Whence: io.SeekStart, Start: 0, Len: 0}
+	_ = unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &all) // there may be none
+	_ = unix.Flock(fd, unix.LOCK_UN)                         // fails only for a bad descriptor
+	l.held = false
+}
+
+func (l *locker) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.file == nil {
+		return
+	}
+	if l.held {
+		l.drop()
+	}
+	_ = l.file.Close() // nothing was written through it
+	l.file = nil
+}
