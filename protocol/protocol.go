@@ -7,6 +7,8 @@
 //	        <────────────────────────────── Welcome | Refuse
 //	  Begin, Chunk…, End  (one epoch) ────>
 //	        <────────────────────────────── Ack | Refuse
+//	  Hashes ─────────────────────────────>           (disks.go)
+//	        <────────────────────────────── Differs, Materialised
 //
 // The two messages that open a session are JSON, bounded by MaxHello, because
 // they are rare and must be able to grow; everything in the epoch loop is
@@ -24,7 +26,7 @@ import (
 )
 
 // Version is the protocol version; both sides must speak the same.
-const Version = 1
+const Version = 2
 
 // Message kinds on a session.
 const (
@@ -35,6 +37,10 @@ const (
 	KindChunk   uint8 = 5 // primary → backup: records of the epoch
 	KindEnd     uint8 = 6 // primary → backup: the epoch's trailer
 	KindAck     uint8 = 7 // backup → primary: committed
+	KindHashes  uint8 = 8 // primary → backup: hashes of chunks of a disk
+	KindDiffers uint8 = 9 // backup → primary: which of those chunks differ there
+
+	KindMaterialised uint8 = 10 // backup → primary: references are filled
 )
 
 const (
@@ -58,6 +64,11 @@ type Hello struct {
 	// still knows every page that changed since. If the backup's image is at
 	// none of them, it makes a new image.
 	Known []epoch.Position `json:"known"`
+	// PrintKey is the key of the fingerprints in references.
+	PrintKey epoch.PrintKey `json:"print_key"`
+	// Disks are the guest's disks, in the order of epoch.DiskID, at most
+	// epoch.MaxDisks.
+	Disks []DiskSpec `json:"disks"`
 }
 
 // Welcome answers Hello.
@@ -93,6 +104,9 @@ func ParseHello(b []byte) (Hello, error) {
 		return Hello{}, fmt.Errorf("hello: machine description of %d bytes (at most %d)", len(h.Spec.Machine), hypervisor.MaxSpec)
 	case len(h.Known) > MaxKnown:
 		return Hello{}, fmt.Errorf("hello: %d known positions (at most %d)", len(h.Known), MaxKnown)
+	}
+	if err := checkDisks(h.Disks); err != nil {
+		return Hello{}, err
 	}
 	return h, nil
 }
@@ -166,11 +180,14 @@ type Ack struct {
 	// whether there is one.
 	HasHash  bool
 	Verified epoch.Hash
+	// Materialised is the newest epoch up to which every reference is filled, at
+	// most At.Number.
+	Materialised epoch.Number
 }
 
 // AckSize is the size of an Ack: image 16, number u64, running 16, flag u8,
-// hash 16.
-const AckSize = 16 + 8 + 16 + 1 + 16
+// hash 16, materialised u64.
+const AckSize = 16 + 8 + 16 + 1 + 16 + 8
 
 // AppendAck appends an Ack.
 func AppendAck(dst []byte, a Ack) []byte {
@@ -182,7 +199,8 @@ func AppendAck(dst []byte, a Ack) []byte {
 	} else {
 		dst = append(dst, 0)
 	}
-	return append(dst, a.Verified[:]...)
+	dst = append(dst, a.Verified[:]...)
+	return binary.LittleEndian.AppendUint64(dst, uint64(a.Materialised))
 }
 
 // ParseAck reads an Ack.
@@ -202,6 +220,9 @@ func ParseAck(b []byte) (Ack, error) {
 		return Ack{}, fmt.Errorf("ack: flag %d", b[40])
 	}
 	copy(a.Verified[:], b[41:])
+	if a.Materialised = epoch.Number(binary.LittleEndian.Uint64(b[57:])); a.Materialised > a.At.Number {
+		return Ack{}, fmt.Errorf("ack: epoch %d is materialised, of %d acknowledged", a.Materialised, a.At.Number)
+	}
 	return a, nil
 }
 

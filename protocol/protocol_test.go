@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"reflect"
 	"strings"
 	"testing"
@@ -36,6 +37,11 @@ func TestRoundTrip(t *testing.T) {
 		}
 		for range rapid.IntRange(1, MaxKnown).Draw(t, "known") {
 			hello.Known = append(hello.Known, position(t, "known"))
+		}
+		hello.PrintKey = epoch.PrintKey(rapid.Uint64().Draw(t, "print key"))
+		for range rapid.IntRange(0, epoch.MaxDisks).Draw(t, "disks") {
+			hello.Disks = append(hello.Disks, DiskSpec{Sectors: rapid.Uint64Range(1, epoch.MaxSectors).Draw(t, "sectors"),
+				Store: rapid.SampledFrom([]string{StoreShared, StoreReplicated}).Draw(t, "store")})
 		}
 		b, err := EncodeHello(hello)
 		if err != nil {
@@ -82,11 +88,41 @@ func TestRoundTrip(t *testing.T) {
 
 		ack := Ack{At: position(t, "acknowledged"), HasHash: rapid.Bool().Draw(t, "has hash")}
 		copy(ack.Verified[:], rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, "hash"))
+		ack.Materialised = epoch.Number(rapid.Uint64Range(0, uint64(ack.At.Number)).Draw(t, "materialised"))
 		if b = AppendAck(nil, ack); len(b) != AckSize {
 			t.Fatalf("an acknowledgement of %d bytes", len(b))
 		}
 		if got, err := ParseAck(b); err != nil || got != ack {
 			t.Fatalf("%+v, %v", got, err)
+		}
+	})
+}
+
+// TestDiskMessagesRoundTrip: the same for the messages about disks.
+func TestDiskMessagesRoundTrip(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		n := rapid.IntRange(1, epoch.MaxHashes).Draw(t, "chunks")
+		random := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 1))
+		disk := epoch.DiskID(rapid.IntRange(0, epoch.MaxDisks-1).Draw(t, "disk"))
+		first := rapid.Uint64Range(0, maxChunks-uint64(n)).Draw(t, "first")
+
+		h := epoch.DiskHashes{Disk: disk, First: first, Hashes: make([]epoch.Hash, n)}
+		for i := range h.Hashes {
+			h.Hashes[i][i%16] = byte(random.Uint32())
+		}
+		if got, err := ParseDiskHashes(AppendDiskHashes(nil, h)); err != nil || !reflect.DeepEqual(got, h) {
+			t.Fatalf("%d hashes: %v", len(got.Hashes), err)
+		}
+		d := epoch.DiskDiffers{Disk: disk, First: first, Count: n, Bits: make([]byte, (n+7)/8)}
+		for i := range n {
+			d.Bits[i/8] |= byte(random.IntN(2)) << (i % 8)
+		}
+		if got, err := ParseDiskDiffers(AppendDiskDiffers(nil, d)); err != nil || !reflect.DeepEqual(got, d) {
+			t.Fatalf("%+v: %v", got, err)
+		}
+		m := epoch.Number(random.Uint64())
+		if got, err := ParseMaterialised(AppendMaterialised(nil, m)); err != nil || got != m {
+			t.Fatalf("%d: %v", got, err)
 		}
 	})
 }
@@ -133,6 +169,17 @@ func TestHostileInput(t *testing.T) {
 	good := AppendAck(nil, Ack{At: epoch.Position{Image: epoch.Incarnation{1}}})
 	flagged := bytes.Clone(good)
 	flagged[40] = 2
+	ahead := AppendAck(nil, Ack{At: epoch.Position{Image: epoch.Incarnation{1}, Number: 4}, Materialised: 5})
+	parseHashes := func(b []byte) (any, error) { return ParseDiskHashes(b) }
+	parseDiffers := func(b []byte) (any, error) { return ParseDiskDiffers(b) }
+	parseMaterialised := func(b []byte) (any, error) { return ParseMaterialised(b) }
+	hashes := func(disk epoch.DiskID, first uint64, n int) []byte {
+		return AppendDiskHashes(nil, epoch.DiskHashes{Disk: disk, First: first, Hashes: make([]epoch.Hash, n)})
+	}
+	differs := func(disk epoch.DiskID, first uint64, n int, bits ...byte) []byte {
+		return AppendDiskDiffers(nil, epoch.DiskDiffers{Disk: disk, First: first, Count: n, Bits: bits})
+	}
+	disks := func(d ...DiskSpec) []byte { return edited(func(h *Hello) { h.Disks = d }) }
 	for _, row := range []struct {
 		name  string
 		parse func([]byte) (any, error)
@@ -144,7 +191,7 @@ func TestHostileInput(t *testing.T) {
 		{"hello: cut short", parseHello, edited(func(*Hello) {})[:40], "hello"},
 		{"hello: of another kind", parseHello, []byte("[]"), "hello"},
 		{"hello: too long", parseHello, make([]byte, MaxHello+1), "at most"},
-		{"hello: another version", parseHello, edited(func(h *Hello) { h.Version = 2 }), "run the same release"},
+		{"hello: another version", parseHello, edited(func(h *Hello) { h.Version = 1 }), "run the same release"},
 		{"hello: no guest", parseHello, edited(func(h *Hello) { h.Guest = "" }), "guest name"},
 		{"hello: a long guest", parseHello, edited(func(h *Hello) { h.Guest = strings.Repeat("x", 65) }), "guest name of 65"},
 		{"hello: generation 0", parseHello, edited(func(h *Hello) { h.Generation = 0 }), "generation 0"},
@@ -154,16 +201,40 @@ func TestHostileInput(t *testing.T) {
 		{"hello: too many positions", parseHello, edited(func(h *Hello) { h.Known = make([]epoch.Position, MaxKnown+1) }), "65 known positions"},
 		{"hello: a short image name", parseHello, bytes.Replace(edited(func(h *Hello) { h.Known = make([]epoch.Position, 1) }),
 			[]byte("00000000000000000000000000000000"), []byte("00"), 1), "hello"},
-		{"welcome: another version", parseWelcome, bytes.Replace(goodWelcome(), []byte(`"version":1`), []byte(`"version":9`), 1), "version 9"},
-		{"welcome: no image", parseWelcome, []byte(`{"version":1}`), "no image"},
+		{"welcome: another version", parseWelcome, bytes.Replace(goodWelcome(), []byte(`"version":2`), []byte(`"version":9`), 1), "version 9"},
+		{"welcome: no image", parseWelcome, []byte(`{"version":2}`), "no image"},
 		{"welcome: no JSON", parseWelcome, []byte{0}, "welcome"},
 		{"welcome: too long", parseWelcome, make([]byte, MaxHello+1), "at most"},
 		{"begin: cut short", parseBegin, make([]byte, verifySize-1), "15 bytes"},
 		{"begin: outside the image", parseBegin, AppendBegin(nil, Verify{First: 99, Count: 2}, nil), "outside an image of 100"},
 		{"begin: a sum that overflows", parseBegin, AppendBegin(nil, Verify{First: 50, Count: ^uint64(0) - 40}, nil), "outside an image"},
 		{"begin: far outside", parseBegin, AppendBegin(nil, Verify{First: 1 << 63, Count: 0}, nil), "outside an image"},
-		{"ack: short", parseAck, good[:AckSize-1], "56 bytes"},
-		{"ack: long", parseAck, append(bytes.Clone(good), 0), "58 bytes"},
+		{"hello: too many disks", parseHello, disks(make([]DiskSpec, epoch.MaxDisks+1)...), "17 disks"},
+		{"hello: a disk of nothing", parseHello, disks(DiskSpec{8, StoreShared}, DiskSpec{0, StoreShared}), "disk 1 has 0 sectors"},
+		{"hello: a disk too large", parseHello, disks(DiskSpec{epoch.MaxSectors + 1, StoreShared}), "disk 0 has 1099511627777 sectors"},
+		{"hello: a store of no kind", parseHello, disks(DiskSpec{8, ""}), `store of kind ""`},
+		{"hello: a store of another kind", parseHello, disks(DiskSpec{8, strings.Repeat("x", 9999)}), "want \"shared\" or"},
+		{"hello: a negative key", parseHello, bytes.Replace(edited(func(*Hello) {}), []byte(`"print_key":0`), []byte(`"print_key":-1`), 1), "hello"},
+		{"hashes: nothing", parseHashes, nil, "0 bytes"},
+		{"hashes: cut short", parseHashes, hashes(0, 0, 2)[:30], "30 bytes"},
+		{"hashes: none", parseHashes, hashes(0, 0, 0), "of no chunk"},
+		{"hashes: too many", parseHashes, hashes(0, 0, epoch.MaxHashes+1), "at most 4096"},
+		{"hashes: of no disk", parseHashes, hashes(epoch.MaxDisks, 0, 1), "disk 16"},
+		{"hashes: behind every disk", parseHashes, hashes(0, maxChunks, 1), "outside every disk"},
+		{"hashes: a sum that overflows", parseHashes, hashes(0, ^uint64(0), 1), "outside every disk"},
+		{"differs: nothing", parseDiffers, nil, "0 bytes"},
+		{"differs: cut short", parseDiffers, differs(0, 0, 9, 1), "1 bytes of bits for 9"},
+		{"differs: too long", parseDiffers, differs(0, 0, 8, 1, 0), "2 bytes of bits for 8"},
+		{"differs: none", parseDiffers, differs(0, 0, 0), "of no chunk"},
+		{"differs: too many", parseDiffers, differs(0, 0, epoch.MaxHashes+1, make([]byte, epoch.MaxHashes/8+1)...), "at most 4096"},
+		{"differs: of no disk", parseDiffers, differs(200, 0, 1, 1), "disk 200"},
+		{"differs: behind every disk", parseDiffers, differs(0, maxChunks-1, 2, 1), "outside every disk"},
+		{"differs: a bit too many", parseDiffers, differs(0, 0, 3, 9), "behind the last of 3"},
+		{"materialised: short", parseMaterialised, make([]byte, 7), "7 bytes"},
+		{"materialised: long", parseMaterialised, make([]byte, 9), "9 bytes"},
+		{"ack: short", parseAck, good[:AckSize-1], "64 bytes"},
+		{"ack: long", parseAck, append(bytes.Clone(good), 0), "66 bytes"},
+		{"ack: materialised before it is acknowledged", parseAck, ahead, "epoch 5 is materialised, of 4"},
 		{"ack: a flag that is none", parseAck, flagged, "flag 2"},
 		{"piece: without a size", join("abc"), nil, "piece of 3 bytes"},
 		{"piece: of nothing", join("\x00\x00\x00\x00x"), nil, "message of 0 bytes"},
@@ -226,13 +297,14 @@ func TestRefuseIsSafeToLog(t *testing.T) {
 func FuzzParseHello(f *testing.F) {
 	f.Add(edited(func(*Hello) {}))
 	f.Add(edited(func(h *Hello) { h.Known = []epoch.Position{{Image: epoch.Incarnation{1}, Number: 7}} }))
-	f.Add([]byte(`{"version":1,"guest":"web","generation":18446744073709551615,"spec":{"pages":1e3}}`))
+	f.Add(edited(func(h *Hello) { h.PrintKey, h.Disks = 1<<63, []DiskSpec{{Sectors: 8, Store: StoreReplicated}} }))
+	f.Add([]byte(`{"version":2,"guest":"web","generation":18446744073709551615,"spec":{"pages":1e3}}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		h, err := ParseHello(b)
 		if err != nil {
 			return
 		}
-		if h.Version != Version || h.Guest == "" || h.Generation == 0 || h.Spec.Pages == 0 || h.Spec.Pages > MaxPages || len(h.Known) > MaxKnown {
+		if h.Version != Version || h.Guest == "" || h.Generation == 0 || h.Spec.Pages == 0 || h.Spec.Pages > MaxPages || len(h.Known) > MaxKnown || len(h.Disks) > epoch.MaxDisks {
 			t.Fatalf("accepted %+v", h)
 		}
 		again, err := EncodeHello(h)
@@ -247,7 +319,7 @@ func FuzzParseHello(f *testing.F) {
 
 func FuzzParseWelcome(f *testing.F) {
 	f.Add(goodWelcome())
-	f.Add([]byte(`{"version":1,"at":{"image":"00"}}`))
+	f.Add([]byte(`{"version":2,"at":{"image":"00"}}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if w, err := ParseWelcome(b); err == nil && (w.Version != Version || w.At.Image.IsZero()) {
 			t.Fatalf("accepted %+v", w)
@@ -277,6 +349,49 @@ func FuzzParseAck(f *testing.F) {
 	f.Add(make([]byte, AckSize))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if a, err := ParseAck(b); err == nil && !bytes.Equal(AppendAck(nil, a), b) {
+			t.Fatalf("%x is written otherwise", b)
+		}
+	})
+}
+
+func FuzzParseDiskHashes(f *testing.F) {
+	f.Add(AppendDiskHashes(nil, epoch.DiskHashes{Disk: 3, First: 70, Hashes: []epoch.Hash{{1}, {2}}}))
+	f.Add(make([]byte, chunksHead))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		h, err := ParseDiskHashes(b)
+		if err != nil {
+			return
+		}
+		if n := uint64(len(h.Hashes)); h.Disk >= epoch.MaxDisks || n == 0 || n > epoch.MaxHashes || h.First > maxChunks-n {
+			t.Fatalf("accepted %d hashes from chunk %d of disk %d on", n, h.First, h.Disk)
+		}
+		if !bytes.Equal(AppendDiskHashes(nil, h), b) {
+			t.Fatalf("%x is written otherwise", b)
+		}
+	})
+}
+
+func FuzzParseDiskDiffers(f *testing.F) {
+	f.Add(AppendDiskDiffers(nil, epoch.DiskDiffers{Disk: 3, First: 70, Count: 10, Bits: []byte{0xff, 3}}))
+	f.Add(make([]byte, differsHead))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		d, err := ParseDiskDiffers(b)
+		if err != nil {
+			return
+		}
+		if n := uint64(d.Count); d.Disk >= epoch.MaxDisks || n == 0 || n > epoch.MaxHashes || d.First > maxChunks-n || len(d.Bits) != (d.Count+7)/8 {
+			t.Fatalf("accepted %+v", d)
+		}
+		if !bytes.Equal(AppendDiskDiffers(nil, d), b) {
+			t.Fatalf("%x is written otherwise", b)
+		}
+	})
+}
+
+func FuzzParseMaterialised(f *testing.F) {
+	f.Add(AppendMaterialised(nil, 7))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if n, err := ParseMaterialised(b); err == nil && !bytes.Equal(AppendMaterialised(nil, n), b) {
 			t.Fatalf("%x is written otherwise", b)
 		}
 	})
@@ -325,18 +440,28 @@ func FuzzJoiner(f *testing.F) {
 
 // The wire's own shape: a change here is a new protocol version.
 func TestWireShape(t *testing.T) {
-	ack := AppendAck(nil, Ack{At: epoch.Position{Image: epoch.Incarnation{0xa}, Number: 2, Running: epoch.Hash{0xb}}, HasHash: true, Verified: epoch.Hash{0xc}})
+	ack := AppendAck(nil, Ack{At: epoch.Position{Image: epoch.Incarnation{0xa}, Number: 2, Running: epoch.Hash{0xb}}, HasHash: true, Verified: epoch.Hash{0xc}, Materialised: 1})
 	want := append(append([]byte{0xa}, make([]byte, 15)...), 2, 0, 0, 0, 0, 0, 0, 0)
 	want = append(append(want, 0xb), make([]byte, 15)...)
 	want = append(append(want, 1, 0xc), make([]byte, 15)...)
+	want = append(want, 1, 0, 0, 0, 0, 0, 0, 0)
 	if !bytes.Equal(ack, want) {
 		t.Errorf("an acknowledgement is %x, was %x", ack, want)
 	}
-	b, err := json.Marshal(Hello{Version: 1, Guest: "web", Host: "a", Generation: 2, Spec: hypervisor.Spec{Pages: 3, Machine: []byte{1}}})
+	hashes := AppendDiskHashes(nil, epoch.DiskHashes{Disk: 3, First: 0x102, Hashes: []epoch.Hash{{0xd}}})
+	if want := append([]byte{2, 1, 0, 0, 0, 0, 0, 0, 3, 0xd}, make([]byte, 15)...); !bytes.Equal(hashes, want) {
+		t.Errorf("hashes are %x, were %x", hashes, want)
+	}
+	differs := AppendDiskDiffers(nil, epoch.DiskDiffers{Disk: 3, First: 0x102, Count: 9, Bits: []byte{0x80, 1}})
+	if want := []byte{2, 1, 0, 0, 0, 0, 0, 0, 3, 9, 0, 0x80, 1}; !bytes.Equal(differs, want) {
+		t.Errorf("differs are %x, were %x", differs, want)
+	}
+	b, err := json.Marshal(Hello{Version: 2, Guest: "web", Host: "a", Generation: 2, Spec: hypervisor.Spec{Pages: 3, Machine: []byte{1}},
+		PrintKey: 5, Disks: []DiskSpec{{Sectors: 8, Store: StoreShared}}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s := string(b); s != `{"version":1,"guest":"web","host":"a","generation":2,"spec":{"pages":3,"machine":"AQ=="},"known":null}` {
+	if s := string(b); s != `{"version":2,"guest":"web","host":"a","generation":2,"spec":{"pages":3,"machine":"AQ=="},"known":null,"print_key":5,"disks":[{"sectors":8,"store":"shared"}]}` {
 		t.Errorf("a hello is %s", s)
 	}
 }
