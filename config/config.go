@@ -131,7 +131,9 @@ type Disk struct {
 	Path  string            `toml:"path"`
 	Paths map[string]string `toml:"paths"`
 	Mode  DiskMode          `toml:"mode"`
-	// Queues is how many requests queues the guest sees (shared, replicated).
+	// Size (replicated) makes a missing copy: an empty file of that size.
+	Size Size `toml:"size"`
+	// Queues is how many request queues the guest sees (shared, replicated).
 	Queues int `toml:"queues"`
 	// Unfenced (shared) lets a backup take over from a silent host before that
 	// host is known to have let go of the disk. What may yet arrive from there

@@ -102,6 +102,7 @@ func (w *writer) guest(g Guest, lease Duration) {
 		}
 		w.option("mode", string(disk.Mode), string(defaultDiskMode), `"shared", "replicated" (raw images); "snapshot": writes end with the guest; "readonly"`)
 		if disk.Served() {
+			w.option("size", disk.Size, Size(0), "make a missing copy of a replicated disk, of this size")
 			w.option("queues", disk.Queues, defaultQueues, "")
 			w.option("unfenced", disk.Unfenced, false, "take over before the other host is known to have let go of a shared disk")
 		}

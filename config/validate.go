@@ -311,6 +311,12 @@ func (v *validator) disk(key string, d Disk, g Guest) {
 		v.add(key+"path", "%.80q: a %s disk is a raw image or a block device (qemu-img convert -O raw)", d.Path, d.Mode)
 	}
 	between(v, key+"queues", d.Queues, 1, maxQueues)
+	if d.Size != 0 && d.Mode != Replicated {
+		v.add(key+"size", "is for replicated disks: it makes a missing copy")
+	}
+	if d.Size%512 != 0 {
+		v.add(key+"size", "%v is not a multiple of 512 bytes", d.Size)
+	}
 	if d.Unfenced && d.Mode != Shared {
 		v.add(key+"unfenced", "is for shared disks: a replicated one is nobody else's")
 	}

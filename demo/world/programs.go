@@ -37,7 +37,8 @@ func Programs() (dir string, err error) {
 func Leftovers(prefix string) ([]string, error) {
 	left, err := lab.Leftovers(prefix)
 	dirs, globErr := filepath.Glob(filepath.Join(tmpfs, prefix+"-world-*"))
-	for _, d := range dirs {
+	disks, diskErr := filepath.Glob(filepath.Join(diskfs, prefix+"-world-*"))
+	for _, d := range append(dirs, disks...) {
 		left = append(left, "directory "+d)
 	}
 	mounts, mountErr := os.ReadFile("/proc/self/mountinfo")
@@ -53,5 +54,5 @@ func Leftovers(prefix string) ([]string, error) {
 			left = append(left, "process "+p+": "+string(bytes.ReplaceAll(words, []byte{0}, []byte{' '})))
 		}
 	}
-	return left, errors.Join(err, globErr, mountErr, procErr)
+	return left, errors.Join(err, globErr, diskErr, mountErr, procErr)
 }

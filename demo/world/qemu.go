@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"syscall"
 	"time"
@@ -31,6 +32,8 @@ type QEMUOptions struct {
 	Options
 	// Kernel and Initrd are the guests' (make guest).
 	Kernel, Initrd string
+	// Image is the file system image that guests' disks begin as, ext4.
+	Image string
 }
 
 // ClientHost is the host of the lab from which clients connect.
@@ -84,14 +87,57 @@ func NewQEMU(o QEMUOptions) (_ *QEMU, err error) {
 		if g.Machine == "microvm" {
 			boot.TSCKHz = guestimage.TSCKHz()
 		}
+		disks, err := q.makeDisk(o.Image, g)
+		if err != nil {
+			return nil, err
+		}
+		if len(disks) > 0 {
+			boot.Disk = guestimage.Disk{Device: guestimage.FirstDisk, Dir: guestimage.DataDir}
+		}
 		c.Guests = append(c.Guests, config.Guest{
-			Name: g.Name, Host: g.Home, Backup: Other(g.Home), Hypervisor: config.QEMU, Memory: g.Memory, CPUs: 1, Machine: g.Machine, Accel: g.Accel,
+			Disks: disks,
+			Name:  g.Name, Host: g.Home, Backup: Other(g.Home), Hypervisor: config.QEMU, Memory: g.Memory, CPUs: 1, Machine: g.Machine, Accel: g.Accel,
 			Kernel: o.Kernel, Initrd: o.Initrd, Append: boot.CommandLine(),
 			NICs:       []config.NIC{{MAC: q.MAC(g.Name), Bridge: lab.Bridge}},
 			Protection: g.Protection,
 		})
 	}
 	return q, q.write()
+}
+
+// makeDisk puts a copy of the image where each host that needs one finds it.
+func (q *QEMU) makeDisk(image string, g Guest) ([]config.Disk, error) {
+	if g.Disk == "" {
+		return nil, nil
+	}
+	d := config.Disk{Mode: g.Disk, Unfenced: g.Unfenced, Queues: g.Queues, Path: filepath.Join(q.Disks, g.Name+".img")}
+	if g.Disk == config.Replicated {
+		// The other copy begins as nothing: it has to be made.
+		d.Paths = map[string]string{Other(g.Home): filepath.Join(q.Disks, g.Name+"."+Other(g.Home)+".img")}
+	}
+	if err := os.MkdirAll(q.Disks, 0o755); err != nil {
+		return nil, fmt.Errorf("a directory for disks: %w", err)
+	}
+	if out, err := exec.Command("cp", "--sparse=always", image, d.Path).CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("copy the disk image (make guest): %w: %s", err, out)
+	}
+	info, err := os.Stat(d.Path)
+	if err != nil {
+		return nil, err
+	}
+	if g.Disk == config.Replicated {
+		d.Size = config.Size(info.Size())
+	}
+	return []config.Disk{d}, nil
+}
+
+// DiskPath is the path of a guest's disk on a host.
+func (q *QEMU) DiskPath(guest, host string) string {
+	g, _ := q.Config.Guest(guest)
+	if len(g.Disks) == 0 {
+		return ""
+	}
+	return g.Disks[0].PathOn(host)
 }
 
 // Address is a guest's address.

@@ -56,6 +56,12 @@ type Guest struct {
 
 	// For QEMU only.
 	Machine, Accel string
+	// Disk is the mode of the guest's disk; "" is none. It begins as a copy of
+	// QEMUOptions.Image.
+	Disk config.DiskMode
+	// Unfenced, Queues: see config.Disk.
+	Unfenced bool
+	Queues   int
 }
 
 // Options say how a world is set up.
@@ -73,8 +79,10 @@ type Options struct {
 
 // World is what worlds of both kinds share.
 type World struct {
-	// Dir is on a tmpfs and holds everything; it goes with the world.
+	// Dir is on a tmpfs and holds everything but the disks, which are in Disks,
+	// on a file system of a real disk. Both go with the world.
 	Dir    string
+	Disks  string
 	Config *config.Config
 
 	o       Options
@@ -86,8 +94,11 @@ type World struct {
 	running map[string]*process
 }
 
-// tmpfs is where worlds are.
-const tmpfs = "/dev/shm"
+// tmpfs is where worlds are; diskfs is where their guests' disks are.
+const (
+	tmpfs  = "/dev/shm"
+	diskfs = "/var/tmp"
+)
 
 // newWorld makes the directory and the certificates for a configuration that
 // has hosts and no guests yet.
@@ -99,7 +110,8 @@ func newWorld(o Options, c *config.Config) (_ *World, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("a directory for the hosts: %w", err)
 	}
-	w := &World{Dir: dir, Config: c, o: o, logs: map[string][]Entry{}, running: map[string]*process{}}
+	w := &World{Dir: dir, Config: c, o: o, logs: map[string][]Entry{}, running: map[string]*process{},
+		Disks: filepath.Join(diskfs, filepath.Base(dir))}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, w.remove())
@@ -140,7 +152,7 @@ func (w *World) write() error {
 }
 
 func (w *World) remove() error {
-	err := os.RemoveAll(w.Dir)
+	err := errors.Join(os.RemoveAll(w.Disks), os.RemoveAll(w.Dir))
 	if w.lock != nil {
 		err = errors.Join(err, w.lock.Close())
 	}
@@ -166,7 +178,13 @@ func sweep(prefix string) error {
 		}
 		errs = append(errs, d.Close())
 	}
-	return errors.Join(errs...)
+	disks, err := filepath.Glob(filepath.Join(diskfs, prefix+"-world-*"))
+	for _, dir := range disks {
+		if _, err := os.Stat(filepath.Join(tmpfs, filepath.Base(dir))); errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, os.RemoveAll(dir)) // it is made after the other, and removed before
+		}
+	}
+	return errors.Join(append(errs, err)...)
 }
 
 // ConfigFile is the path of the configuration.
