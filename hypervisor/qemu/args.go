@@ -78,9 +78,9 @@ func (c *Config) shape(m machine) []string {
 	if c.Append != "" {
 		a = append(a, "-append", c.Append)
 	}
-	bus := "pci"
+	bus, served := "pci", "vhost-user-blk-pci"
 	if m.Type == "microvm" {
-		bus = "device"
+		bus, served = "device", "vhost-user-blk"
 	}
 	if bus == "device" && len(c.Served) > 0 {
 		// Else the guest speaks the protocol from before virtio 1.0.
@@ -97,7 +97,7 @@ func (c *Config) shape(m machine) []string {
 	for i, d := range c.Served {
 		// config-wce=off: how the guest's writes become durable is not the
 		// guest's to switch; it flushes.
-		dev := fmt.Sprintf("vhost-user-blk-%s,chardev=vdisk%d,id=served%d,num-queues=%d,queue-size=%d,config-wce=off", bus, i, i, d.Queues, d.QueueSize)
+		dev := fmt.Sprintf("%s,chardev=vdisk%d,id=served%d,num-queues=%d,queue-size=%d,config-wce=off", served, i, i, d.Queues, d.QueueSize)
 		if bus == "pci" {
 			dev += ",disable-legacy=on"
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"understudy/hypervisor"
@@ -41,6 +42,24 @@ func queryRAMBlocks(ctx context.Context, client *qmp.Client) (map[string][2]uint
 		return nil, err
 	}
 	return parseRAMBlocks(text)
+}
+
+// disconnected returns the character devices of served disks that have no
+// connection.
+func disconnected(ctx context.Context, client *qmp.Client) (away []string, err error) {
+	var devices []struct {
+		Label    string `json:"label"`
+		Filename string `json:"filename"`
+	}
+	if err := client.Execute(ctx, "query-chardev", nil, &devices); err != nil {
+		return nil, err
+	}
+	for _, d := range devices {
+		if strings.HasPrefix(d.Label, "vdisk") && strings.HasPrefix(d.Filename, "disconnected:") {
+			away = append(away, d.Label)
+		}
+	}
+	return away, nil
 }
 
 type capability struct {

@@ -128,9 +128,14 @@ func (d *Driver) established(ctx context.Context, v *vm, m machine, l *local) (*
 // removes what else that process left: machines that have ended, and standbys,
 // whose images nobody knows the state of any more.
 //
-// The back ends of served disks should listen before: QEMU connects again
-// within a second. It need not have; a guest that runs on before only waits
-// for its disk.
+// The back ends of served disks must listen before it is called: Adopt waits
+// until QEMU has connected to them again, which it does within a second, but
+// not for ever. Later is possible if the guest ran when its daemon ended: it
+// then waits for its disk.
+//
+// QEMU 7.2 does not notice that a connection is lost while the guest stands
+// still, and goes on with the new one at the next Resume without greeting its
+// back end again. A back end has to take that (package disk/vhost).
 func (d *Driver) Adopt(ctx context.Context) (_ hypervisor.Guest, err error) {
 	defer d.explain(&err, "adopt guest %q")
 	if err := ctx.Err(); err != nil {
@@ -217,6 +222,9 @@ func (d *Driver) takeOn(ctx context.Context, at place, r record, proc *process) 
 		return nil, fmt.Errorf("%w: does another daemon still hold this guest?", err)
 	}
 	v := &vm{place: at, proc: proc, client: client}
+	if err := d.awaitDisks(ctx, client); err != nil {
+		return nil, errors.Join(err, client.Close())
+	}
 	if err := client.Execute(ctx, "stop", nil, nil); err != nil {
 		return nil, errors.Join(err, client.Close())
 	}
@@ -236,6 +244,37 @@ func (d *Driver) takeOn(ctx context.Context, at place, r record, proc *process) 
 	}
 	g.listen()
 	return g, nil
+}
+
+// disksLimit bounds the wait for QEMU to connect to the disks again: it tries
+// once a second.
+const disksLimit = 2500 * time.Millisecond
+
+// awaitDisks waits until the machine is connected to the back ends of all its
+// served disks, so that it takes them down properly when it is stopped. One
+// that stays away is only told of.
+func (d *Driver) awaitDisks(ctx context.Context, client *qmp.Client) error {
+	if len(d.cfg.Served) == 0 {
+		return nil
+	}
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	limit := time.NewTimer(disksLimit)
+	defer limit.Stop()
+	for {
+		away, err := disconnected(ctx, client)
+		if err != nil || len(away) == 0 {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-limit.C:
+			d.log.Warn("the guest is adopted although disks of it are not served", "disks", away)
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // Standby prepares a machine that waits for the state of the guest that spec

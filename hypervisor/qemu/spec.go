@@ -190,7 +190,12 @@ func (m *machineSpec) agrees(c *Config, l *local) error {
 	}
 	ours := c.shape(machine{Type: m.Machine, Accel: m.Accel})
 	if !slices.Equal(m.Shape, ours) {
-		return differ("machine", strings.Join(m.Shape, " "), strings.Join(ours, " "), "configure the same guest on both hosts")
+		i := 0 // both are long: show from an option or value before the first difference on
+		for i < len(ours) && i < len(m.Shape) && ours[i] == m.Shape[i] {
+			i++
+		}
+		i = max(i-1, 0)
+		return differ("machine", strings.Join(m.Shape[i:], " "), strings.Join(ours[i:], " "), "configure the same guest on both hosts")
 	}
 	return nil
 }
