@@ -66,6 +66,7 @@ type bench struct {
 	sink  func([]byte) error
 	write func(GFN, []byte) error
 	turn  int
+	disks
 }
 
 func newBench(pages int, load workload, effort Effort) *bench {
@@ -94,7 +95,11 @@ func (b *bench) encodeNext() (Header, Trailer, Position, EpochStats) {
 	if err := b.enc.Begin(h, b.sink); err != nil {
 		panic(err)
 	}
+	b.enc.SetExcluder(b.leave)
 	if err := b.enc.Pages(0, b.load.states[b.turn%2]); err != nil {
+		panic(err)
+	}
+	if err := b.enc.Writes(b.writes, b.equal); err != nil {
 		panic(err)
 	}
 	trailer, to, stats, err := b.enc.End()
@@ -151,6 +156,78 @@ func TestEpochsAllocateNothingPerPage(t *testing.T) {
 			}
 		}
 	}
+}
+
+// left leaves out pages: all but the last quarter are on a disk, in extents of
+// eight; the last are copies.
+type left struct{ pages GFN }
+
+func (l left) Exclude(f GFN, page []byte, _ bool) (Exclusion, bool) {
+	if f < l.pages*3/4 {
+		return Exclusion{Kind: ExcludeBlock, Ref: Reference{Page: f, Disk: 1, Sector: uint64(f+f/8*100) * PageSectors}}, true
+	}
+	if f == l.pages*3/4 {
+		return Exclusion{}, false
+	}
+	return Exclusion{Kind: ExcludeCopy, Source: f - 1}, true
+}
+
+// newDiskBench is a bench whose pages are all left out but one, and whose
+// epochs have writes of every sort of data.
+func newDiskBench(pages int) *bench {
+	page := make([]byte, PageSize)
+	fillRandom(rand.New(rand.NewPCG(7, 9)), page)
+	same := bytes.Repeat(page, pages)
+	b := newBench(pages, workload{"left out", [2][]byte{same, same}}, EffortDelta)
+	w := DiskWrite{Seq: 1, Kind: WriteData, Sectors: uint32(pages) * PageSectors, Data: bytes.Clone(same)}
+	for f := range GFN(pages) {
+		switch f % 4 {
+		case 0:
+			clear(w.Data[f*PageSize:][:PageSize])
+			w.Pages = append(w.Pages, NoPage)
+		case 1:
+			w.Data[f*PageSize]++
+			w.Pages = append(w.Pages, NoPage)
+		default:
+			w.Pages = append(w.Pages, GFN(pages-1))
+		}
+	}
+	b.leave = left{GFN(pages)}
+	b.writes = []DiskWrite{w, {Seq: 2, Kind: WriteBarrier}}
+	b.equal = func(page GFN, piece []byte) bool { return bytes.Equal(same[page*PageSize:][:PageSize], piece) }
+	return b
+}
+
+func TestDisksAllocateNothingPerPage(t *testing.T) {
+	b := newDiskBench(64)
+	for range 3 {
+		b.commitNext()
+	}
+	most := 2.0 // the bytes of the header and of the trailer
+	if raceEnabled {
+		most = 4
+	}
+	var stats EpochStats
+	if allocs := testing.AllocsPerRun(4, func() { stats = b.commitNext() }); allocs > most {
+		t.Errorf("%v allocations in an epoch, want %v", allocs, most)
+	}
+	if stats.ReferencePages != 48 || stats.CopyPages != 15 || stats.SamePages != 1 || stats.WritePageBytes != 32*PageSize {
+		t.Errorf("%+v", stats)
+	}
+}
+
+func BenchmarkDisks(b *testing.B) {
+	const pages = 1024
+	w := newDiskBench(pages)
+	for range 3 {
+		w.commitNext()
+	}
+	b.SetBytes(pages * PageSize * 2)
+	b.ReportAllocs()
+	for b.Loop() {
+		w.commitNext()
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/pages/2, "ns/page")
 }
 
 func BenchmarkEncode(b *testing.B) {

@@ -41,8 +41,21 @@ type sent struct {
 	to              Position
 }
 
+// disks are what an epoch says of disks.
+type disks struct {
+	leave  Excluder
+	writes []DiskWrite
+	equal  func(page GFN, piece []byte) bool
+	state  []byte
+}
+
 // encode makes an epoch of the given pages of memory.
 func (r *rig) encode(h Header, memory []byte, dirty *PageSet, device []byte) (sent, error) {
+	return r.encodeWith(h, memory, dirty, device, disks{})
+}
+
+// encodeWith makes an epoch of the given pages of memory, and of what disks says.
+func (r *rig) encodeWith(h Header, memory []byte, dirty *PageSet, device []byte, d disks) (sent, error) {
 	s := sent{header: h.AppendTo(nil)}
 	if err := r.enc.Begin(h, func(chunk []byte) error {
 		s.chunks = append(s.chunks, bytes.Clone(chunk))
@@ -50,13 +63,22 @@ func (r *rig) encode(h Header, memory []byte, dirty *PageSet, device []byte) (se
 	}); err != nil {
 		return sent{}, err
 	}
+	r.enc.SetExcluder(d.leave)
 	for first, count := range dirty.Runs {
 		if err := r.enc.Pages(first, memory[first*PageSize:][:count*PageSize]); err != nil {
 			return sent{}, err
 		}
 	}
+	if err := r.enc.Writes(d.writes, d.equal); err != nil {
+		return sent{}, err
+	}
 	if device != nil {
 		if err := r.enc.DeviceState(device); err != nil {
+			return sent{}, err
+		}
+	}
+	if d.state != nil {
+		if err := r.enc.DiskState(d.state); err != nil {
 			return sent{}, err
 		}
 	}

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"os"
 	"testing"
+
+	"github.com/zeebo/xxh3"
 )
 
 func FuzzParseHeader(f *testing.F) {
@@ -53,7 +55,15 @@ func FuzzDecoderChunk(f *testing.F) {
 	f.Add(record(recordZero, 3, 5), record(recordEnd, 0, 0), false)
 	same := binary.LittleEndian.AppendUint32(record(recordPatch, 2, 0), pageCheck(bytes.Repeat([]byte{7}, PageSize)))
 	f.Add(same, record(recordEnd, 0, 0), false)
-	const pages, limit = 12, 9*PageSize + 1000
+	word := func(v uint64) []byte { return binary.LittleEndian.AppendUint64(nil, v) }
+	refs := record(recordReference, 1, 2, append(word(2<<56|40), make([]byte, 32)...)...)
+	sevens := bytes.Repeat([]byte{7}, PageSize)
+	copied := record(recordCopy, 9, 0, binary.LittleEndian.AppendUint32(word(4), pageCheck(sevens))...)
+	pageData := record(recordPageData, 0, 1, append(word(9), word(xxh3.Hash(sevens))...)...)
+	f.Add(append(refs, copied...), bytes.Join([][]byte{writeRecord(1, WriteData, 3, 8, 16), pageData, record(recordZeroData, 8, 7),
+		record(recordRawData, 15, 1, sevens[:SectorSize]...), writeRecord(0, WriteDiscard, 4, 0, 9), writeRecord(2, WriteBarrier, 5, 0, 0),
+		record(recordDiskState, 0, 3, 1, 2, 3), record(recordEnd, 0, 0)}, nil), false)
+	const pages, limit = 16, 20*PageSize + 1000
 	f.Fuzz(func(t *testing.T, one, two []byte, checkpoint bool) {
 		at := Position{Image: Incarnation{1}}
 		h := Header{Kind: KindSync, Number: 1, Parent: at, Pages: pages}
@@ -89,7 +99,8 @@ func FuzzDecoderChunk(f *testing.F) {
 		if _, err := dec.End(trailer.AppendTo(nil)); err != nil {
 			return
 		}
-		next, count := GFN(0), uint64(0)
+		checkDisks(t, dec.Stage(), pages)
+		next, count := GFN(0), uint64(len(dec.Stage().References()))
 		if err := dec.Stage().Apply(func(first GFN, data []byte) error {
 			n := uint64(len(data) / PageSize)
 			if first < next || uint64(first)+n > pages || n == 0 {
@@ -104,4 +115,30 @@ func FuzzDecoderChunk(f *testing.F) {
 			t.Fatalf("%d pages written of %d", count, dec.Stage().PageCount())
 		}
 	})
+}
+
+// checkDisks demands what the receivers of a stage rely on.
+func checkDisks(t *testing.T, s *Stage, pages uint64) {
+	brought := NewPageSet(pages)
+	s.EachRun(brought.AddRange)
+	next := GFN(0)
+	for _, r := range s.References() {
+		if r.Page < next || uint64(r.Page) >= pages || brought.Contains(r.Page) || r.Disk >= MaxDisks || r.Sector > MaxSectors-PageSectors {
+			t.Fatalf("%v, after page %d", r, next)
+		}
+		next = r.Page + 1
+	}
+	if brought.Count()+uint64(len(s.References())) != s.PageCount() {
+		t.Fatalf("%d pages and %d references of %d", brought.Count(), len(s.References()), s.PageCount())
+	}
+	seq := uint64(0)
+	for _, w := range s.Writes() {
+		if err := w.check(seq); err != nil || len(w.Data) != w.dataBytes() {
+			t.Fatalf("%v, with %d bytes of data", err, len(w.Data))
+		}
+		seq = max(seq, w.Seq)
+	}
+	if len(s.DiskState()) > MaxDiskState {
+		t.Fatalf("%d bytes of disk state", len(s.DiskState()))
+	}
 }

@@ -97,7 +97,7 @@ func TestHeaderAndTrailerAreStrict(t *testing.T) {
 // after, and how it is encoded. What s2 makes of a page may change with its
 // version, so only the epoch without s2 is compared byte by byte.
 func goldenEpoch() (before, after []byte, dirty *PageSet) {
-	const pages = 12
+	const pages = 16
 	before = make([]byte, pages*PageSize)
 	for i := range before[:8*PageSize] {
 		before[i] = byte(i / 8)
@@ -112,10 +112,49 @@ func goldenEpoch() (before, after []byte, dirty *PageSet) {
 	for i := range PageSize { // new page, compressible
 		after[9*PageSize+i] = byte(i % 5)
 	}
+	for i := 12 * PageSize; i < 14*PageSize; i++ { // on the disk
+		after[i] = byte(i % 7)
+	}
+	copy(after[14*PageSize:], after[9*PageSize:10*PageSize]) // copy
 	dirty = NewPageSet(pages)
 	dirty.AddRange(2, 5) // page 5 is written with what it held
 	dirty.AddRange(9, 1)
+	dirty.AddRange(12, 3)
 	return before, after, dirty
+}
+
+// goldenDisks is what the golden epoch says of disks: every kind of write, and
+// of data.
+func goldenDisks(after []byte) disks {
+	data := bytes.Join([][]byte{after[6*PageSize : 8*PageSize], make([]byte, PageSize), after[9*PageSize:][:PageSize], []byte("tail")}, nil)
+	data = append(data, make([]byte, SectorSize-4)...)
+	return disks{
+		leave: goldenExcluder{},
+		writes: []DiskWrite{
+			{Kind: WriteSync, Disk: 2, Sector: 64, Sectors: 1, Data: bytes.Repeat([]byte{1}, SectorSize)},
+			{Seq: 0x0102030405060708, Kind: WriteData, Disk: 15, Sector: 0x1122334455, Sectors: uint32(len(data) / SectorSize),
+				Data: data, Pages: []GFN{6, 7, NoPage, NoPage}},
+			{Seq: 0x0102030405060709, Kind: WriteBarrier, Disk: 15},
+			{Seq: 0x010203040506070b, Kind: WriteZeroes, Sector: 3, Sectors: 5},
+			{Seq: 0x010203040506070c, Kind: WriteDiscard, Disk: 1, Sectors: MaxZeroSectors},
+		},
+		equal: func(page GFN, piece []byte) bool { return bytes.Equal(after[page*PageSize:][:PageSize], piece) },
+		state: []byte("disk state"),
+	}
+}
+
+// goldenExcluder leaves out pages 12 to 14.
+type goldenExcluder struct{}
+
+func (goldenExcluder) Exclude(f GFN, page []byte, _ bool) (Exclusion, bool) {
+	switch f {
+	case 12, 13:
+		ref := Reference{Page: f, Disk: 3, Sector: 0xa0a1a2a3a4 + 8*uint64(f-12), Print: PrintKey(9).Of(page)}
+		return Exclusion{Kind: ExcludeBlock, Ref: ref}, true
+	case 14:
+		return Exclusion{Kind: ExcludeCopy, Source: 9}, true
+	}
+	return Exclusion{}, false
 }
 
 // goldenState is a device state, long enough to be packed at EffortFull.
@@ -144,7 +183,7 @@ func encodeGolden(t *testing.T, effort Effort) (*rig, sent, []byte) {
 		t.Fatal(err)
 	}
 	r.enc.SetEffort(effort)
-	s, err = r.encode(r.header(KindCheckpoint), after, dirty, goldenState(effort))
+	s, err = r.encodeWith(r.header(KindCheckpoint), after, dirty, goldenState(effort), goldenDisks(after))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -161,9 +200,9 @@ func TestGoldenEpochs(t *testing.T) {
 		exact  bool
 		want   EpochStats
 	}{
-		{"none.epoch", EffortNone, true, EpochStats{Pages: 6, ZeroPages: 2, RawPages: 4}},
-		{"delta.epoch", EffortDelta, true, EpochStats{Pages: 6, ZeroPages: 2, SamePages: 1, DeltaPages: 1, RawPages: 2}},
-		{"full.epoch", EffortFull, false, EpochStats{Pages: 6, ZeroPages: 2, SamePages: 1, DeltaPages: 2, PackedPages: 1}},
+		{"none.epoch", EffortNone, true, EpochStats{Pages: 9, ZeroPages: 2, RawPages: 4}},
+		{"delta.epoch", EffortDelta, true, EpochStats{Pages: 9, ZeroPages: 2, SamePages: 1, DeltaPages: 1, RawPages: 2}},
+		{"full.epoch", EffortFull, false, EpochStats{Pages: 9, ZeroPages: 2, SamePages: 1, DeltaPages: 2, PackedPages: 1}},
 	} {
 		t.Run(c.file, func(t *testing.T) {
 			r, s, after := encodeGolden(t, c.effort)
@@ -182,7 +221,8 @@ func TestGoldenEpochs(t *testing.T) {
 				t.Error("the bytes written have changed: a new FormatVersion, or a mistake")
 			}
 			if got := s.stats; got.Pages != c.want.Pages || got.ZeroPages != c.want.ZeroPages || got.SamePages != c.want.SamePages ||
-				got.DeltaPages != c.want.DeltaPages || got.PackedPages != c.want.PackedPages || got.RawPages != c.want.RawPages {
+				got.DeltaPages != c.want.DeltaPages || got.PackedPages != c.want.PackedPages || got.RawPages != c.want.RawPages || got.ReferencePages != 2 || got.CopyPages != 1 ||
+				got.Writes != 4 || got.WriteBytes != 4*PageSize+SectorSize || got.WritePageBytes != 2*PageSize || got.SyncBytes != SectorSize {
 				t.Errorf("stats %+v, want %+v", got, c.want)
 			}
 			s.header = golden[:HeaderSize]
@@ -193,6 +233,17 @@ func TestGoldenEpochs(t *testing.T) {
 			}
 			if got := r.dec.Stage().DeviceState(); !bytes.Equal(got, goldenState(c.effort)) {
 				t.Errorf("device state %q", got)
+			}
+			stage, want := r.dec.Stage(), goldenDisks(after)
+			if err := sameWrites(stage.Writes(), want.writes); err != nil || string(stage.DiskState()) != "disk state" {
+				t.Errorf("%v, disk state %q", err, stage.DiskState())
+			}
+			for i, ref := range stage.References() {
+				page := after[(12+i)*PageSize:][:PageSize]
+				if x, _ := want.leave.Exclude(GFN(12+i), page, false); x.Ref != ref {
+					t.Errorf("%v, want %v", ref, x.Ref)
+				}
+				copy(r.image[(12+i)*PageSize:], page) // as the receiver does some day
 			}
 			if err := r.commit(s.to); err != nil {
 				t.Fatal(err)

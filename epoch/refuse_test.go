@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/klauspost/compress/s2"
+	"github.com/zeebo/xxh3"
 )
 
 const (
@@ -175,6 +176,12 @@ func record(t recordType, frame uint64, n int, body ...byte) []byte {
 	return append(b, body...)
 }
 
+// writeRecord builds the head of a write.
+func writeRecord(disk uint64, kind WriteKind, seq, sector uint64, sectors uint32) []byte {
+	body := binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(nil, seq), sector)
+	return record(recordWrite, disk, int(kind), binary.LittleEndian.AppendUint32(body, sectors)...)
+}
+
 func TestHostileRecordIsRefused(t *testing.T) {
 	page := make([]byte, PageSize)
 	bomb := binary.AppendUvarint(nil, 1<<32-1)
@@ -186,6 +193,22 @@ func TestHostileRecordIsRefused(t *testing.T) {
 	// Longer than anything of its type may be, although it is all there.
 	padded := make([]byte, PageSize+1)
 	check := []byte{1, 2, 3, 4}
+	join := func(records ...[]byte) []byte { return bytes.Join(records, nil) }
+	refs := func(first uint64, n int, disk, sector uint64) []byte {
+		return record(recordReference, first, n, append(binary.LittleEndian.AppendUint64(nil, disk<<56|sector), make([]byte, 16*n)...)...)
+	}
+	copyOf := func(f, source uint64, check uint32) []byte {
+		return record(recordCopy, f, 0, binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint64(nil, source), check)...)
+	}
+	write := writeRecord
+	zeroCheck := xxh3.Hash(page)
+	pageData := func(sector, first uint64, checks ...uint64) []byte {
+		body := binary.LittleEndian.AppendUint64(nil, first)
+		for _, c := range checks {
+			body = binary.LittleEndian.AppendUint64(body, c)
+		}
+		return record(recordPageData, sector, len(checks), body...)
+	}
 	packed := func(t recordType, body []byte) []byte { return record(t, 1, len(body), body...) }
 	checked := func(t recordType, body []byte) []byte {
 		return record(t, 1, len(body), append(bytes.Clone(check), body...)...)
@@ -231,6 +254,69 @@ func TestHostileRecordIsRefused(t *testing.T) {
 		{"packed state of nothing", record(recordPackedState, 0, 1, 0), ErrMalformed, "decompresses to 0 bytes"},
 		{"packed state torn", record(recordPackedState, 0, len(torn), torn...), ErrMalformed, "decompressing device state"},
 		{"packed state from the middle", record(recordPackedState, 9, len(good), good...), ErrMalformed, "offset 9, want 0"},
+		{"no references", record(recordReference, 1, 0, make([]byte, 8)...), ErrMalformed, "n = 0"},
+		{"references over the end", refs(refusePages-1, 2, 0, 0), ErrMalformed, "outside the image"},
+		{"references missing", refs(1, 2, 0, 0)[:40], ErrMalformed, "of which 40 are here"},
+		{"reference to no disk", refs(1, 1, MaxDisks, 0), ErrMalformed, "disk 16, sectors 0+8"},
+		{"reference behind every disk", refs(1, 1, 0, MaxSectors-7), ErrMalformed, "outside every disk"},
+		{"references over the end of every disk", refs(1, 2, 0, MaxSectors-8), ErrMalformed, "outside every disk"},
+		{"reference far behind every disk", refs(1, 1, 0, 1<<56-1), ErrMalformed, "outside every disk"},
+		{"reference twice", join(refs(1, 1, 0, 0), refs(1, 1, 0, 0)), ErrMalformed, "page 1 comes after page 1"},
+		{"a copy with a count", record(recordCopy, 2, 1, make([]byte, 12)...), ErrMalformed, "n = 1"},
+		{"a copy of itself", copyOf(2, 2, 0), ErrMalformed, "want a lower one"},
+		{"a copy of a higher page", copyOf(2, 3, 0), ErrMalformed, "want a lower one"},
+		{"a copy outside the image", copyOf(refusePages, 3, 0), ErrMalformed, "outside the image"},
+		{"a copy of something far away", copyOf(2, 1<<63, 0), ErrMalformed, "want a lower one"},
+		{"a copy of a reference", join(refs(1, 3, 0, 0), copyOf(4, 2, 0)), ErrMalformed, "page 2, which is a reference"},
+		{"a copy with another content", copyOf(4, 2, 7), ErrBase, "copied from page 2"},
+		{"a copy of this epoch with another content", join(record(recordZero, 2, 1), copyOf(4, 2, 7)), ErrBase, "copied from page 2"},
+		{"a write of kind 0", record(recordWrite, 0, 0, make([]byte, writeSize)...), ErrMalformed, "n = 0"},
+		{"a write of kind 6", record(recordWrite, 0, 6, make([]byte, writeSize)...), ErrMalformed, "n = 6"},
+		{"a write torn", write(0, WriteData, 1, 0, 1)[:20], ErrMalformed, "of which 20 are here"},
+		{"a write to no disk", write(MaxDisks, WriteData, 1, 0, 1), ErrMalformed, "disk 16"},
+		{"a write to a disk far away", write(1<<40-256, WriteData, 1, 0, 1), ErrMalformed, "disk 1099511627520"},
+		{"a write without a number", write(0, WriteData, 0, 0, 1), ErrMalformed, "number 0 after 0"},
+		{"a write twice", join(write(0, WriteDiscard, 5, 0, 1), write(0, WriteDiscard, 5, 0, 1)), ErrMalformed, "number 5 after 5"},
+		{"writes descend", join(write(0, WriteDiscard, 5, 0, 1), write(1, WriteDiscard, 4, 0, 1)), ErrMalformed, "number 4 after 5"},
+		{"a synchronisation with a number", write(0, WriteSync, 1, 0, 1), ErrMalformed, "number 1, want 0"},
+		{"a write of nothing", write(0, WriteData, 1, 0, 0), ErrMalformed, "of 0 sectors"},
+		{"a discard of nothing", write(0, WriteDiscard, 1, 0, 0), ErrMalformed, "of 0 sectors"},
+		{"a barrier of a sector", write(0, WriteBarrier, 1, 0, 1), ErrMalformed, "of 1 sectors"},
+		{"a barrier somewhere", write(0, WriteBarrier, 1, 8, 0), ErrMalformed, "sectors 8+0"},
+		{"a write too large", write(0, WriteData, 1, 0, MaxWriteSectors+1), ErrMalformed, "of 8193 sectors"},
+		{"a synchronisation too large", write(0, WriteSync, 0, 0, MaxWriteSectors+1), ErrMalformed, "of 8193 sectors"},
+		{"zeroes too large", write(0, WriteZeroes, 1, 0, MaxZeroSectors+1), ErrMalformed, "of 32769 sectors"},
+		{"a giant discard", write(0, WriteDiscard, 1, 0, 1<<32-1), ErrMalformed, "of 4294967295 sectors"},
+		{"a write over the end of every disk", write(0, WriteData, 1, MaxSectors, 1), ErrMalformed, "outside every disk"},
+		{"a write far behind every disk", write(0, WriteData, 1, 1<<64-1, 1), ErrMalformed, "outside every disk"},
+		{"data without a write", record(recordZeroData, 0, 1), ErrMalformed, "wants 0 more"},
+		{"data of a discard", join(write(0, WriteDiscard, 1, 0, 1), record(recordZeroData, 0, 1)), ErrMalformed, "wants 0 more"},
+		{"no data", join(write(0, WriteData, 1, 0, 1), record(recordRawData, 0, 0)), ErrMalformed, "n = 0"},
+		{"data from the middle", join(write(0, WriteData, 1, 0, 2), record(recordZeroData, 1, 1)), ErrMalformed, "for sector 1 of a write, want sector 0"},
+		{"data twice", join(write(0, WriteData, 1, 0, 2), record(recordZeroData, 0, 1), record(recordZeroData, 0, 1)), ErrMalformed, "for sector 0 of a write, want sector 1"},
+		{"too much zero data", join(write(0, WriteData, 1, 0, 2), record(recordZeroData, 0, 3)), ErrMalformed, "wants 1024 more"},
+		{"too much raw data", join(write(0, WriteData, 1, 0, 7), record(recordRawData, 0, 8, page...)), ErrMalformed, "wants 3584 more"},
+		{"too much packed data", join(write(0, WriteData, 1, 0, 7), record(recordPackedData, 0, len(good), good...)), ErrMalformed, "wants 3584 more"},
+		{"too much page data", join(write(0, WriteData, 1, 0, 15), pageData(0, 1, 0, 0)), ErrMalformed, "wants 7680 more"},
+		{"raw data missing", join(write(0, WriteData, 1, 0, 8), record(recordRawData, 0, 8, page[:100]...)), ErrMalformed, "of which 108 are here"},
+		{"data without end", record(recordRawData, 0, MaxWriteSectors+1), ErrMalformed, "n = 8193"},
+		{"packed data bomb", join(write(0, WriteData, 1, 0, 8), record(recordPackedData, 0, len(bomb)+9, append(bomb, make([]byte, 9)...)...)), ErrMalformed, "whole sectors"},
+		{"packed data of half a sector", join(write(0, WriteData, 1, 0, 8), record(recordPackedData, 0, len(small), small...)), ErrMalformed, "decompresses to 4095"},
+		{"packed data torn", join(write(0, WriteData, 1, 0, 8), record(recordPackedData, 0, len(torn), torn...)), ErrMalformed, "decompressing data"},
+		{"page data outside the image", join(write(0, WriteData, 1, 0, 16), pageData(0, refusePages-1, 0, 0)), ErrMalformed, "pages 63+2, outside the image"},
+		{"page data from far away", join(write(0, WriteData, 1, 0, 8), pageData(0, 1<<64-1, 0)), ErrMalformed, "outside the image"},
+		{"page data of a reference", join(refs(5, 3, 0, 0), write(0, WriteData, 1, 0, 16), pageData(0, 4, zeroCheck, 0)), ErrMalformed, "page 5, which is a reference"},
+		{"page data with another content", join(write(0, WriteData, 1, 0, 16), pageData(0, 4, zeroCheck, 1)), ErrBase, "out of page 5"},
+		{"a page while a write wants data", join(write(0, WriteData, 1, 0, 8), record(recordZero, 1, 1)), ErrMalformed, "(pages) after disk writes"},
+		{"a write while a write wants data", join(write(0, WriteData, 1, 0, 8), write(0, WriteBarrier, 2, 0, 0)), ErrMalformed, "wants 4096 more bytes"},
+		{"an end while a write wants data", join(write(0, WriteData, 1, 0, 8), record(recordZeroData, 0, 7), record(recordEnd, 0, 0)), ErrMalformed, "wants 512 more bytes"},
+		{"a page after the device state", join(record(recordState, 0, 1, 7), record(recordZero, 1, 1)), ErrMalformed, "(pages) after device state"},
+		{"a write after the device state", join(record(recordState, 0, 1, 7), write(0, WriteBarrier, 1, 0, 0)), ErrMalformed, "(disk writes) after device state"},
+		{"a device state after the disk state", join(record(recordDiskState, 0, 1, 7), record(recordState, 0, 1, 7)), ErrMalformed, "(device state) after disk state"},
+		{"no disk state", record(recordDiskState, 0, 0), ErrMalformed, "n = 0"},
+		{"disk state twice", join(record(recordDiskState, 0, 1, 7), record(recordDiskState, 0, 1, 7)), ErrMalformed, "disk state at offset 0, want 1"},
+		{"packed disk state torn", record(recordPackedDiskState, 0, len(torn), torn...), ErrMalformed, "decompressing disk state"},
+		{"packed disk state bomb", record(recordPackedDiskState, 0, len(bomb)+9, append(bomb, make([]byte, 9)...)...), ErrMalformed, "disk state at offset 0 decompresses to"},
 		{"an end with a count", record(recordEnd, 0, 1), ErrMalformed, "n = 1"},
 		{"an end with a frame", record(recordEnd, 1, 0), ErrMalformed, "frame 1"},
 		{"end twice", append(record(recordEnd, 0, 0), record(recordEnd, 0, 0)...), ErrMalformed, "follow the end"},
@@ -297,6 +383,16 @@ func TestStageKeepsItsLimit(t *testing.T) {
 		{"raw pages, several slabs", 3<<20 + 10000, func(i int) []byte { return record(recordRaw, uint64(i), 1, page...) }},
 		{"scattered zero pages", 10 * PageSize, func(i int) []byte { return record(recordZero, uint64(2*i), 1) }},
 		{"device state", 10 * PageSize, func(i int) []byte { return record(recordState, uint64(i)*PageSize, PageSize, page...) }},
+		{"references", 10 * PageSize, func(i int) []byte { return record(recordReference, uint64(i), 1, make([]byte, 24)...) }},
+		{"barriers", 10 * PageSize, func(i int) []byte { return writeRecord(0, WriteBarrier, uint64(i+1), 0, 0) }},
+		{"zero data", 3<<20 + 10000, func(i int) []byte {
+			return append(writeRecord(0, WriteData, uint64(i+1), 0, 200), record(recordZeroData, 0, 200)...)
+		}},
+		{"large writes", 20 << 20, func(i int) []byte {
+			n := []int{1, 1000, MaxWriteSectors}[i%3]
+			return append(writeRecord(0, WriteSync, 0, 0, uint32(n)), record(recordZeroData, 0, n)...)
+		}},
+		{"disk state", 10 * PageSize, func(i int) []byte { return record(recordDiskState, uint64(i)*PageSize, PageSize, page...) }},
 		{"no room at all", 1, func(i int) []byte { return record(recordZero, uint64(2*i), 1) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -314,7 +410,11 @@ func TestStageKeepsItsLimit(t *testing.T) {
 				if !errors.Is(err, ErrTooLarge) {
 					t.Fatal(err)
 				}
-				if most > c.limit || most+stageSlab < c.limit {
+				spare := uint64(stageSlab)
+				if c.name == "large writes" {
+					spare = MaxWriteSectors * SectorSize
+				}
+				if most > c.limit || most+spare < c.limit {
 					t.Errorf("%d bytes staged, the limit is %d", most, c.limit)
 				}
 				if got := uint64(len(r.dec.stage.slabs) * r.dec.stage.slab); got > c.limit {
@@ -324,6 +424,22 @@ func TestStageKeepsItsLimit(t *testing.T) {
 		})
 	}
 
+	t.Run("disk state above its bound", func(t *testing.T) {
+		r := newRig(8, EncoderConfig{}, DecoderConfig{})
+		if _, err := r.dec.Begin(r.header(KindSync).AppendTo(nil), r.at, r.gen); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		for at := 0; err == nil; at += PageSize {
+			if at > MaxDiskState {
+				t.Fatalf("%d bytes of disk state taken", at)
+			}
+			err = r.dec.Chunk(record(recordDiskState, uint64(at), PageSize, page...))
+		}
+		if !errors.Is(err, ErrTooLarge) {
+			t.Error(err)
+		}
+	})
 	t.Run("device state above its bound", func(t *testing.T) {
 		r := newRig(8, EncoderConfig{}, DecoderConfig{})
 		if _, err := r.dec.Begin(r.header(KindCheckpoint).AppendTo(nil), r.at, r.gen); err != nil {
