@@ -30,7 +30,7 @@ func TestGuestBoots(t *testing.T) {
 		{"microvm", "virtio-net-device"},
 	} {
 		t.Run(c.machine, func(t *testing.T) {
-			m := boot(t, c.machine, c.nic)
+			m := boot(t, setup{machine: c.machine, nic: c.nic})
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 			defer cancel()
 
@@ -88,7 +88,7 @@ func TestGuestBoots(t *testing.T) {
 // TestShellOnTheConsole asks for a shell, types into it, leaves it and finds a
 // new one.
 func TestShellOnTheConsole(t *testing.T) {
-	m := boot(t, "microvm", "virtio-net-device", "understudy.shell")
+	m := boot(t, setup{machine: "microvm", nic: "virtio-net-device", words: "understudy.shell"})
 	const prompt = "/ # "
 	m.waitFor(t, prompt)
 	m.enter(t, "busybox echo 6 times 7 is $((6*7)); exit")
@@ -111,11 +111,32 @@ type machine struct {
 	dir     string
 	stdin   *os.File
 	seen    int // bytes of the console that waitFor has gone past
+	kill    func() error
 	ended   chan struct{}
 }
 
-// boot starts QEMU and waits until the guest is ready.
-func boot(t *testing.T, machineType, nic string, extra ...string) *machine {
+// setup is a machine to boot.
+type setup struct {
+	machine, nic string
+	words        string // for the kernel's command line
+	disk         string // an image, mounted on guest.DataDir
+}
+
+// boot starts a machine and waits until the guest is ready, without a complaint.
+func boot(t *testing.T, s setup) *machine {
+	t.Helper()
+	began := time.Now()
+	m := start(t, s)
+	m.waitFor(t, guest.ReadyLine)
+	if strings.Contains(m.console(), "level=ERROR") {
+		t.Errorf("init complains:\n%s", m.console())
+	}
+	t.Logf("%s: ready after %s", s.machine, time.Since(began).Round(10*time.Millisecond))
+	return m
+}
+
+// start starts QEMU.
+func start(t *testing.T, s setup) *machine {
 	t.Helper()
 	build := filepath.Join("..", "build", "guest")
 	if _, err := os.Stat(filepath.Join(build, "initrd")); err != nil {
@@ -131,7 +152,10 @@ func boot(t *testing.T, machineType, nic string, extra ...string) *machine {
 		Address: netip.MustParsePrefix("10.0.2.15/24"),
 		Gateway: netip.MustParseAddr("10.0.2.2"),
 		TSCKHz:  guest.TSCKHz(),
-		Extra:   strings.Join(extra, " "),
+		Extra:   s.words,
+	}
+	if s.disk != "" {
+		b.Disk = guest.Disk{Device: guest.FirstDisk, Dir: guest.DataDir}
 	}
 	console, err := os.Create(filepath.Join(m.dir, "console"))
 	if err != nil {
@@ -144,14 +168,17 @@ func boot(t *testing.T, machineType, nic string, extra ...string) *machine {
 	}
 	defer func() { _ = stdin.Close() }()
 	m.stdin = typed
-	qemu := exec.Command("qemu-system-x86_64", "-accel", "tcg", "-machine", machineType, "-m", "256",
+	qemu := exec.Command("qemu-system-x86_64", "-accel", "tcg", "-machine", s.machine, "-m", "256",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-serial", "stdio",
 		"-kernel", filepath.Join(build, "vmlinuz"), "-initrd", filepath.Join(build, "initrd"),
 		"-append", b.CommandLine(),
-		"-netdev", user, "-device", nic+",netdev=n")
+		"-netdev", user, "-device", s.nic+",netdev=n")
+	if s.disk != "" {
+		qemu.Args = append(qemu.Args, "-drive", "if=none,id=d,format=raw,cache=none,file="+s.disk,
+			"-device", strings.Replace(s.nic, "net", "blk", 1)+",drive=d")
+	}
 	qemu.Stdin, qemu.Stdout, qemu.Stderr = stdin, console, console
-	begin := time.Now()
 	if err := qemu.Start(); err != nil {
 		t.Fatalf("start QEMU (run scripts/setup if it is missing): %v", err)
 	}
@@ -164,11 +191,7 @@ func boot(t *testing.T, machineType, nic string, extra ...string) *machine {
 		<-m.ended
 		_ = typed.Close()
 	})
-	m.waitFor(t, guest.ReadyLine)
-	if strings.Contains(m.console(), "level=ERROR") {
-		t.Errorf("init complains:\n%s", m.console())
-	}
-	t.Logf("%s: ready after %s", machineType, time.Since(begin).Round(10*time.Millisecond))
+	m.kill = qemu.Process.Kill
 	return m
 }
 

@@ -5,6 +5,7 @@
 //	guest/init     is PID 1 in the guest: modules, network, services
 //	guest/service  are the services, plain text over TCP; they run on any Linux
 //	guest/client   is the other end of them
+//	guest/image    makes and examines its disk images, on the host
 //
 // This package holds only what both ends have to agree on.
 package guest
@@ -39,11 +40,31 @@ type Boot struct {
 	// that the kernel could measure it by reliably, and on a busy host the kernel
 	// gives up and hangs. 0 leaves it to the kernel; pc and q35 do well by that.
 	TSCKHz int
+	// Disk is mounted, read and write, if it has a device.
+	Disk Disk
 	// Shell asks for a shell on the serial console.
 	Shell bool
 	// Extra is appended to the kernel's command line as it is.
 	Extra string
 }
+
+// Disk is a block device with an ext4 file system and where it is mounted.
+type Disk struct {
+	// Device in the guest, FirstDisk for its first virtio-blk disk.
+	Device string
+	// Dir is DataDir or RootDir.
+	Dir string
+}
+
+const (
+	// FirstDisk is the device of the guest's first virtio-blk disk.
+	FirstDisk = "/dev/vda"
+	// DataDir is where a disk with data is mounted.
+	DataDir = "/data"
+	// RootDir is where a disk with a whole system is mounted, for its programs to
+	// run in; the guest's own init and services stay in the initramfs.
+	RootDir = "/root"
+)
 
 // fastBoot are kernel parameters that shorten the boot under emulation and
 // change nothing that a test looks at.
@@ -60,6 +81,9 @@ func (b Boot) CommandLine() string {
 	}
 	if b.TSCKHz != 0 {
 		words = append(words, fmt.Sprintf("tsc_early_khz=%d", b.TSCKHz))
+	}
+	if b.Disk.Device != "" {
+		words = append(words, fmt.Sprintf("understudy.disk=%s:%s", b.Disk.Device, b.Disk.Dir))
 	}
 	if b.Shell {
 		words = append(words, "understudy.shell")

@@ -1,4 +1,4 @@
-// Command build makes the test guest: a kernel and an initramfs.
+// Command build makes the test guest: a kernel, an initramfs and a disk.
 //
 //	go run ./guest/build -o build/guest
 //
@@ -7,7 +7,7 @@
 // output directory has no kernel yet (-refresh takes the newest one). The
 // initramfs is then written from four inputs: our own PID 1, the host's
 // busybox, the kernel's modules and the list below. It is written anew only if
-// one of them differs.
+// one of them differs. The disk is package image's small one.
 package main
 
 import (
@@ -19,6 +19,8 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+
+	"understudy/guest/image"
 )
 
 // modules are the drivers the guest loads, those of every machine it boots on;
@@ -62,16 +64,17 @@ func build(ctx context.Context, out, busybox string, refresh bool) error {
 	if err != nil {
 		return fmt.Errorf("make the guest's initramfs: %w", err)
 	}
-	image, err := os.ReadFile(filepath.Join(kernel, "vmlinuz"))
+	vmlinuz, err := os.ReadFile(filepath.Join(kernel, "vmlinuz"))
 	if err != nil {
 		return err
 	}
-	for name, data := range map[string][]byte{"vmlinuz": image, "initrd": initrd} {
+	for name, data := range map[string][]byte{"vmlinuz": vmlinuz, "initrd": initrd} {
 		if err := replace(filepath.Join(out, name), data); err != nil {
 			return err
 		}
 	}
-	return nil
+	_, err = image.Small(ctx, out)
+	return err
 }
 
 // replace writes the file, unless it holds data already, in one step: a guest

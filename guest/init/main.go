@@ -1,6 +1,6 @@
 // Command init is PID 1 of the test guest. It goes through these steps once:
 // mount the kernel's file systems, load the drivers' modules, set up the
-// network from the kernel's command line, serve (package service), say
+// network and mount the disk from the kernel's command line, serve (package service), say
 // guest.ReadyLine on the console. Then it reaps orphans and waits for a request
 // to end.
 //
@@ -8,6 +8,7 @@
 //
 //	understudy.ip=ADDRESS/LENGTH   eth0's IPv4 address
 //	understudy.gw=ADDRESS          the default route
+//	understudy.disk=DEVICE:DIR     an ext4 disk to mount on /data or /root
 //	understudy.shell               a shell on the serial console
 //
 // and heeds the signals that busybox's poweroff (SIGUSR2) and reboot (SIGTERM)
@@ -53,6 +54,10 @@ func main() {
 	settings, err := parseCommandLine(string(cmdline))
 	report(err)
 	report(network(settings))
+	if err := mountDisk(settings.disk); err != nil {
+		report(err)
+		settings.disk = guest.Disk{} // the services must not take the initramfs for it
+	}
 
 	ends := make(chan service.PowerAction, 1)
 	end := func(action service.PowerAction) {
@@ -63,7 +68,7 @@ func main() {
 	}
 	var services sync.WaitGroup
 	ctx, cancel := context.WithCancel(context.Background())
-	report(serve(ctx, &services, end, log))
+	report(serve(ctx, &services, settings.disk.Dir, end, log))
 	_, _ = fmt.Fprintln(console, guest.ReadyLine)
 
 	var shell int
@@ -78,6 +83,9 @@ func main() {
 		case action := <-ends:
 			cancel()
 			services.Wait()
+			if action != service.Panic { // a crash leaves what it leaves
+				report(unmountDisk(settings.disk))
+			}
 			report(finish(action))
 		case sig := <-signals:
 			switch sig {
@@ -147,7 +155,7 @@ func loadModule(path string) error {
 }
 
 // serve opens the services' ports and serves until ctx ends.
-func serve(ctx context.Context, running *sync.WaitGroup, end func(service.PowerAction), log *slog.Logger) error {
+func serve(ctx context.Context, running *sync.WaitGroup, disk string, end func(service.PowerAction), log *slog.Logger) error {
 	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return fmt.Errorf("read the boot id: %w", err)
@@ -159,6 +167,8 @@ func serve(ctx context.Context, running *sync.WaitGroup, end func(service.PowerA
 	running.Go(func() {
 		err := service.Run(ctx, listeners, service.Config{
 			BootID: strings.TrimSpace(string(id)),
+			Disk:   disk,
+			Drop:   dropCaches,
 			// Not at once: Run waits for the connection that asks.
 			Power: end,
 			Log:   log,

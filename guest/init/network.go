@@ -9,12 +9,15 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"understudy/guest"
 )
 
 // settings are what the kernel's command line says to us.
 type settings struct {
 	address netip.Prefix
 	gateway netip.Addr
+	disk    guest.Disk
 	shell   bool
 }
 
@@ -36,6 +39,8 @@ func parseCommandLine(line string) (settings, error) {
 			if err == nil && !s.gateway.Is4() {
 				s.gateway, err = netip.Addr{}, errors.New("only IPv4 is set up")
 			}
+		case "understudy.disk":
+			s.disk, err = parseDisk(value)
 		case "understudy.shell":
 			s.shell = true
 		}
@@ -60,7 +65,7 @@ func network(s settings) error {
 		return nil
 	}
 	if err := waitFor("/sys/class/net/eth0", 3*time.Second); err != nil {
-		return err
+		return fmt.Errorf("set up the network: no eth0 (has the machine a virtio-net device?): %w", err)
 	}
 	addr := s.address.Addr().As4()
 	if err := setAddress(fd, "eth0", unix.SIOCSIFADDR, addr[:]); err != nil {
@@ -88,7 +93,7 @@ func waitFor(path string, limit time.Duration) error {
 			return nil
 		}
 		if time.Since(begin) > limit {
-			return fmt.Errorf("set up the network: no eth0 after %s (has the machine a virtio-net device?): %w", limit, err)
+			return fmt.Errorf("not there after %s: %w", limit, err)
 		}
 	}
 }

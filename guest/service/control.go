@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"strings"
 	"sync"
@@ -15,10 +16,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// control owns the writer and the background loop; close ends both.
+// control owns the writer, the background loop and the disk's work; close ends
+// them.
 type control struct {
 	cfg    Config
 	static area
+	disk   disk
 
 	mu     sync.Mutex
 	writer *writer // nil unless dirtying
@@ -31,9 +34,12 @@ func (c *control) handle(ctx context.Context, peer *conn) error {
 		if err != nil {
 			return err
 		}
-		answer, err := c.do(ctx, words)
+		answer, err := c.do(ctx, peer, words)
+		if errors.Is(err, io.EOF) {
+			return err
+		}
 		if err != nil {
-			answer = "error " + err.Error()
+			answer = "error " + oneLine(err)
 		}
 		if _, err := fmt.Fprintln(peer, answer); err != nil {
 			return err
@@ -48,8 +54,9 @@ func (c *control) handle(ctx context.Context, peer *conn) error {
 	}
 }
 
-// do carries out one request and returns the answer.
-func (c *control) do(ctx context.Context, words []string) (string, error) {
+// do carries out one request and returns the answer. The error is io.EOF when the
+// connection is of no more use. Only few requests read or write more of peer.
+func (c *control) do(ctx context.Context, peer *conn, words []string) (string, error) {
 	verb, args := "", []string(nil)
 	if len(words) > 0 {
 		verb, args = words[0], words[1:]
@@ -83,18 +90,21 @@ func (c *control) do(ctx context.Context, words []string) (string, error) {
 		return "ok", nil
 	case request == "check":
 		return c.check()
+	case verb == "disk":
+		return c.disk.handle(ctx, peer, args)
 	case request == string(Poweroff), request == string(Reboot), request == string(Panic):
 		if c.cfg.Power == nil {
 			return "", fmt.Errorf("this machine cannot be told to %s", verb)
 		}
 		return "ok", nil
 	}
-	return "", fmt.Errorf("unknown request %q; known are boot, uptime, dirty, work, speed, check, poweroff, reboot, panic", strings.Join(words, " "))
+	return "", fmt.Errorf("unknown request %q; known are boot, uptime, dirty, work, speed, check, disk, poweroff, reboot, panic", strings.Join(words, " "))
 }
 
 func (c *control) close() {
 	c.stopWriter()
 	c.stopSpeed()
+	c.disk.close()
 }
 
 // monotonic is CLOCK_MONOTONIC in nanoseconds.

@@ -40,6 +40,30 @@
 //	    and every stamp of the dirty area with the one last written there. A page
 //	    that a failover lost, or took from another epoch, shows:
 //	                                < corrupt area=static|dirty page=<n> of=<n> bad=<n>
+//	> disk work start [files=<1..4096>] [size=<4096..16777216>] [every=<pause>] [workers=<1..16>]
+//	                                < ok
+//	    From now on writes and reads back files on the disk (package diskwork says
+//	    how): 48 of 64 KiB with 2 workers and no pause, unless told. A second start
+//	    replaces the first; files of an earlier work are checked and go on with
+//	    their next version.
+//	> disk work status              < work rounds=<n> acked=<n> errors=<n> [text of the first error]
+//	> disk work stop                < ok
+//	> disk acks [from=<n>]          < ack <n> <file> <version> <xxh3 of the file, hexadecimal>, for ever
+//	    A line for each write of which fsync has returned, from the next one or from
+//	    n on, without a gap; 16384 are kept. Ends with "end" when the work is stopped.
+//	> disk check                    < ok files=<n> bytes=<n>
+//	    Reads every file of the work from the page cache, after dropping it and past
+//	    it, and compares it with what was last written; after a reboot, each sector
+//	    with itself. What is wrong:   < damage <text>
+//	> disk verify <n>, then n lines <file> <version> <xxh3>
+//	                                < as for check
+//	    Compares with acknowledgements that the client has kept as well: none of
+//	    those writes may be lost.
+//	> disk sync                     < ok, when all that was written is on the disk
+//	> disk drop                     < ok: syncs and drops what the kernel caches
+//	> disk read <path>…, disk read all
+//	                                < ok files=<n> bytes=<n> sum=<xxh3 of all bytes>
+//	    Reads files, and what is below directories, through the page cache.
 //	> poweroff, reboot, panic       < ok, then it happens
 //
 // Echo, port 7002: every byte comes back. Latency.
@@ -89,6 +113,11 @@ type Config struct {
 	// StaticPages is the size of the static area that "check" compares, in
 	// pages of 4096 bytes. Zero means 1024 (4 MiB).
 	StaticPages int
+	// Disk is the directory where the guest's disk is mounted; "" if there is
+	// none.
+	Disk string
+	// Drop drops what the kernel caches of files; "disk drop" calls it.
+	Drop func() error
 	// Power carries out a power request, after it was answered. It is called
 	// by one connection's goroutine.
 	Power func(PowerAction)
@@ -145,7 +174,7 @@ func Run(ctx context.Context, l Listeners, cfg Config) error {
 		return err
 	}
 	defer static.close()
-	control := &control{cfg: cfg, static: static}
+	control := &control{cfg: cfg, static: static, disk: disk{dir: cfg.Disk, drop: cfg.Drop}}
 	defer control.close()
 
 	var all sync.WaitGroup

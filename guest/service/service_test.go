@@ -26,11 +26,12 @@ const bootID = "2e355bc9-96bd-4a7c-9ff9-f2eab6808ac1"
 type machine struct {
 	service.Listeners
 	power chan service.PowerAction
+	disk  string // the directory that stands for the mounted disk
 }
 
 func start(t *testing.T) machine {
 	t.Helper()
-	m := machine{power: make(chan service.PowerAction, 1)}
+	m := machine{power: make(chan service.PowerAction, 1), disk: t.TempDir()}
 	for _, l := range []*net.Listener{&m.Counter, &m.Control, &m.Echo, &m.Throughput} {
 		opened, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -44,6 +45,8 @@ func start(t *testing.T) machine {
 		ended <- service.Run(ctx, m.Listeners, service.Config{
 			BootID:      bootID,
 			StaticPages: 16,
+			Disk:        m.disk,
+			Drop:        func() error { return nil },
 			Power:       func(a service.PowerAction) { m.power <- a },
 			Log:         slog.New(slog.DiscardHandler),
 		})
