@@ -87,7 +87,7 @@ type File struct {
 	align  alignment
 	pool   pool
 	ranges ranges
-	zeroes []byte // aligned; what falls back to writing zeroes writes
+	zeroes func() []byte // aligned; what falls back to writing zeroes writes
 	noHole atomic.Bool
 	noZero atomic.Bool
 	lost   atomic.Bool // see ErrNotDurable
@@ -146,7 +146,7 @@ func (f *File) open() error {
 		return err
 	}
 	f.pool.init(f.align)
-	f.zeroes = alignedBuffer(zeroPiece, f.align.memory)
+	f.zeroes = sync.OnceValue(func() []byte { return alignedBuffer(zeroPiece, f.align.memory) })
 	if err := f.locker.open(f.cfg.Path, f.data, f.cfg.ReadOnly); err != nil {
 		return err
 	}

@@ -67,8 +67,8 @@ func (f *File) fallocate(never *atomic.Bool, mode uint32, offset, length int64) 
 // writeZeroes writes zeroes. The range is locked.
 func (f *File) writeZeroes(offset, length int64) error {
 	for length > 0 {
-		n := min(length, int64(len(f.zeroes)))
-		if err := f.writeLocked(f.zeroes[:n], offset); err != nil {
+		n := min(length, zeroPiece)
+		if err := f.writeLocked(f.zeroes()[:n], offset); err != nil {
 			return err
 		}
 		offset, length = offset+n, length-n
