@@ -205,7 +205,7 @@ func TestDisksAllocateNothingPerPage(t *testing.T) {
 	}
 	most := 2.0 // the bytes of the header and of the trailer
 	if raceEnabled {
-		most = 4
+		most = 64 // s2's pool forgets at random then
 	}
 	var stats EpochStats
 	if allocs := testing.AllocsPerRun(4, func() { stats = b.commitNext() }); allocs > most {

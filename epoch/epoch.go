@@ -3,11 +3,12 @@
 // checkpoint travels in. It imports nothing of this project.
 //
 // Data flows through the package in this order: a PageSet (pageset.go) says
-// what changed; an Encoder (encoder.go) turns the pages into records
-// (record.go), some of them as patches (patch.go) of what it remembers having
-// sent (cache.go); a Decoder (decoder.go) turns records back into pages, kept
-// in a Stage (stage.go) until the epoch has proven whole. HashPages (hash.go)
-// compares two images.
+// what changed; an Encoder (encoder.go, encode_disk.go) turns the pages, and
+// what the guest wrote to its disks (disk.go), into records (record.go), some
+// pages as patches (patch.go) of what it remembers having sent (cache.go); a
+// Decoder (decoder.go, decode_disk.go) turns records back into pages and
+// writes, kept in a Stage (stage.go, stage_disk.go) until the epoch has proven
+// whole. HashPages (hash.go) compares two images.
 package epoch
 
 import (
