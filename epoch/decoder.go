@@ -23,8 +23,7 @@ import (
 type DecoderConfig struct {
 	// MaxStageBytes bounds the memory of one staged epoch; an epoch that needs
 	// more is refused with ErrTooLarge. The memory is kept for later epochs.
-	// 0 means enough for every page of the image, the largest device state and
-	// disk state, and 256 MiB of disk writes.
+	// 0 means StageLimit with 256 MiB of disk writes.
 	MaxStageBytes uint64
 }
 
@@ -70,9 +69,16 @@ func NewDecoder(pages uint64, cfg DecoderConfig, base func(first GFN, dst []byte
 	}
 	limit := cfg.MaxStageBytes
 	if limit == 0 {
-		limit = pages*(PageSize+runBytes) + stageSlab + MaxDeviceState + MaxDiskState + 256<<20
+		limit = StageLimit(pages, 256<<20)
 	}
 	return &Decoder{pages: pages, base: base, stage: newStage(limit), scratch: make([]byte, PageSize)}
+}
+
+// StageLimit returns a MaxStageBytes that is enough for every page of an image,
+// the largest device state and disk state, and disk writes with that many bytes
+// of data; the memory of small writes among large ones can take twice as much.
+func StageLimit(pages, writeBytes uint64) uint64 {
+	return pages*(PageSize+runBytes) + MaxDeviceState + MaxDiskState + 2*writeBytes + 2*stageSlab
 }
 
 // Begin opens an epoch that should be the next one after at, made by the owner

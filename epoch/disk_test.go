@@ -458,7 +458,7 @@ func TestEncoderRefusesMisuseOfDisks(t *testing.T) {
 // The largest write comes through whole, by the smallest chunks, and its memory
 // is not kept for ever.
 func TestLargestWrites(t *testing.T) {
-	r := newRig(1, EncoderConfig{ChunkBytes: MinChunkBytes}, DecoderConfig{})
+	r := newRig(1, EncoderConfig{ChunkBytes: MinChunkBytes}, DecoderConfig{MaxStageBytes: StageLimit(1, 8*MaxWriteSectors*SectorSize)})
 	data := make([]byte, MaxWriteSectors*SectorSize)
 	fillRandom(rand.New(rand.NewPCG(1, 3)), data)
 	var writes []DiskWrite
