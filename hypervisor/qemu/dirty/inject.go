@@ -30,38 +30,68 @@ import (
 // Config.Helper says; args are the arguments after those.
 func HelperMain(args []string) int {
 	signal.Ignore()
-	fd, err := helper(args)
+	made, err := helper(args)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	if _, err := fmt.Println(fd); err != nil {
+	if _, err := fmt.Println(made.fd, made.userOnly); err != nil {
 		return 1 // the parent is gone; the next one finds the anchor
 	}
 	return 0
 }
 
-func helper(args []string) (int, error) {
+// injected is a userfaultfd that was made inside the target.
+type injected struct {
+	fd int
+	// userOnly says that faults of the kernel cannot be handled with it: the
+	// target may not have more (vm.unprivileged_userfaultfd), and holds no
+	// /dev/userfaultfd.
+	userOnly bool
+}
+
+func helper(args []string) (injected, error) {
 	if len(args) != 1 {
-		return -1, fmt.Errorf("want one argument, a process id, not %q", args)
+		return injected{}, fmt.Errorf("want one argument, a process id, not %q", args)
 	}
 	pid, err := strconv.Atoi(args[0])
 	if err != nil || pid <= 0 {
-		return -1, fmt.Errorf("want a process id, not %q", args[0])
+		return injected{}, fmt.Errorf("want a process id, not %q", args[0])
 	}
 	at, err := findSyscallInstruction(pid)
 	if err != nil {
-		return -1, err
+		return injected{}, err
 	}
-	return injectUserfaultfd(pid, at)
+	device, err := findDevice(pid)
+	if err != nil {
+		return injected{}, err
+	}
+	return injectUserfaultfd(pid, at, device)
 }
 
-// inject makes a userfaultfd inside the target and returns its number there.
+// findDevice returns the number of a descriptor of /dev/userfaultfd that the
+// process was started with, -1 for none. With it a process without rights can
+// make a userfaultfd that handles all faults.
+func findDevice(pid int) (int, error) {
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return -1, err
+	}
+	for _, e := range entries {
+		if link, err := os.Readlink(dir + "/" + e.Name()); err == nil && link == "/dev/userfaultfd" {
+			return strconv.Atoi(e.Name())
+		}
+	}
+	return -1, nil
+}
+
+// inject makes a userfaultfd inside the target.
 // It is not cut short by a context: the helper must not be killed, and bounds
 // its own time.
-func inject(pid int, argv []string) (int, error) {
+func inject(pid int, argv []string) (injected, error) {
 	if len(argv) == 0 {
-		return -1, errors.New("no helper program configured")
+		return injected{}, errors.New("no helper program configured")
 	}
 	cmd := exec.Command(argv[0], append(argv[1:len(argv):len(argv)], strconv.Itoa(pid))...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // and no Pdeathsig
@@ -69,15 +99,17 @@ func inject(pid int, argv []string) (int, error) {
 	if err != nil {
 		var exit *exec.ExitError
 		if errors.As(err, &exit) {
-			return -1, fmt.Errorf("helper %s: %w: %s", argv[0], err, strings.TrimSpace(string(exit.Stderr)))
+			return injected{}, fmt.Errorf("helper %s: %w: %s", argv[0], err, strings.TrimSpace(string(exit.Stderr)))
 		}
-		return -1, fmt.Errorf("helper %s: %w", argv[0], err)
+		return injected{}, fmt.Errorf("helper %s: %w", argv[0], err)
 	}
-	fd, err := strconv.Atoi(strings.TrimSpace(string(out)))
-	if err != nil || fd < 0 {
-		return -1, fmt.Errorf("helper %s did not print a descriptor but %.80q", argv[0], out)
+	number, only, _ := strings.Cut(strings.TrimSpace(string(out)), " ")
+	fd, err := strconv.Atoi(number)
+	userOnly, boolErr := strconv.ParseBool(only)
+	if err != nil || boolErr != nil || fd < 0 {
+		return injected{}, fmt.Errorf("helper %s did not print a descriptor but %.80q", argv[0], out)
 	}
-	return fd, nil
+	return injected{fd, userOnly}, nil
 }
 
 // takeDescriptor copies descriptor number fd of the process into ours.

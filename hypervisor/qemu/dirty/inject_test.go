@@ -12,12 +12,12 @@ import (
 // injectHere does the helper's work from the test itself.
 func injectHere(t *testing.T, tg *target) {
 	t.Helper()
-	fd, err := helper([]string{fmt.Sprint(tg.cmd.Process.Pid)})
+	made, err := helper([]string{fmt.Sprint(tg.cmd.Process.Pid)})
 	must(t, err)
 	anchors, err := findAnchors(tg.cmd.Process.Pid)
 	must(t, err)
-	if len(anchors) != 1 || anchors[0] != (anchor{fd, 0}) {
-		t.Fatalf("injected descriptor %d, found %+v", fd, anchors)
+	if len(anchors) != 1 || anchors[0] != (anchor{made.fd, 0}) {
+		t.Fatalf("injected descriptor %d, found %+v", made.fd, anchors)
 	}
 }
 

@@ -63,33 +63,34 @@ func findSyscallInstruction(pid int) (uint64, error) {
 }
 
 // injectUserfaultfd runs userfaultfd(2) in the main thread of the target, by
-// means of the syscall instruction at the given address, and returns the
-// descriptor's number there.
-func injectUserfaultfd(pid int, at uint64) (fd int, err error) {
+// means of the syscall instruction at the given address. A descriptor of
+// /dev/userfaultfd (-1 for none) is used for it, and closed: it is for us and
+// not for whoever may break into the target.
+func injectUserfaultfd(pid int, at uint64, device int) (made injected, err error) {
 	runtime.LockOSThread() // ptrace knows its tracer by the thread
 	defer runtime.UnlockOSThread()
 
 	if err := stop(pid); err != nil {
-		return -1, err
+		return injected{}, err
 	}
 	defer func() { err = errors.Join(err, wrap("detach", unix.PtraceDetach(pid))) }()
 
 	var regs unix.PtraceRegs
 	if err := unix.PtraceGetRegs(pid, &regs); err != nil {
-		return -1, wrap("read registers", err)
+		return injected{}, wrap("read registers", err)
 	}
 	if regs.Cs != userCS {
-		return -1, fmt.Errorf("process %d does not run 64-bit code", pid)
+		return injected{}, fmt.Errorf("process %d does not run 64-bit code", pid)
 	}
 	var mask uint64
 	if err := sigmask(ptraceGetSigmask, pid, &mask); err != nil {
-		return -1, wrap("read signal mask", err)
+		return injected{}, wrap("read signal mask", err)
 	}
 	// SIGTRAP must stay as it is: the kernel resets its handler when it has to
 	// force it on a thread that blocks it.
 	all := ^uint64(0)&^(1<<(unix.SIGTRAP-1)) | mask&(1<<(unix.SIGTRAP-1))
 	if err := sigmask(ptraceSetSigmask, pid, &all); err != nil {
-		return -1, wrap("block signals", err)
+		return injected{}, wrap("block signals", err)
 	}
 	defer func() {
 		err = errors.Join(err,
@@ -98,20 +99,29 @@ func injectUserfaultfd(pid int, at uint64) (fd int, err error) {
 	}()
 
 	flags := uint64(unix.O_CLOEXEC | unix.O_NONBLOCK)
-	result, err := call(pid, regs, at, unix.SYS_USERFAULTFD, flags)
+	result := -int64(unix.EPERM)
+	if device >= 0 {
+		result, err = call(pid, regs, at, unix.SYS_IOCTL, uint64(device), ioctlUffdNew, flags)
+		if err == nil {
+			_, err = call(pid, regs, at, unix.SYS_CLOSE, uint64(device))
+		}
+	}
+	if err == nil && result < 0 {
+		result, err = call(pid, regs, at, unix.SYS_USERFAULTFD, flags)
+	}
 	if err == nil && result == -int64(unix.EPERM) {
 		// vm.unprivileged_userfaultfd is 0 and the target is not root. Faults
-		// of the kernel then may not be *handled* in user space. Ours are
-		// never: asynchronous ones are resolved in place, the kernel's too.
+		// of the kernel then may not be *handled* in user space. Those of
+		// tracking never are: asynchronous ones are resolved in place, the
+		// kernel's too.
+		made.userOnly = true
 		result, err = call(pid, regs, at, unix.SYS_USERFAULTFD, flags|uffdUserModeOnly)
 	}
 	if err == nil && result < 0 {
 		err = wrap("userfaultfd(2)", unix.Errno(-result))
 	}
-	if err != nil {
-		return -1, err
-	}
-	return int(result), nil
+	made.fd = int(result)
+	return made, err
 }
 
 // stop seizes a thread and waits until it stands still. If that fails the
@@ -146,8 +156,11 @@ func stop(tid int) error {
 
 // call runs one system call in a stopped thread and returns its raw result.
 // It leaves the registers changed.
-func call(tid int, regs unix.PtraceRegs, at, number, arg uint64) (int64, error) {
-	regs.Rip, regs.Rax, regs.Rdi = at, number, arg
+func call(tid int, regs unix.PtraceRegs, at, number uint64, args ...uint64) (int64, error) {
+	regs.Rip, regs.Rax = at, number
+	for i, to := range []*uint64{&regs.Rdi, &regs.Rsi, &regs.Rdx}[:len(args)] {
+		*to = args[i]
+	}
 	regs.Orig_rax = ^uint64(0) // else the kernel "restarts" the interrupted call on our registers
 	if err := unix.PtraceSetRegs(tid, &regs); err != nil {
 		return 0, wrap("set registers", err)

@@ -80,6 +80,7 @@ type Tracker struct {
 	everything bool     // the next Collect reports every page
 	settled    bool     // the first Collect is over
 	resumed    bool
+	whole      bool // the descriptor was made by us, and not for user code only
 	arg        pmScanArg
 	vector     []pageRegion
 	entry      [8]byte // scratch for alive
@@ -127,11 +128,12 @@ func Attach(ctx context.Context, cfg Config) (_ *Tracker, err error) {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		remote, err := inject(cfg.PID, cfg.Helper)
+		made, err := inject(cfg.PID, cfg.Helper)
 		if err != nil {
 			return nil, fmt.Errorf("make a userfaultfd inside it: %w", err)
 		}
-		if err := t.take(pidfd, anchor{fd: remote}); err != nil {
+		t.whole = !made.userOnly
+		if err := t.take(pidfd, anchor{fd: made.fd}); err != nil {
 			return nil, err
 		}
 	}
@@ -196,7 +198,7 @@ func (t *Tracker) take(pidfd int, a anchor) error {
 		if err != nil {
 			break
 		}
-		err = uffdRegister(fd, r.Region)
+		err = uffdRegister(fd, r.Region, uffdRegisterModeWP)
 	}
 	if err != nil {
 		_ = unix.Close(fd)
@@ -210,6 +212,11 @@ func (t *Tracker) take(pidfd int, a anchor) error {
 // Tracker's last Collect, as Config.Resume asked. What that Tracker had
 // collected is not in here: its process must have kept that elsewhere.
 func (t *Tracker) Resumed() bool { return t.resumed }
+
+// CanPage reports whether a Pager on this target can supply pages that the
+// kernel touches for it, in system calls and for KVM. Only the Tracker that
+// had the descriptor made knows it; a later one reports false.
+func (t *Tracker) CanPage() bool { return t.whole }
 
 // Collect adds to set every page written since the last Collect and begins to
 // watch those pages anew. The first one reports every page of every region,

@@ -180,15 +180,15 @@ type target struct {
 }
 
 // startTarget starts a target whose file memory has the given number of
-// pages, as user and group uid.
-func startTarget(t testing.TB, pages uint64, uid uint32) *target {
+// pages, as user and group uid, and with further files open.
+func startTarget(t testing.TB, pages uint64, uid uint32, also ...*os.File) *target {
 	t.Helper()
 	fd, err := unix.MemfdCreate("dirty-test", unix.MFD_CLOEXEC)
 	must(t, err)
 	tg := &target{t: t, file: os.NewFile(uintptr(fd), "memfd"), pages: pages}
 	must(t, tg.file.Truncate(int64(pages*epoch.PageSize)))
 	tg.cmd = exec.Command("/proc/self/exe", "dirty-target", fmt.Sprint(pages))
-	tg.cmd.ExtraFiles = []*os.File{tg.file}
+	tg.cmd.ExtraFiles = append([]*os.File{tg.file}, also...)
 	tg.cmd.Stderr = os.Stderr
 	if uid != 0 {
 		tg.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}

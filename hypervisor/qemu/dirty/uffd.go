@@ -22,11 +22,18 @@ const (
 	uffdFeatureWPAsync          = 1 << 15
 	uffdFeatures                = uffdFeatureWPHugetlbfsShmem | uffdFeatureWPUnpopulated | uffdFeatureWPAsync
 
-	uffdRegisterModeWP = 1 << 1
+	uffdRegisterModeMissing = 1 << 0
+	uffdRegisterModeWP      = 1 << 1
+	uffdCopyModeWP          = 1 << 1
+	uffdEventPagefault      = 0x12
 
-	ioctlUffdAPI      = 0xc018aa3f // _IOWR(0xAA, 0x3F, struct uffdio_api)
-	ioctlUffdRegister = 0xc020aa00 // _IOWR(0xAA, 0x00, struct uffdio_register)
-	ioctlPagemapScan  = 0xc0606610 // _IOWR('f', 16, struct pm_scan_arg)
+	ioctlUffdAPI        = 0xc018aa3f // _IOWR(0xAA, 0x3F, struct uffdio_api)
+	ioctlUffdRegister   = 0xc020aa00 // _IOWR(0xAA, 0x00, struct uffdio_register)
+	ioctlUffdUnregister = 0x8010aa01 // _IOR(0xAA, 0x01, struct uffdio_range)
+	ioctlUffdWake       = 0x8010aa02 // _IOR(0xAA, 0x02, struct uffdio_range)
+	ioctlUffdCopy       = 0xc028aa03 // _IOWR(0xAA, 0x03, struct uffdio_copy)
+	ioctlUffdNew        = 0xaa00     // _IO(0xAA, 0x00), of /dev/userfaultfd
+	ioctlPagemapScan    = 0xc0606610 // _IOWR('f', 16, struct pm_scan_arg)
 
 	pageIsWritten = 1 << 1
 	pageIsPresent = 1 << 3
@@ -48,6 +55,26 @@ type uffdioRegister struct {
 	start, length uint64
 	mode          uint64
 	ioctls        uint64
+}
+
+// uffdioRange is struct uffdio_range.
+type uffdioRange struct{ start, length uint64 }
+
+// uffdioCopy is struct uffdio_copy.
+type uffdioCopy struct {
+	dst, src, length uint64
+	mode             uint64
+	copied           int64
+}
+
+// faultEvent is struct uffd_msg, for a page fault.
+type faultEvent struct {
+	event   uint8
+	_       [7]uint8
+	flags   uint64
+	address uint64
+	thread  uint32
+	_       uint32
 }
 
 // pageRegion is struct page_region: pages [start, end), in bytes.
@@ -82,11 +109,11 @@ func uffdEnable(fd int) error {
 	return nil
 }
 
-// uffdRegister puts a range of the target's memory under write tracking. It
-// protects nothing yet: the first scan does. Registering again with the same
-// descriptor changes nothing.
-func uffdRegister(fd int, r Region) error {
-	arg := uffdioRegister{start: r.Addr, length: r.Length, mode: uffdRegisterModeWP}
+// uffdRegister puts a range of the target's memory under write tracking, or
+// more. It protects nothing yet: the first scan does. Registering again with
+// the same descriptor can add to the mode, and never takes away.
+func uffdRegister(fd int, r Region, mode uint64) error {
+	arg := uffdioRegister{start: r.Addr, length: r.Length, mode: mode}
 	err := ioctl(fd, ioctlUffdRegister, unsafe.Pointer(&arg))
 	if errors.Is(err, unix.EBUSY) {
 		return fmt.Errorf("track writes to %v: another userfaultfd already does: %w", r, err)
@@ -95,6 +122,16 @@ func uffdRegister(fd int, r Region) error {
 		return fmt.Errorf("track writes to %v: %w", r, err)
 	}
 	return nil
+}
+
+// uffdRenew leaves a range registered for write tracking only, with nothing
+// protected. Who waits for a page of it goes on.
+func uffdRenew(fd int, r Region) error {
+	arg := uffdioRange{r.Addr, r.Length}
+	if err := ioctl(fd, ioctlUffdUnregister, unsafe.Pointer(&arg)); err != nil {
+		return fmt.Errorf("stop watching %v: %w", r, err)
+	}
+	return uffdRegister(fd, r, uffdRegisterModeWP)
 }
 
 // ioctl passes the address of a structure. Nothing is allocated.
