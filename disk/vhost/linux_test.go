@@ -1,0 +1,218 @@
+package vhost
+
+import (
+	"bytes"
+	"context"
+	"crypto/md5"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"understudy/guest"
+)
+
+// linux is a Linux guest under a QEMU of its own, with a shell on its console
+// and our disk as /dev/vda.
+type linux struct {
+	t       testing.TB
+	qmp     *json.Decoder
+	qmpConn net.Conn
+	console net.Conn
+	output  bytes.Buffer
+	count   int
+}
+
+func testLog(t testing.TB) *slog.Logger {
+	if testing.Verbose() {
+		return slog.New(slog.NewTextHandler(t.Output(), nil))
+	}
+	return slog.New(slog.DiscardHandler)
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// bootLinux starts the project's test guest.
+func bootLinux(t testing.TB, socket string, queues int, extra ...string) *linux {
+	t.Helper()
+	files, err := filepath.Abs("../../build/guest")
+	must(t, err)
+	if _, err := os.Stat(filepath.Join(files, "initrd")); err != nil {
+		t.Fatalf("%v: run make guest", err)
+	}
+	dir := t.TempDir()
+	memory, err := os.MkdirTemp("/dev/shm", "usv")
+	must(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(memory) })
+	args := []string{
+		"-no-user-config", "-nodefaults", "-display", "none", "-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "192M",
+		"-machine", "q35,memory-backend=ram",
+		"-object", "memory-backend-file,id=ram,size=192M,share=on,mem-path=" + filepath.Join(memory, "ram"),
+		"-kernel", filepath.Join(files, "vmlinuz"), "-initrd", filepath.Join(files, "initrd"),
+		"-append", guest.Boot{Shell: true}.CommandLine(),
+		"-chardev", "socket,id=disk,reconnect=1,path=" + socket,
+		"-device", fmt.Sprintf("vhost-user-blk-pci,chardev=disk,num-queues=%d,queue-size=128", queues),
+		"-chardev", "socket,id=con,server=on,wait=off,path=" + filepath.Join(dir, "con"), "-serial", "chardev:con",
+		"-qmp", "unix:" + filepath.Join(dir, "qmp") + ",server=on,wait=off",
+	}
+	cmd := exec.Command("qemu-system-x86_64", append(args, extra...)...)
+	var trouble bytes.Buffer
+	cmd.Stderr = &trouble
+	must(t, cmd.Start())
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		if trouble.Len() > 0 {
+			t.Logf("qemu: %s", trouble.Bytes())
+		}
+	})
+	g := &linux{t: t}
+	g.console = g.dial(filepath.Join(dir, "con"))
+	g.qmpConn = g.dial(filepath.Join(dir, "qmp"))
+	g.qmp = json.NewDecoder(g.qmpConn)
+	g.execute("qmp_capabilities", "")
+	g.expect(guest.ReadyLine, time.Minute)
+	return g
+}
+
+func (g *linux) dial(path string) net.Conn {
+	g.t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		c, err := net.Dial("unix", path)
+		if err == nil {
+			g.t.Cleanup(func() { _ = c.Close() })
+			return c
+		}
+		if time.Now().After(deadline) {
+			g.t.Fatal(err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// execute runs a QMP command and returns what it answers.
+func (g *linux) execute(command, arguments string) json.RawMessage {
+	g.t.Helper()
+	if arguments == "" {
+		arguments = "{}"
+	}
+	_, err := fmt.Fprintf(g.qmpConn, `{"execute":%q,"arguments":%s}`+"\n", command, arguments)
+	must(g.t, err)
+	must(g.t, g.qmpConn.SetReadDeadline(time.Now().Add(20*time.Second)))
+	for {
+		var m struct {
+			Return json.RawMessage
+			Error  *struct{ Desc string }
+		}
+		must(g.t, g.qmp.Decode(&m))
+		if m.Error != nil {
+			g.t.Fatalf("%s: %s", command, m.Error.Desc)
+		}
+		if m.Return != nil {
+			return m.Return
+		}
+	}
+}
+
+// expect reads the console until a text comes.
+func (g *linux) expect(text string, within time.Duration) string {
+	g.t.Helper()
+	must(g.t, g.console.SetReadDeadline(time.Now().Add(within)))
+	p := make([]byte, 4096)
+	for {
+		if at := strings.Index(g.output.String(), text); at >= 0 {
+			before := g.output.String()[:at]
+			g.output.Next(at + len(text))
+			return before
+		}
+		n, err := g.console.Read(p)
+		if err != nil {
+			g.t.Fatalf("waiting for %q: %v; the console says:\n%s", text, err, g.output.String())
+		}
+		g.output.Write(p[:n])
+	}
+}
+
+// sh starts a command; wait returns what it printed once it has ended.
+func (g *linux) sh(command string) {
+	g.t.Helper()
+	g.count++
+	// The marks are not to be found in the echo of the command itself.
+	_, err := fmt.Fprintf(g.console, "echo be'gin'%d; %s; echo en'd'%d=$?\n", g.count, command, g.count)
+	must(g.t, err)
+	g.expect(fmt.Sprintf("begin%d\r\n", g.count), time.Minute)
+}
+
+func (g *linux) wait() string {
+	g.t.Helper()
+	out := g.expect(fmt.Sprintf("end%d=", g.count), time.Minute)
+	if status := g.expect("\r\n", time.Minute); status != "0" {
+		g.t.Fatalf("the command ended with %s: %s", status, out)
+	}
+	return strings.ReplaceAll(out, "\r", "")
+}
+
+func (g *linux) run(command string) string {
+	g.t.Helper()
+	g.sh(command)
+	return g.wait()
+}
+
+func sum(p []byte) string { return fmt.Sprintf("%x", md5.Sum(p)) }
+
+func serve(t testing.TB, b *memoryDisk, change ...func(*Config)) *Server {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "usv")
+	must(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	cfg := Config{Path: filepath.Join(dir, "disk"), Backend: b, Queues: 2, Log: testLog(t)}
+	for _, f := range change {
+		f(&cfg)
+	}
+	s, err := Listen(cfg)
+	must(t, err)
+	t.Cleanup(func() { must(t, s.Close()) })
+	return s
+}
+
+// A Linux guest reads what is on the disk and its writes arrive there.
+func TestLinuxReadsAndWrites(t *testing.T) {
+	for _, hold := range []bool{false, true} {
+		t.Run(fmt.Sprintf("hold %v", hold), func(t *testing.T) {
+			b := newMemoryDisk(65536)
+			b.hold.Store(hold)
+			r := rand.NewChaCha8([32]byte{1})
+			_, _ = r.Read(b.data)
+			want := sum(b.data)
+			s := serve(t, b)
+			g := bootLinux(t, s.cfg.Path, 2)
+			if out := g.run("md5sum < /dev/vda"); !strings.Contains(out, want) {
+				t.Fatalf("the guest reads %s, the disk has %s", out, want)
+			}
+			t.Log(g.run("cat /sys/block/vda/serial /sys/block/vda/queue/max_sectors_kb /sys/block/vda/queue/discard_max_bytes /sys/block/vda/queue/write_cache; ls /sys/block/vda/mq"))
+			g.run("for i in 1 2 3 4; do dd if=/dev/urandom of=/tmp/r$i bs=64k count=32 2>/dev/null; dd if=/tmp/r$i of=/dev/vda bs=4k seek=$((i*1000)) conv=notrunc 2>/dev/null & done; wait; sync")
+			out := g.run("md5sum < /dev/vda; cat /tmp/r1 | md5sum")
+			b.mu.Lock()
+			got, part := sum(b.data), sum(b.data[4096*1000:][:32<<16])
+			b.mu.Unlock()
+			if !strings.Contains(out, got) || !strings.Contains(out, part) || got == want {
+				t.Fatalf("the guest has %s, the disk %s and %s", out, got, part)
+			}
+		})
+	}
+}
+
+var _ = context.Background
