@@ -32,6 +32,8 @@ var layers = map[string][]string{
 	"hypervisor/sim/...":        {"clock", "epoch", "hypervisor", "hypervisor/sim/..."},
 	"hypervisor/xen/...":        {"clock", "epoch", "hypervisor", "hypervisor/xen/..."},
 
+	"checkpoint": {"epoch", "hypervisor"},
+
 	"transport/...": {"clock", "transport/..."},
 	"egress/...":    {"clock", "epoch", "egress/..."},
 	"protocol":      {"epoch", "hypervisor", "ownership"},

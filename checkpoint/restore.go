@@ -1,0 +1,87 @@
+package checkpoint
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"understudy/epoch"
+	"understudy/hypervisor"
+)
+
+// A restore makes a standby and fills it, at once or as the guest goes:
+//
+//	eager: Standby → walk → WritePages … → Load
+//	lazy:  Standby → Load(Pending) → the machine touches pages → Pending
+//
+// What a lazy restore reads before Load is the index: 8 bytes a page, packed.
+
+// RestoreOptions says how.
+type RestoreOptions struct {
+	// Lazy restores pages when the guest touches them, and behind it.
+	Lazy bool
+	// Progress is told of an eager restore's pages; may be nil.
+	Progress Progress
+}
+
+// Restore makes a standby of the driver what the file says, ready to Run. The
+// caller has asked CheckDisks; blocks reads the disks as they were at the
+// checkpoint, and may be nil if there are none. With Lazy the caller keeps file
+// and blocks open until the Pending is done, and tells it of writes to the disks
+// before they happen; without, Pending is nil. After an error there is no
+// standby.
+func Restore(ctx context.Context, file *File, driver hypervisor.Driver, blocks Blocks, opts RestoreOptions) (hypervisor.Standby, *Pending, error) {
+	standby, pending, err := restore(ctx, file, driver, blocks, opts)
+	if err != nil {
+		return nil, nil, fmt.Errorf("restore from checkpoint file %s: %w", file.path, err)
+	}
+	return standby, pending, nil
+}
+
+func restore(ctx context.Context, file *File, driver hypervisor.Driver, blocks Blocks, opts RestoreOptions) (_ hypervisor.Standby, _ *Pending, err error) {
+	spec, err := file.Spec()
+	if err != nil {
+		return nil, nil, err
+	}
+	device, err := file.DeviceState()
+	if err != nil {
+		return nil, nil, err
+	}
+	if blocks == nil {
+		blocks = noBlocks{}
+	}
+	standby, err := driver.Standby(ctx, spec)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, standby.Destroy())
+		}
+	}()
+	if got := standby.Pages(); got != file.head.Pages {
+		return nil, nil, fmt.Errorf("the machine has an image of %d pages, the file of %d", got, file.head.Pages)
+	}
+	if opts.Lazy {
+		pending, err := newPending(file, blocks)
+		if err != nil {
+			return nil, nil, err
+		}
+		return standby, pending, standby.Load(ctx, device, pending)
+	}
+	w := &walk{
+		file: file, blocks: blocks, visit: standby.WritePages, progress: opts.Progress,
+		fault: func(d Damage) error { return d.Err },
+	}
+	if err := w.run(ctx); err != nil {
+		return nil, nil, err
+	}
+	return standby, nil, standby.Load(ctx, device, nil)
+}
+
+// noBlocks are the disks of a guest that has none.
+type noBlocks struct{}
+
+func (noBlocks) ReadSectors(disk epoch.DiskID, _ uint64, _ []byte) error {
+	return fmt.Errorf("disk %d is not there", disk)
+}

@@ -1,0 +1,22 @@
+package exclusion
+
+import "understudy/epoch"
+
+// FindPrint is Find for whoever has a page's fingerprint, with the index's key,
+// and not its content: a checkpoint file, when it asks whether a reference it
+// has noted still holds. mapped says that it was found through what was traced
+// for this page, not by its content.
+func (ix *Index) FindPrint(page epoch.GFN, print epoch.Fingerprint) (ref epoch.Reference, mapped, ok bool) {
+	if uint64(page) >= ix.cfg.Pages {
+		return epoch.Reference{}, false, false
+	}
+	ix.mu.Lock()
+	defer ix.mu.Unlock()
+	name, reason := ix.match(page, print, true, false)
+	if reason != Mapped && reason != Indexed {
+		return epoch.Reference{}, false, false
+	}
+	s := ix.blocks.at(name)
+	s.used = true
+	return epoch.Reference{Page: page, Disk: s.disk, Sector: s.sector, Print: print}, reason == Mapped, true
+}
