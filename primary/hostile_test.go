@@ -112,8 +112,8 @@ func TestHostileBackup(t *testing.T) {
 		{"answers a hello with garbage", func(p *peer) { p.send(protocol.KindWelcome, []byte("\x00{")) }, "welcome: invalid character"},
 		{"answers a hello with an unknown kind", func(p *peer) { p.send(200, nil) }, "message kind 200"},
 		{"speaks another version", func(p *peer) {
-			p.send(protocol.KindWelcome, []byte(`{"version":2}`))
-		}, "protocol version 2"},
+			p.send(protocol.KindWelcome, []byte(`{"version":99}`))
+		}, "protocol version 99"},
 		{"refuses, with control characters", func(p *peer) { p.send(protocol.KindRefuse, []byte("no\n\x1b[2J")) }, `refused: no\n\x1b[2J`},
 		{"stands where the primary never was", func(p *peer) {
 			p.at.Number, p.at.Running = 77, epoch.Hash{1}
