@@ -24,6 +24,7 @@ var layers = map[string][]string{
 	"config":    nil,
 	"ownership": {"epoch"},
 	"exclusion": {"epoch"},
+	"rebuild":   {"epoch", "hypervisor"},
 	"disk/...":  {"clock", "epoch", "exclusion", "disk/..."},
 
 	"hypervisor":                {"epoch"},
@@ -41,10 +42,10 @@ var layers = map[string][]string{
 	"protocol/protocoltest": {"protocol"},
 
 	"primary":  {"clock", "epoch", "exclusion", "hypervisor", "ownership", "protocol"},
-	"backup":   {"clock", "epoch", "exclusion", "hypervisor", "ownership", "protocol"},
+	"backup":   {"clock", "epoch", "exclusion", "hypervisor", "ownership", "protocol", "rebuild"},
 	"failover": {"clock", "epoch", "ownership"},
-	"host":     {"backup", "clock", "epoch", "hypervisor", "ownership", "primary", "protocol"},
-	"status":   {"backup", "clock", "epoch", "host", "hypervisor", "ownership", "primary", "protocol"},
+	"host":     {"backup", "clock", "epoch", "hypervisor", "ownership", "primary", "protocol", "rebuild"},
+	"status":   {"backup", "clock", "epoch", "host", "hypervisor", "ownership", "primary", "protocol", "rebuild"},
 
 	// At the top: the programs, and the demo that drives them.
 	"cmd/...":  {"..."},
