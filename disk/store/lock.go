@@ -215,7 +215,7 @@ func (l *locker) open(path string, data *os.File, readOnly bool) error {
 	if err != nil {
 		return err
 	}
-	if !os.SameFile(a, b) {
+	if !l.plain && !os.SameFile(a, b) {
 		return errors.New("it was replaced while it was being opened")
 	}
 	return nil

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -18,7 +19,13 @@ import (
 const holderEnv = "STORE_TEST_HOLD"
 
 func holdLock(path string) {
-	f, err := Open(Config{Path: path, Shared: true, Host: "beta"})
+	var f *File
+	var err error
+	if strings.HasSuffix(path, ".qcow2") {
+		f, err = OpenVia(context.Background(), Config{Path: path, Host: "beta"}, Via{Dir: filepath.Dir(path)})
+	} else {
+		f, err = Open(Config{Path: path, Shared: true, Host: "beta"})
+	}
 	if err == nil {
 		err = f.Acquire(context.Background(), 5)
 	}

@@ -108,6 +108,7 @@ type File struct {
 	pristine atomic.Bool // the stamp may be known outside: the next write replaces it
 
 	zeroHash func() epoch.Hash
+	via      *daemon // what gives us a raw view of an image, or nil (via.go)
 }
 
 // Open opens the disk. A disk of our own is locked against every other process
@@ -122,8 +123,7 @@ func Open(cfg Config) (*File, error) {
 		return nil, fmt.Errorf("disk %s: %w", cfg.Path, err)
 	}
 	cfg.Path = path
-	f := &File{cfg: cfg, log: cfg.Log.With("disk", path), acquiring: make(chan struct{}, 1)}
-	f.zeroHash = sync.OnceValue(hashOfZeroes)
+	f := newFile(cfg)
 	if err := f.open(); err != nil {
 		f.abandon()
 		return nil, fmt.Errorf("open disk %s: %w", path, err)
@@ -131,14 +131,28 @@ func Open(cfg Config) (*File, error) {
 	return f, nil
 }
 
+func newFile(cfg Config) *File {
+	f := &File{cfg: cfg, log: cfg.Log.With("disk", cfg.Path), acquiring: make(chan struct{}, 1)}
+	f.zeroHash = sync.OnceValue(hashOfZeroes)
+	return f
+}
+
 func (f *File) open() error {
 	created, err := f.create()
 	if err != nil {
 		return err
 	}
-	if err := f.openData(); err != nil {
+	if err := f.openData(f.cfg.Path); err != nil {
 		return err
 	}
+	if err := f.locker.open(f.cfg.Path, f.data, f.cfg.ReadOnly); err != nil {
+		return err
+	}
+	return f.ready(created)
+}
+
+// ready does the rest of opening once the bytes and the lock's file are there.
+func (f *File) ready(created bool) (err error) {
 	if err := f.measure(); err != nil {
 		return err
 	}
@@ -147,9 +161,6 @@ func (f *File) open() error {
 	}
 	f.pool.init(f.align)
 	f.zeroes = sync.OnceValue(func() []byte { return alignedBuffer(zeroPiece, f.align.memory) })
-	if err := f.locker.open(f.cfg.Path, f.data, f.cfg.ReadOnly); err != nil {
-		return err
-	}
 	if f.side, err = sidecarOf(f.cfg.Path, f.cfg.StateDir, f.block); err != nil {
 		return err
 	}
@@ -196,7 +207,7 @@ func (f *File) create() (bool, error) {
 	return true, syncDir(filepath.Dir(f.cfg.Path))
 }
 
-func (f *File) openData() error {
+func (f *File) openData(path string) error {
 	flags := os.O_RDWR
 	if f.cfg.ReadOnly {
 		flags = os.O_RDONLY
@@ -204,11 +215,11 @@ func (f *File) openData() error {
 	want := f.cfg.Direct == DirectAlways || f.cfg.Direct == DirectAuto && f.cfg.Shared
 	var err error
 	if !want {
-		f.data, err = os.OpenFile(f.cfg.Path, flags, 0)
+		f.data, err = os.OpenFile(path, flags, 0)
 		f.align = alignment{memory: 1, io: epoch.SectorSize}
 		return err
 	}
-	f.data, err = os.OpenFile(f.cfg.Path, flags|unix.O_DIRECT, 0)
+	f.data, err = os.OpenFile(path, flags|unix.O_DIRECT, 0)
 	if errors.Is(err, unix.EINVAL) {
 		return errNoDirect(err)
 	}
@@ -255,10 +266,13 @@ func (f *File) abandon() {
 	for _, p := range f.pins {
 		p.close()
 	}
-	f.locker.close()
 	if f.data != nil {
 		_ = f.data.Close() // nothing was written
 	}
+	if f.via != nil {
+		_ = f.via.stop() // the error that counts is that of Open
+	}
+	f.locker.close()
 }
 
 // Sectors returns the size in units of epoch.SectorSize. It does not change.
@@ -404,6 +418,9 @@ func (f *File) Close() error {
 	f.pins = nil
 	f.gate.Unlock()
 	err = errors.Join(err, f.data.Close())
+	if f.via != nil {
+		err = errors.Join(err, f.via.stop()) // while the image is locked
+	}
 	f.locker.close()
 	if err != nil {
 		return fmt.Errorf("close disk %s: %w", f.cfg.Path, err)
@@ -414,11 +431,14 @@ func (f *File) Close() error {
 // plain takes from an error what the package os says about the operation; the
 // caller says it better.
 func (f *File) plain(err error) error {
-	if p, ok := errors.AsType[*fs.PathError](err); ok && p.Op != "open" && p.Path == f.cfg.Path {
+	if p, ok := errors.AsType[*fs.PathError](err); ok && p.Path == f.data.Name() {
 		err = p.Err
 	}
 	if errors.Is(err, io.EOF) {
 		err = fmt.Errorf("the file has become shorter: %w", io.ErrUnexpectedEOF)
+	}
+	if f.via != nil {
+		err = f.via.explain(err)
 	}
 	return err
 }

@@ -89,6 +89,11 @@ func places() []place {
 		}},
 		{"loop device, 512-byte sectors", loopDevice(512)},
 		{"loop device, 4096-byte sectors", loopDevice(4096)},
+		{"qcow2 image", func(t *testing.T) Config {
+			path := filepath.Join(t.TempDir(), "image.qcow2")
+			qemuImg(t, "create", "-q", "-f", "qcow2", path, strconv.Itoa(testSectors*epoch.SectorSize))
+			return Config{Path: path}
+		}},
 	}
 }
 
@@ -96,7 +101,13 @@ func places() []place {
 func open(t *testing.T, cfg Config) *File {
 	t.Helper()
 	cfg.Host = "alpha"
-	f, err := Open(cfg)
+	var f *File
+	var err error
+	if strings.HasSuffix(cfg.Path, ".qcow2") {
+		f, err = OpenVia(t.Context(), cfg, Via{Dir: t.TempDir()})
+	} else {
+		f, err = Open(cfg)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -36,6 +36,16 @@ func (f *File) rawZero(offset, length int64, discard bool) error {
 // fallocateZero reports whether the range is zero now. Whatever went wrong,
 // writing zeroes either mends it or gives the error that counts.
 func (f *File) fallocateZero(offset, length int64, discard bool) bool {
+	if f.via != nil {
+		// QEMU 7.2 answers a hole by a discard, which leaves what is less than
+		// a cluster of the image as it was (seen; block/export/fuse.c). It
+		// gives space back all the same once the range is zero; that may fail.
+		zero := f.fallocate(&f.noZero, unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, offset, length)
+		if zero && discard {
+			f.fallocate(&f.noHole, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, offset, length)
+		}
+		return zero
+	}
 	if discard && f.fallocate(&f.noHole, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, offset, length) {
 		return true
 	}
