@@ -12,6 +12,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"understudy/hypervisor"
 	"understudy/ownership"
 	"understudy/protocol"
+	"understudy/rebuild"
 )
 
 // The messages that mark a takeover in the log; the demo makes its timeline of
@@ -45,6 +47,7 @@ type Opened struct {
 // Deps are what a Backup works with.
 type Deps struct {
 	Driver   hypervisor.Driver
+	Disks    Disks // nil: the guest has none that can be written
 	Log      Ownership
 	Sessions <-chan Opened
 	Clock    clock.Clock
@@ -63,6 +66,8 @@ type Backup struct {
 	workers sync.WaitGroup
 
 	standby hypervisor.Standby
+	table   *rebuild.Table // what the image lacks
+	filling func()         // ends the table's filler, and waits
 	decoder *epoch.Decoder
 	image   epoch.Incarnation
 	state   []byte // device state of the last checkpoint committed
@@ -76,6 +81,9 @@ type Backup struct {
 
 // New returns a backup; Run starts it.
 func New(cfg Config, d Deps) *Backup {
+	if d.Disks == nil {
+		d.Disks = noDisks{}
+	}
 	return &Backup{cfg: cfg, Deps: d, core: NewCore(cfg, d.State),
 		events: make(chan Event, 16), fed: make(chan sessionEvent)}
 }
@@ -98,6 +106,9 @@ func (b *Backup) Run(ctx context.Context) (Result, error) {
 			b.send(ctx, LogApplied{state})
 		}
 	})
+	if err := b.Disks.StandBy(ctx); err != nil {
+		return Result{Outcome: OutcomeDetached}, fmt.Errorf("the disks of %s cannot stand by: %w", b.cfg.Guest, err)
+	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for b.outcome == 0 {
@@ -155,23 +166,22 @@ func (b *Backup) do(ctx context.Context, a Action) Event {
 		return b.commit(ctx)
 	case Discard:
 		b.drop("its epoch came too late")
+	case GiveUp:
+		return b.giveUp(a.Err)
 	case Drop:
 		b.drop(a.Why)
 	case Load:
 		b.Slog.Info("loading the standby", "at", b.core.at, "device_state", len(b.state))
-		b.start(func() { b.send(ctx, Loaded{b.standby.Load(ctx, b.state, nil)}) })
+		b.start(func() { b.send(ctx, Loaded{b.load(ctx)}) })
 	case Reset:
+		b.table.StandBy()
 		if err := b.standby.Reset(ctx); err != nil {
 			b.Slog.Error("no fresh machine for the standby", "err", err)
 		}
 	case Propose:
 		b.start(func() { b.propose(ctx, a.Command) })
 	case Run:
-		guest, err := b.standby.Run(ctx)
-		if err == nil {
-			b.taken, b.standby = guest, nil
-			b.Slog.Info(LogRunning, "at", b.core.at)
-		}
+		guest, err := b.run(ctx)
 		return Ran{guest, err}
 	case Warn:
 		b.Slog.Warn(a.Text)
@@ -186,7 +196,7 @@ func (b *Backup) prepare(ctx context.Context, fresh bool) Event {
 	o := b.greeted
 	b.drop("a newer session")
 	if fresh {
-		if err := b.renew(ctx, o.Hello.Spec); err != nil {
+		if err := b.renew(ctx, o.Hello); err != nil {
 			b.Slog.Error("no image for the standby", "err", err)
 			return Prepared{Err: fmt.Errorf("backup %s cannot stand by: %w", b.cfg.Self, err)}
 		}
@@ -209,17 +219,65 @@ func (b *Backup) prepare(ctx context.Context, fresh bool) Event {
 }
 
 // renew makes a new, empty image and a machine that waits on it.
-func (b *Backup) renew(ctx context.Context, spec hypervisor.Spec) error {
+func (b *Backup) renew(ctx context.Context, hello protocol.Hello) error {
 	if err := b.destroy(); err != nil {
 		return err
 	}
-	s, err := b.Driver.Standby(ctx, spec)
+	if !slices.Equal(hello.Disks, b.cfg.Disks) {
+		return fmt.Errorf("its disks are %+v, here they are %+v: make the configurations and the sizes equal", hello.Disks, b.cfg.Disks)
+	}
+	if err := b.Disks.StandBy(ctx); err != nil {
+		return err
+	}
+	s, err := b.Driver.Standby(ctx, hello.Spec)
 	if err != nil {
 		return err
 	}
 	b.standby, b.state, b.image = s, nil, epoch.NewIncarnation()
-	b.decoder = epoch.NewDecoder(s.Pages(), epoch.DecoderConfig{MaxStageBytes: b.cfg.MaxStage}, s.ReadPages)
+	b.table = rebuild.New(rebuild.Config{Pages: s.Pages(), Key: hello.PrintKey, Blocks: b.Disks, Read: s.ReadPages, Write: s.WritePages,
+		Limit: b.cfg.MaxReferences, Log: b.Slog})
+	b.decoder = epoch.NewDecoder(s.Pages(), epoch.DecoderConfig{MaxStageBytes: b.cfg.MaxStage}, b.table.ReadPages)
+	b.fill(ctx, b.table)
 	return nil
+}
+
+// fill starts to fill references in the background.
+func (b *Backup) fill(ctx context.Context, table *rebuild.Table) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	b.filling = func() { cancel(); <-done }
+	go func() {
+		defer close(done)
+		if err := table.Run(ctx); err != nil && ctx.Err() == nil {
+			b.send(ctx, Spoilt{err})
+		}
+	}()
+}
+
+// load puts the last commit into the waiting machine. With lazy rebuilding it
+// is there before all of the image is.
+func (b *Backup) load(ctx context.Context) error {
+	var missing hypervisor.Filler
+	if b.cfg.Lazy {
+		missing = b.table.Filler()
+	} else if err := b.table.FillAll(ctx, nil); err != nil {
+		return err
+	}
+	return b.standby.Load(ctx, b.state, missing)
+}
+
+// run lets the loaded machine run, with the disks as the last commit left them.
+func (b *Backup) run(ctx context.Context) (hypervisor.Guest, error) {
+	b.Disks.SetFiller(b.standby.Fill)
+	if err := b.Disks.Activate(ctx, b.table.BeforeOverwrite); err != nil {
+		return nil, fmt.Errorf("activate the disks: %w", err)
+	}
+	guest, err := b.standby.Run(ctx)
+	if err == nil {
+		b.taken, b.standby = guest, nil
+		b.Slog.Info(LogRunning, "at", b.core.at)
+	}
+	return guest, err
 }
 
 // commit acknowledges the staged epoch and applies it. Both cannot fail any
@@ -227,24 +285,28 @@ func (b *Backup) renew(ctx context.Context, spec hypervisor.Spec) error {
 func (b *Backup) commit(ctx context.Context) Event {
 	s := b.session
 	stage := b.decoder.Stage()
-	ack := protocol.Ack{At: b.core.at}
+	stage.EachRun(b.table.Supersede)
+	if err := b.table.Bad(); err != nil && s.kind == epoch.KindCheckpoint {
+		return b.giveUp(fmt.Errorf("a page cannot be rebuilt: %w", err))
+	}
+	ack := protocol.Ack{At: b.core.at, Materialised: min(b.table.Through(), b.core.at.Number)}
 	if s.verify.Count == 0 {
 		// Acknowledged is committed: the stage stays until it is applied, and
 		// nothing between here and there can refuse it.
 		s.ack(ctx, ack)
 	}
 	if err := stage.Apply(b.standby.WritePages); err != nil {
-		// Our own image refused a write: it can no longer be trusted.
-		b.Slog.Error("commit failed: the image is given up", "at", b.core.at, "err", err)
-		b.drop(err.Error())
-		b.core.at, b.core.whole = epoch.Position{}, false
-		return SessionLost{err}
+		return b.giveUp(err) // our own image refused a write: it can no longer be trusted
+	}
+	b.table.Add(stage.References(), b.core.at.Number)
+	if err := b.Disks.Commit(b.core.at.Number, stage.Writes(), stage.DiskState()); err != nil {
+		return b.giveUp(err)
 	}
 	if d := stage.DeviceState(); len(d) > 0 {
 		b.state = append(b.state[:0], d...)
 	}
 	if s.verify.Count > 0 {
-		h, err := epoch.HashPages(b.standby.ReadPages, s.verify.First, s.verify.Count)
+		h, err := epoch.HashPages(b.table.ReadPages, s.verify.First, s.verify.Count)
 		if err != nil {
 			b.drop(err.Error())
 			return SessionLost{err}
@@ -255,6 +317,18 @@ func (b *Backup) commit(ctx context.Context) Event {
 	b.stats.commit(stage.PageCount())
 	s.resume <- struct{}{}
 	return nil
+}
+
+// giveUp ends the session and makes sure that nothing is ever continued or
+// activated from this image.
+func (b *Backup) giveUp(err error) Event {
+	b.Slog.Error("the image is given up", "at", b.core.at, "err", err)
+	if s := b.session; s != nil {
+		s.complain(err)
+	}
+	b.drop(err.Error())
+	b.core.at, b.core.whole = epoch.Position{}, false
+	return SessionLost{err}
 }
 
 func (b *Backup) refuse(ctx context.Context, reason string) {
@@ -295,6 +369,10 @@ func (b *Backup) drop(why string) {
 func (b *Backup) destroy() error {
 	if b.standby == nil {
 		return nil
+	}
+	if b.filling != nil {
+		b.filling()
+		b.filling = nil
 	}
 	s := b.standby
 	b.standby, b.state = nil, nil

@@ -17,6 +17,7 @@ import (
 	"understudy/clock"
 	"understudy/epoch"
 	"understudy/ownership"
+	"understudy/protocol"
 )
 
 // Config holds a backup's settings. Start from DefaultConfig.
@@ -32,6 +33,14 @@ type Config struct {
 	// Loads is how often loading the device state is tried before a granted
 	// takeover is given back.
 	Loads int
+	// Lazy lets the guest run before every page that was left out of its
+	// checkpoints is filled; otherwise they are filled first.
+	Lazy bool
+	// MaxReferences bounds the references that are not filled yet; past it
+	// acknowledgements wait.
+	MaxReferences int
+	// Disks are the guest's disks as this host has them.
+	Disks []protocol.DiskSpec
 	// MaxStage bounds the decoded pages of one epoch, in bytes.
 	MaxStage uint64
 	// TakeoverWait bounds one request for a takeover: the wait for the end of
@@ -44,8 +53,11 @@ type Config struct {
 // largest device state.
 func DefaultConfig(guest string, self ownership.HostID, lease time.Duration, imageBytes uint64) Config {
 	return Config{Guest: guest, Self: self, AskAfter: lease / 4, Retry: 20 * time.Millisecond, Loads: 3,
+		Lazy: true, MaxReferences: 1 << 18,
 		MaxStage: imageBytes + imageBytes/64 + 1<<20 + epoch.MaxDeviceState, TakeoverWait: max(10*lease, 10*time.Second)}
 }
+
+var errSpoilt = errors.New("a page that was left out of a checkpoint cannot be rebuilt")
 
 // Core is the backup's decision maker. It is not safe for concurrent use.
 type Core struct {
@@ -64,6 +76,7 @@ type Core struct {
 	granted   bool
 	machine   machine
 	loads     int
+	spoilt    bool // the image cannot be made whole
 	proposing bool
 	retry     *ownership.Command
 	retryAt   clock.Instant
@@ -93,7 +106,7 @@ func (c *Core) At() (at epoch.Position, whole bool) { return c.at, c.whole }
 func (c *Core) InSync() bool {
 	b := c.log.Backup
 	return c.log.InSync && b.Host == c.cfg.Self && b.Image == c.at.Image && !c.at.Image.IsZero() &&
-		c.whole && c.at.Number >= b.Epoch && c.log.Desired == ownership.Running
+		c.whole && !c.spoilt && c.at.Number >= b.Epoch && c.log.Desired == ownership.Running
 }
 
 // Step takes one event and returns what must happen now. The slice is valid
@@ -124,6 +137,15 @@ func (c *Core) absorb(ev Event) {
 	case SessionLost:
 		if c.session != 0 || c.preparing != 0 {
 			c.session, c.preparing, c.lostAt = 0, 0, c.now
+		}
+	case Spoilt:
+		c.spoilt = true
+		if c.asking {
+			// A grant that comes all the same is given back.
+			c.loads = c.cfg.Loads
+			c.emit(Warn{fmt.Sprintf("the image cannot be made whole: %v", ev.Err)})
+		} else {
+			c.emit(GiveUp{ev.Err})
 		}
 	case Loaded:
 		c.machine = machineLoaded
@@ -175,7 +197,7 @@ func (c *Core) absorbGreeted(ev Greeted) {
 		// harms nobody. The primary lives: the time of silence begins anew.
 		c.session, c.preparing, c.lostAt = 0, h.Generation, c.now
 		if !resumed {
-			c.at, c.whole, c.machine = epoch.Position{}, false, machineFresh
+			c.at, c.whole, c.spoilt, c.machine = epoch.Position{}, false, false, machineFresh
 		}
 		c.emit(Prepare{Fresh: !resumed})
 	}
@@ -242,6 +264,11 @@ func (c *Core) stopAsking() {
 }
 
 func (c *Core) decide() {
+	if c.spoilt && c.asking && !c.granted && !c.proposing {
+		c.stopAsking()
+		c.retry = nil
+		c.emit(GiveUp{errSpoilt})
+	}
 	if c.log.Owner == c.cfg.Self && !c.asking {
 		c.end(OutcomeOwner)
 		return

@@ -7,6 +7,7 @@ package backup
 
 import (
 	"context"
+	"errors"
 
 	"understudy/epoch"
 )
@@ -29,6 +30,23 @@ type Disks interface {
 	// Activate makes the disks those of an owner whose guest is about to run
 	// from the last commit: requests in flight are submitted anew once it runs,
 	// writes that were kept are released, and before any block is overwritten
-	// overwrite is called with it (RULES 17). Nothing is written before Allow.
+	// overwrite is called with it (RULES 17). Nothing is written before the
+	// owner says Own and Allow.
 	Activate(ctx context.Context, overwrite func(disk epoch.DiskID, sector uint64, sectors uint32) error) error
+	// SetFiller names what makes sure that pages of the guest are in its memory
+	// before a front end touches them (hypervisor.Guest.Fill); nil: all are.
+	SetFiller(fill func(first epoch.GFN, count uint64) error)
 }
+
+var errNoDisk = errors.New("this guest has no disk that can be written")
+
+// noDisks are the disks of a guest that has none.
+type noDisks struct{}
+
+func (noDisks) StandBy(context.Context) error                                            { return nil }
+func (noDisks) Room(context.Context, uint64) error                                       { return nil }
+func (noDisks) Commit(epoch.Number, []epoch.DiskWrite, []byte) error                     { return nil }
+func (noDisks) Compare(epoch.DiskHashes) (d epoch.DiskDiffers, _ error)                  { return d, errNoDisk }
+func (noDisks) ReadSectors(epoch.DiskID, uint64, []byte) error                           { return errNoDisk }
+func (noDisks) SetFiller(func(first epoch.GFN, count uint64) error)                      {}
+func (noDisks) Activate(context.Context, func(epoch.DiskID, uint64, uint32) error) error { return nil }

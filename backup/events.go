@@ -30,6 +30,9 @@ type (
 	}
 	// SessionLost: the session broke, or its peer broke the rules.
 	SessionLost struct{ Err error }
+	// Spoilt: the image cannot be made whole: a page that was left out of a
+	// checkpoint is not on the disk any more.
+	Spoilt struct{ Err error }
 	// Loaded: the device state is in the waiting machine, or Err.
 	Loaded struct{ Err error }
 	// Proposed: a proposal ended; see primary.Proposed.
@@ -51,6 +54,7 @@ func (Greeted) isEvent()     {}
 func (Prepared) isEvent()    {}
 func (Staged) isEvent()      {}
 func (SessionLost) isEvent() {}
+func (Spoilt) isEvent()      {}
 func (Loaded) isEvent()      {}
 func (Proposed) isEvent()    {}
 func (Ran) isEvent()         {}
@@ -68,6 +72,8 @@ type (
 	Commit struct{}
 	// Discard: throw the staged epoch away.
 	Discard struct{}
+	// GiveUp: the image is spoilt; close the session and tell its primary.
+	GiveUp struct{ Err error }
 	// Drop: close the session.
 	Drop struct{ Why string }
 	// Load: put the last commit's device state into the waiting machine.
@@ -88,6 +94,7 @@ func (Prepare) isAction() {}
 func (Refuse) isAction()  {}
 func (Commit) isAction()  {}
 func (Discard) isAction() {}
+func (GiveUp) isAction()  {}
 func (Drop) isAction()    {}
 func (Load) isAction()    {}
 func (Reset) isAction()   {}

@@ -23,6 +23,7 @@ type session struct {
 	kind       epoch.Kind
 	verify     protocol.Verify // of the epoch being staged
 	resume     chan struct{}   // the loop has applied what was offered
+	hashes     chan epoch.DiskHashes
 	ctx        context.Context
 	cancel     context.CancelFunc
 	done       sync.WaitGroup
@@ -36,8 +37,9 @@ type sessionEvent struct {
 
 // feed starts to receive epochs on top of the position at.
 func (b *Backup) feed(ctx context.Context, wire protocol.Session, g epoch.Generation, at epoch.Position) *session {
-	s := &session{b: b, wire: wire, generation: g, at: at, resume: make(chan struct{}, 1)}
+	s := &session{b: b, wire: wire, generation: g, at: at, resume: make(chan struct{}, 1), hashes: make(chan epoch.DiskHashes, maxCompare)}
 	s.ctx, s.cancel = context.WithCancel(ctx)
+	s.done.Go(s.compare)
 	s.done.Add(1)
 	go func() {
 		defer s.done.Done()
@@ -102,6 +104,9 @@ func (s *session) message(m protocol.Message, open bool) (bool, error) {
 			return false, err
 		}
 		s.at = at
+		if err := s.makeRoom(d.Stage()); err != nil {
+			return false, err
+		}
 		s.offer(Staged{At: at, Kind: s.kind})
 		select {
 		case <-s.resume:
@@ -110,7 +115,62 @@ func (s *session) message(m protocol.Message, open bool) (bool, error) {
 			return false, s.ctx.Err()
 		}
 	}
+	if m.Kind == protocol.KindHashes {
+		h, err := protocol.ParseDiskHashes(m.Payload)
+		if err != nil {
+			return open, err
+		}
+		select {
+		case s.hashes <- h:
+			return open, nil
+		default:
+			return open, fmt.Errorf("more than %d messages with hashes are waiting", maxCompare)
+		}
+	}
 	return open, fmt.Errorf("message kind %d where none is expected (epoch open: %v)", m.Kind, open)
+}
+
+// makeRoom does, before an epoch may be acknowledged, what its writes demand of
+// the ones before it: a block that a reference names is read before it is
+// overwritten (RULES 17), and there is room for what has to be kept.
+func (s *session) makeRoom(stage *epoch.Stage) error {
+	var bytes uint64
+	for _, w := range stage.Writes() {
+		bytes += uint64(len(w.Data))
+		switch w.Kind {
+		case epoch.WriteData, epoch.WriteZeroes, epoch.WriteDiscard:
+			if err := s.b.table.BeforeOverwrite(w.Disk, w.Sector, w.Sectors); err != nil {
+				return err
+			}
+		}
+	}
+	if err := s.b.table.Room(s.ctx); err != nil {
+		return err
+	}
+	return s.b.Disks.Room(s.ctx, bytes)
+}
+
+// maxCompare is how many messages with hashes may wait.
+const maxCompare = 16
+
+// compare answers hashes beside the epochs: reading a disk takes its time.
+func (s *session) compare() {
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case h := <-s.hashes:
+			d, err := s.b.Disks.Compare(h)
+			if err != nil {
+				s.complain(fmt.Errorf("compare disk %d: %w", h.Disk, err))
+				_ = s.wire.Close()
+				return
+			}
+			if err := s.wire.Send(s.ctx, protocol.KindDiffers, protocol.AppendDiskDiffers(nil, d)); err != nil {
+				return // the receiver sees the session's end
+			}
+		}
+	}
 }
 
 // complain tells the primary why its session ends.

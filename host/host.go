@@ -45,6 +45,14 @@ type Gate interface {
 	Close() error
 }
 
+// Disks are the guest's disks, in whichever role this host plays; they live as
+// long as the daemon.
+type Disks interface {
+	primary.Disks
+	backup.Disks
+	Close() error
+}
+
 // Guest is what this host needs to play its part for one guest.
 type Guest struct {
 	Name string
@@ -54,6 +62,11 @@ type Guest struct {
 	Driver hypervisor.Driver
 	// Gate is the guest's way out. The Host closes it.
 	Gate Gate
+	// Disks are the guest's; nil if it has none that can be written. The Host
+	// closes them, after the driver has let go of the guest.
+	Disks Disks
+	// Copies says that each host has a copy of its own of one of the disks.
+	Copies bool
 	// Primary and Backup make the two roles' settings for a lease length.
 	Primary func(lease time.Duration) primary.Config
 	Backup  func(lease time.Duration) backup.Config
@@ -112,6 +125,11 @@ func (h *Host) Run(ctx context.Context) error {
 			m.run(ctx)
 			if err := m.Gate.Close(); err != nil {
 				m.slog.Warn("gate not closed cleanly", "err", err)
+			}
+			if m.Disks != nil {
+				if err := m.Disks.Close(); err != nil {
+					m.slog.Warn("disks not closed cleanly", "err", err)
+				}
 			}
 		}()
 	}

@@ -66,7 +66,7 @@ func (m *manager) play(ctx context.Context, state ownership.Guest) error {
 		return m.changed(ctx, state)
 	case state.Desired == ownership.Stopped:
 		m.as("stopped", nil, nil)
-		if err := m.end(ctx); err != nil {
+		if err := errors.Join(m.end(ctx), m.letGo(ctx)); err != nil {
 			return err
 		}
 		return m.changed(ctx, state)
@@ -86,7 +86,7 @@ func (m *manager) play(ctx context.Context, state ownership.Guest) error {
 // own runs the guest that this host holds.
 func (m *manager) own(ctx context.Context, state ownership.Guest) error {
 	p, err := primary.New(m.Primary(m.lease()), primary.Deps{
-		Guest: m.guest, Gate: m.Gate, Log: m.host.cfg.Log, Clock: m.host.cfg.Clock, Slog: m.slog,
+		Guest: m.guest, Gate: m.Gate, Disks: m.primaryDisks(), Log: m.host.cfg.Log, Clock: m.host.cfg.Clock, Slog: m.slog,
 		State: state, Running: m.running,
 		Dial: func(ctx context.Context) (protocol.Session, ownership.HostID, error) {
 			s, err := m.Dial(ctx)
@@ -119,7 +119,7 @@ func (m *manager) standBy(ctx context.Context, state ownership.Guest) error {
 		return err
 	}
 	b := backup.New(m.Backup(m.lease()), backup.Deps{
-		Driver: m.Driver, Log: m.host.cfg.Log, Sessions: m.sessions, Clock: m.host.cfg.Clock, Slog: m.slog, State: state,
+		Driver: m.Driver, Disks: m.backupDisks(), Log: m.host.cfg.Log, Sessions: m.sessions, Clock: m.host.cfg.Clock, Slog: m.slog, State: state,
 	})
 	m.as("backup", nil, b)
 	r, err := b.Run(ctx)
@@ -177,6 +177,33 @@ func (m *manager) end(ctx context.Context) error {
 		return fmt.Errorf("clean up what is left of the guest: %w", err)
 	}
 	return nil
+}
+
+// letGo makes the disks nobody's: another host may take them.
+func (m *manager) letGo(ctx context.Context) error {
+	if m.Disks == nil {
+		return nil
+	}
+	if err := m.Disks.StandBy(ctx); err != nil {
+		return fmt.Errorf("let go of the disks: %w", err)
+	}
+	return nil
+}
+
+// primaryDisks and backupDisks keep a guest without disks from looking like one
+// with disks that are nil.
+func (m *manager) primaryDisks() primary.Disks {
+	if m.Disks == nil {
+		return nil
+	}
+	return m.Disks
+}
+
+func (m *manager) backupDisks() backup.Disks {
+	if m.Disks == nil {
+		return nil
+	}
+	return m.Disks
 }
 
 // leave is the daemon going down.

@@ -162,6 +162,12 @@ func (h *Host) Start(ctx context.Context, guest string) (ownership.Guest, error)
 	if state.Desired != ownership.Stopped {
 		return state, fmt.Errorf("guest %q is not stopped: it runs on host %s", guest, state.Owner)
 	}
+	if m.Copies && state.Generation != 0 && state.Owner != h.cfg.Self {
+		// Only the owner's copies are known to be whole: nothing kept ours up to
+		// date while the guest ran unprotected, or stood still.
+		return state, fmt.Errorf("guest %q ran on host %s last, and only that host's copy of its disks is known to be complete: start it there, then switch over",
+			guest, state.Owner)
+	}
 	// The manager finds itself the owner of a guest that is nowhere, and boots it.
 	return m.propose(ctx, state, ownership.Start, ownership.Backup{})
 }

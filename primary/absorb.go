@@ -46,6 +46,13 @@ func (c *Core) absorb(ev Event) {
 		if c.holds() {
 			c.emit(Hold{}) // its frames may be sealed: they wait for the next attempt
 		}
+	case Postponed:
+		c.capturing = false
+		c.sealed, c.final = ev.Number-1, 0
+		if c.firstWhole == ev.Number {
+			c.firstWhole = 0
+		}
+		c.epochAt = c.now.Add(c.cfg.Floor)
 	case Acked:
 		c.absorbAcked(ev.Number)
 	case Mismatch:
@@ -152,8 +159,13 @@ func (c *Core) absorbCaptured(ev Captured) {
 	}
 	c.sealedAt[ev.Number%maxWindow] = c.now
 	if ev.Kind == epoch.KindSync {
-		c.remaining = ev.Remaining
+		c.remaining, c.comparing = ev.Remaining, ev.Comparing
 		c.syncRounds++
+		if ev.Comparing && ev.Remaining <= c.cfg.SyncEnough {
+			c.epochAt = c.now.Add(c.cfg.Floor) // only the comparison is waited for
+		} else {
+			c.epochAt = 0
+		}
 		return
 	}
 	c.heldFull = false

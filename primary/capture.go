@@ -2,7 +2,7 @@ package primary
 
 // This file is the pause: what happens while the guest stands still, in order.
 //
-//	stop → device state ∥ (seal frames → scan → copy) → cont
+//	stop → device state ∥ (seal frames and writes → scan → copy) → cont
 //
 // The copy goes into slabs: memory mapped and touched ahead, because a fresh
 // page costs ten times what its copy costs. Filled slabs travel to the sender
@@ -87,8 +87,9 @@ func (s *slabs) put(b *slab) {
 type job struct {
 	number epoch.Number
 	kind   epoch.Kind
-	slabs  chan *slab // closed after the last; never blocks the capture
-	device []byte     // complete once slabs is closed
+	slabs  chan *slab     // closed after the last; never blocks the capture
+	device []byte         // complete once slabs is closed
+	pages  *epoch.PageSet // complete before the first slab; until the epoch is acknowledged
 	verify protocol.Verify
 	hash   epoch.Hash // of the range verify names
 	failed bool       // set before slabs is closed: the epoch must not be ended
@@ -96,9 +97,12 @@ type job struct {
 
 // capture takes the whole checkpoint of epoch a.Number.
 func (p *Primary) capture(ctx context.Context, a Capture) Event {
+	if !p.Disks.Settled() {
+		return Postponed{a.Number}
+	}
 	p.stalled = false
-	j := p.newJob(a.Number, epoch.KindCheckpoint)
 	set := p.takeSet()
+	j := p.newJob(a.Number, epoch.KindCheckpoint, set)
 	t := newStopwatch(p.Clock)
 
 	cost, handed, err := p.pauseAndCopy(ctx, j, set, &t)
@@ -155,6 +159,9 @@ func (p *Primary) pauseAndCopy(ctx context.Context, j *job, set *epoch.PageSet, 
 	if err != nil {
 		return cost, false, fmt.Errorf("seal held frames: %w", err)
 	}
+	if err = p.Disks.Seal(j.number); err != nil {
+		return cost, false, fmt.Errorf("seal held writes: %w", err)
+	}
 	cost.Held, _ = p.Gate.Held()
 	if err = p.collect(set); err != nil {
 		return cost, false, err
@@ -172,8 +179,8 @@ func (p *Primary) pauseAndCopy(ctx context.Context, j *job, set *epoch.PageSet, 
 // syncStep sends some pages while the guest runs. A page that is written during
 // the copy is reported dirty by the next collection.
 func (p *Primary) syncStep(n epoch.Number) Event {
-	j := p.newJob(n, epoch.KindSync)
 	set := p.takeSet()
+	j := p.newJob(n, epoch.KindSync, set)
 	var handed bool
 	err := p.collect(set)
 	if err == nil {
@@ -182,13 +189,14 @@ func (p *Primary) syncStep(n epoch.Number) Event {
 		p.pending.TakeInto(set, p.cfg.SyncStep)
 		handed, err = p.copyPages(j, set)
 	}
-	left := p.pending.Count()
+	differ, compare := p.Disks.Unsynced()
+	left := p.pending.Count() + differ/epoch.PageSize
 	p.finishJob(j, set, handed, err)
 	if err != nil {
 		return CaptureFailed{n, err}
 	}
-	p.stats.synced(left)
-	return Captured{Number: n, Kind: j.kind, Remaining: left}
+	p.stats.synced(left + compare/epoch.PageSize)
+	return Captured{Number: n, Kind: j.kind, Remaining: left, Comparing: compare > 0}
 }
 
 // collect adds what is dirty now, and what former attempts owe, to set.
@@ -198,6 +206,10 @@ func (p *Primary) collect(set *epoch.PageSet) error {
 	if err := p.Guest.CollectDirty(set); err != nil {
 		set.Fill() // nothing is known: everything counts
 		return fmt.Errorf("collect dirty pages: %w", err)
+	}
+	p.Disks.CollectDirty(set)
+	if p.saving != nil {
+		p.saving.note(set)
 	}
 	return nil
 }
@@ -259,8 +271,8 @@ func (p *Primary) room() *slab {
 }
 
 // newJob prepares an epoch; checkpoints take along what is to be verified.
-func (p *Primary) newJob(n epoch.Number, kind epoch.Kind) *job {
-	j := &job{number: n, kind: kind, slabs: make(chan *slab, cap(p.memory.ready))}
+func (p *Primary) newJob(n epoch.Number, kind epoch.Kind, set *epoch.PageSet) *job {
+	j := &job{number: n, kind: kind, pages: set, slabs: make(chan *slab, cap(p.memory.ready))}
 	if kind == epoch.KindCheckpoint {
 		j.device = p.link.device()
 		j.verify = p.verifies.next(p.Guest.Pages())
@@ -295,6 +307,7 @@ func (p *Primary) forget(through epoch.Number) {
 		p.putSet(p.inflight[0].pages)
 		p.inflight = p.inflight[1:]
 	}
+	p.Disks.Synced(through)
 }
 
 // restore makes every page of an epoch in flight dirty again.

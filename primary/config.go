@@ -8,6 +8,7 @@ import (
 
 	"understudy/epoch"
 	"understudy/ownership"
+	"understudy/protocol"
 )
 
 // Config holds a primary's settings. Start from DefaultConfig.
@@ -18,6 +19,11 @@ type Config struct {
 	// Addresses are the guest's own, for announcing it; those seen in its
 	// frames are announced in any case.
 	Addresses []netip.Addr
+
+	// PrintKey is the key of the fingerprints that references carry; Disks are
+	// the guest's disks as both hosts must have them.
+	PrintKey epoch.PrintKey
+	Disks    []protocol.DiskSpec
 
 	// Window is how many epochs may be captured and not yet acknowledged. Two
 	// hide the way to the backup behind the next epoch; more only delay output

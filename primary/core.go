@@ -116,6 +116,7 @@ type Core struct {
 	firstWhole    epoch.Number             // first checkpoint of this entering; 0: none yet
 	syncRounds    int
 	remaining     uint64 // pages the last sync step left
+	comparing     bool   // the backup's copies of the disks are not all compared yet
 	epochAt       clock.Instant
 	pace          pace
 	heldFull      bool
@@ -338,7 +339,7 @@ func (c *Core) decideGuestGone() {
 // converged reports whether what is left of the initial synchronisation is
 // small enough for a pause, or will not get smaller.
 func (c *Core) converged() bool {
-	return c.syncRounds > 0 && c.linked &&
+	return c.syncRounds > 0 && c.linked && !c.comparing &&
 		(c.remaining <= c.cfg.SyncEnough || c.remaining == 0 || c.syncRounds > c.cfg.SyncRounds)
 }
 
@@ -474,7 +475,7 @@ func (c *Core) decideEpoch() {
 	}
 	switch c.mode {
 	case ModeSyncing:
-		if c.failing == 0 || !c.now.Before(c.epochAt) {
+		if !c.now.Before(c.epochAt) {
 			c.emit(SyncStep{c.next()})
 		}
 	case ModeEntering, ModeProtected:
@@ -528,7 +529,10 @@ func (c *Core) enter(m Mode) {
 		}
 		c.emit(Pass{})
 	case ModeSyncing:
-		c.syncRounds = 0
+		c.syncRounds, c.comparing = 0, false
+		if c.failing == 0 {
+			c.epochAt = 0
+		}
 	case ModeEntering:
 		c.firstWhole = 0
 		c.emit(Hold{})
@@ -559,10 +563,9 @@ func (c *Core) NextWake() clock.Instant {
 	sooner(c.reclaimAt)
 	sooner(c.leaseUntil.Add(c.cfg.LeaseGrace))
 	if c.failing != 0 {
-		sooner(c.epochAt)
 		sooner(c.failing.Add(c.cfg.AckTimeout))
 	}
-	if c.linked && (c.mode == ModeEntering || c.mode == ModeProtected) {
+	if c.linked && (c.mode == ModeEntering || c.mode == ModeProtected || c.mode == ModeSyncing) {
 		sooner(c.epochAt)
 	}
 	if !c.linked && c.mode.commits() {

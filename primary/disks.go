@@ -53,6 +53,11 @@ type Disks interface {
 	// lets the disks go for another host. The guest stands still.
 	Quiesce(ctx context.Context) error
 
+	// Snapshot returns, while the guest stands still, every write that was
+	// accepted and has not reached the disk durably, in order, and the disks'
+	// state, as Sealed does. It changes nothing, and the writes are copies.
+	Snapshot() (writes []epoch.DiskWrite, state []byte, err error)
+
 	// CollectDirty adds to set the pages that were written through our own
 	// mapping since the last call (RULES 15), and pages whose reference in an
 	// earlier epoch the backup may not be able to keep any more (RULES 17).
@@ -68,14 +73,14 @@ type Disks interface {
 	Void()
 
 	// SyncAll says that nothing is known of the backup's own copies of the disks
-	// (the replicated store): they are to be compared, see Compare.
+	// (the replicated store): they are to be compared, see NextHashes.
 	SyncAll()
 	// Unsynced returns how many bytes of the disks are known to differ or have
 	// not been compared. 0 for the shared store.
 	Unsynced() (differ, compare uint64)
-	// Compare returns the next hashes to send to the backup, at most max of
+	// NextHashes returns the next hashes to send to the backup, at most max of
 	// them, or false if all have been sent.
-	Compare(max int) (h epoch.DiskHashes, more bool, err error)
+	NextHashes(max int) (h epoch.DiskHashes, more bool, err error)
 	// Differ notes the backup's answer to the hashes from first on.
 	Differ(d epoch.DiskDiffers) error
 	// SyncWrites returns up to max bytes of what differs, as WriteSync, and
@@ -85,3 +90,30 @@ type Disks interface {
 	// with it need not be sent again.
 	Synced(n epoch.Number)
 }
+
+// noDisks are the disks of a guest that has none.
+type noDisks struct{}
+
+func (noDisks) Own(epoch.Generation)                                       {}
+func (noDisks) Seal(epoch.Number) error                                    { return nil }
+func (noDisks) Sealed(epoch.Number) ([]epoch.DiskWrite, []byte)            { return nil, nil }
+func (noDisks) Release(epoch.Number)                                       {}
+func (noDisks) Hold()                                                      {}
+func (noDisks) Settled() bool                                              { return true }
+func (noDisks) Pass()                                                      {}
+func (noDisks) Shut()                                                      {}
+func (noDisks) Allow(clock.Instant) error                                  { return nil }
+func (noDisks) Pressure() <-chan struct{}                                  { return nil }
+func (noDisks) Drain(context.Context) error                                { return nil }
+func (noDisks) Quiesce(context.Context) error                              { return nil }
+func (noDisks) Snapshot() ([]epoch.DiskWrite, []byte, error)               { return nil, nil, nil }
+func (noDisks) CollectDirty(*epoch.PageSet)                                {}
+func (noDisks) Encoding(epoch.Number) epoch.Excluder                       { return nil }
+func (noDisks) Materialised(epoch.Number)                                  {}
+func (noDisks) Void()                                                      {}
+func (noDisks) SyncAll()                                                   {}
+func (noDisks) Unsynced() (differ, compare uint64)                         { return 0, 0 }
+func (noDisks) NextHashes(int) (epoch.DiskHashes, bool, error)             { return epoch.DiskHashes{}, false, nil }
+func (noDisks) Differ(epoch.DiskDiffers) error                             { return nil }
+func (noDisks) SyncWrites(epoch.Number, uint64) ([]epoch.DiskWrite, error) { return nil, nil }
+func (noDisks) Synced(epoch.Number)                                        {}

@@ -49,12 +49,17 @@ type (
 	Captured struct {
 		Number    epoch.Number
 		Kind      epoch.Kind
-		Remaining uint64 // pages still to be sent after this sync step
+		Remaining uint64 // pages still to be sent after this sync step, disks included
+		Comparing bool   // the backup's copies of the disks are not all compared yet
 		Cost      Cost
 		// Stalled: the guest stood still because the backup took nothing, until
 		// its session was closed.
 		Stalled bool
 	}
+
+	// Postponed: the epoch cannot be captured yet, because writes of before
+	// output commit are still on their way to a disk. Nothing was done.
+	Postponed struct{ Number epoch.Number }
 
 	// CaptureFailed: nothing of this epoch counts; its pages are dirty again.
 	CaptureFailed struct {
@@ -94,6 +99,7 @@ func (LinkUp) isEvent()        {}
 func (LinkDown) isEvent()      {}
 func (Captured) isEvent()      {}
 func (CaptureFailed) isEvent() {}
+func (Postponed) isEvent()     {}
 func (Acked) isEvent()         {}
 func (Mismatch) isEvent()      {}
 func (HeldFull) isEvent()      {}

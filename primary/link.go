@@ -5,6 +5,7 @@ package primary
 //	connect: dial → Hello → Welcome → link
 //	send:    job → encoder → Begin, Chunk…, End      (one goroutine a link)
 //	receive: Ack → Acked | Mismatch                   (one goroutine a link)
+//	compare: hashes of the disks, see outgoing.go     (one goroutine, for a while)
 //
 // The loop owns the link: it makes it in linkEvent and ends it, with both its
 // goroutines, in disconnect. A link that fails says so once and from then on
@@ -37,6 +38,8 @@ type link struct {
 	peer    ownership.HostID
 	welcome protocol.Welcome
 	jobs    chan *job
+	asked   chan struct{} // one for each message with hashes that waits for its answer
+	sources sources
 	ctx     context.Context
 	cancel  context.CancelFunc
 	workers sync.WaitGroup
@@ -68,6 +71,7 @@ func (p *Primary) connect(ctx context.Context) {
 	hello := protocol.Hello{
 		Version: protocol.Version, Guest: p.cfg.Guest, Host: p.cfg.Self,
 		Generation: epoch.Generation(p.generation.Load()), Spec: p.Guest.Spec(), Known: slices.Clone(p.known),
+		PrintKey: p.cfg.PrintKey, Disks: p.cfg.Disks,
 	}
 	p.start(ctx, func(ctx context.Context) {
 		e := linkEvent{}
@@ -106,7 +110,7 @@ func (p *Primary) handshake(ctx context.Context, hello protocol.Hello) (*link, e
 		return nil, fmt.Errorf("handshake with backup %s: %w", peer, err)
 	}
 	return &link{p: p, session: s, peer: peer, welcome: w, jobs: make(chan *job, maxWindow),
-		expects: make(map[epoch.Number]expect)}, nil
+		asked: make(chan struct{}, comparing), expects: make(map[epoch.Number]expect)}, nil
 }
 
 func greet(ctx context.Context, s protocol.Session, hello protocol.Hello) (protocol.Welcome, error) {
@@ -275,10 +279,14 @@ func (l *link) sendEpoch(j *job, at epoch.Position) (epoch.Position, error) {
 	if err := enc.Begin(h, func(chunk []byte) error { return send(protocol.KindChunk, chunk) }); err != nil {
 		return at, err
 	}
+	sealed, diskState := l.sealed(j)
+	l.sources.begin(l.p.Disks.Encoding(j.number), j.pages, sealed)
+	enc.SetExcluder(&l.sources)
 	for b := range j.slabs {
 		data := b.data
 		for _, r := range b.runs {
 			size := int(r.pages) * epoch.PageSize
+			l.sources.keep(r.first, data[:size])
 			if err := enc.Pages(r.first, data[:size]); err != nil {
 				l.p.memory.put(b)
 				return at, err
@@ -290,8 +298,20 @@ func (l *link) sendEpoch(j *job, at epoch.Position) (epoch.Position, error) {
 	if j.failed {
 		return at, errors.New("the capture of the epoch failed half-way")
 	}
+	writes, err := l.writes(j, sealed)
+	if err != nil {
+		return at, err
+	}
+	if err := enc.Writes(writes, l.sources.equal); err != nil {
+		return at, err
+	}
 	if j.kind == epoch.KindCheckpoint {
 		if err := enc.DeviceState(j.device); err != nil {
+			return at, err
+		}
+	}
+	if len(diskState) > 0 {
+		if err := enc.DiskState(diskState); err != nil {
 			return at, err
 		}
 	}
@@ -342,6 +362,18 @@ func (l *link) receive() ([]Event, error) {
 	case protocol.KindRefuse:
 		return nil, fmt.Errorf("backup %s refused: %s", l.peer, protocol.ParseRefuse(m.Payload))
 	case protocol.KindAck:
+	case protocol.KindDiffers:
+		if err := l.differ(m.Payload); err != nil {
+			return nil, fmt.Errorf("backup %s: %w", l.peer, err)
+		}
+		return nil, nil
+	case protocol.KindMaterialised:
+		n, err := protocol.ParseMaterialised(m.Payload)
+		if err != nil {
+			return nil, fmt.Errorf("backup %s: %w", l.peer, err)
+		}
+		l.p.Disks.Materialised(n)
+		return nil, nil
 	default:
 		return nil, fmt.Errorf("backup %s sent message kind %d", l.peer, m.Kind)
 	}
@@ -357,6 +389,7 @@ func (l *link) receive() ([]Event, error) {
 	}
 	l.sent = append(l.sent[:0], l.sent[1:]...)
 	n := ack.At.Number
+	l.p.Disks.Materialised(ack.Materialised)
 	want, asked := l.expects[n]
 	if asked != ack.HasHash {
 		return nil, fmt.Errorf("backup %s: epoch %d was verified: %v, asked: %v", l.peer, n, ack.HasHash, asked)

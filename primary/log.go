@@ -46,6 +46,9 @@ func (p *Primary) renew(ctx context.Context) {
 		if err := p.Gate.Allow(until); err != nil {
 			p.Slog.Error("the gate did not take the lease", "err", err)
 		}
+		if err := p.Disks.Allow(until); err != nil {
+			p.Slog.Error("the disks did not take the lease", "err", err)
+		}
 		if announced != g {
 			announced = g
 			if err := p.Gate.Announce(p.cfg.Addresses...); err != nil {
@@ -68,9 +71,28 @@ func (p *Primary) watch(ctx context.Context) {
 func (p *Primary) propose(ctx context.Context, c ownership.Command) {
 	call, cancel := context.WithTimeout(ctx, max(2*p.cfg.Lease, 2*time.Second))
 	defer cancel()
+	if err := p.settleDisks(call, c.Kind); err != nil {
+		// Not proposed; the core asks again after a while.
+		p.Slog.Warn("the disks are not settled", "command", c.Kind, "err", err)
+		p.send(ctx, Proposed{Command: c, Err: err})
+		return
+	}
 	state, err := p.Log.Propose(call, c)
 	p.Slog.Log(ctx, level(err), "ownership", "command", c.Kind, "id", c.ID, "generation", state.Generation, "err", err)
 	p.send(ctx, Proposed{Command: c, State: state, Err: err})
+}
+
+// settleDisks does what the disks owe before the guest is given away or is
+// recorded as stopped: after a surrender nothing of ours may still be on its way
+// to them (RULES 7), and a stopped guest has nobody who would write what is left.
+func (p *Primary) settleDisks(ctx context.Context, kind ownership.Kind) error {
+	switch kind {
+	case ownership.Surrender:
+		return p.Disks.Quiesce(ctx)
+	case ownership.Stop:
+		return p.Disks.Drain(ctx)
+	}
+	return nil
 }
 
 func level(err error) slog.Level {

@@ -70,6 +70,7 @@ type Dial func(ctx context.Context) (protocol.Session, ownership.HostID, error)
 type Deps struct {
 	Guest hypervisor.Guest
 	Gate  Gate
+	Disks Disks // nil: the guest has none that can be written
 	Log   Ownership
 	Dial  Dial
 	Clock clock.Clock
@@ -89,9 +90,11 @@ type Primary struct {
 	Deps
 	core *Core
 
-	events  chan Event     // from goroutines without a link
-	linked  chan linkEvent // from the link
-	asked   chan Event     // from operators
+	events  chan Event                     // from goroutines without a link
+	linked  chan linkEvent                 // from the link
+	asked   chan Event                     // from operators
+	errands chan func(ctx context.Context) // what others want done between two events
+	over    chan struct{}                  // closed when Run returns
 	workers sync.WaitGroup
 
 	generation atomic.Uint64 // under which leases are renewed
@@ -106,6 +109,7 @@ type Primary struct {
 	pending  *epoch.PageSet // dirty, and in no epoch in flight
 	inflight []flight       // captured, not acknowledged, ascending
 	spare    []*epoch.PageSet
+	saving   *saving
 	stalled  bool // the capture under way had to wait for a backup that took nothing
 
 	verifies verifier
@@ -125,12 +129,17 @@ func New(cfg Config, d Deps) (*Primary, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("primary of %s: %w", cfg.Guest, err)
 	}
+	if d.Disks == nil {
+		d.Disks = noDisks{}
+	}
 	p := &Primary{
 		cfg: cfg, Deps: d,
 		core:    NewCore(cfg, d.State, d.Running),
 		events:  make(chan Event, 16),
 		linked:  make(chan linkEvent, 16),
 		asked:   make(chan Event, 4),
+		errands: make(chan func(ctx context.Context)),
+		over:    make(chan struct{}),
 		devices: make(chan []byte, maxWindow),
 		encoder: epoch.NewEncoder(d.Guest.Pages(), cfg.Encoder),
 		pending: epoch.NewPageSet(d.Guest.Pages()),
@@ -145,11 +154,13 @@ func New(cfg Config, d Deps) (*Primary, error) {
 // Run is the primary's main loop. It returns when its part is over, with the
 // guest paused or gone, or, when ctx ends, with the guest as it is.
 func (p *Primary) Run(ctx context.Context) (Outcome, error) {
+	defer close(p.over)
 	defer p.memory.free()
 	ctx, cancel := context.WithCancel(ctx)
 	defer p.workers.Wait()
 	defer cancel()
 	defer p.disconnect(errors.New("the primary ends"))
+	p.Disks.Own(p.State.Generation)
 	p.start(ctx, p.renew)
 	p.start(ctx, p.watch)
 	p.start(ctx, p.listen)
@@ -168,6 +179,9 @@ func (p *Primary) Run(ctx context.Context) (Outcome, error) {
 			ev = Tick{}
 		case ev = <-p.events:
 		case ev = <-p.asked:
+		case f := <-p.errands:
+			f(ctx)
+			continue
 		case l := <-p.linked:
 			if l.from != nil && l.from != p.link {
 				continue // of a link that was closed meanwhile
@@ -212,17 +226,31 @@ func (p *Primary) do(ctx context.Context, a Action) Event {
 		p.forget(a.Through)
 	case Restore:
 		p.restore()
+		p.Disks.Void()
+		if _, compare := p.Disks.Unsynced(); compare > 0 {
+			p.Disks.SyncAll() // answers were lost with the session
+		}
+		p.link.compare()
 	case Refill:
 		p.restore()
 		p.pending.Fill()
+		p.Disks.Void()
+		p.Disks.SyncAll()
+		p.link.compare()
 	case Release:
 		p.Gate.Release(a.Through)
+		p.Disks.Release(a.Through)
 	case Hold:
 		p.Gate.Hold()
+		p.Disks.Hold()
 	case Pass:
 		p.Gate.Pass()
+		p.Disks.Pass()
 	case Shut:
 		p.Gate.Shut()
+		if p.core.Mode() == ModeYielded {
+			p.Disks.Shut() // else what is released still has to reach them, see propose
+		}
 	case PauseGuest:
 		p.Slog.Warn("guest paused", "why", a.Why)
 		err = p.Guest.Pause(ctx)
@@ -232,6 +260,7 @@ func (p *Primary) do(ctx context.Context, a Action) Event {
 		p.start(ctx, func(ctx context.Context) { p.propose(ctx, a.Command) })
 	case UseGeneration:
 		p.generation.Store(uint64(a.Generation))
+		p.Disks.Own(a.Generation)
 	case Connect:
 		p.connect(ctx)
 	case Disconnect:
@@ -264,7 +293,8 @@ func (p *Primary) send(ctx context.Context, ev Event) {
 	}
 }
 
-// listen forwards what the guest does by itself, and that the gate is full.
+// listen forwards what the guest does by itself, and that what is held of its
+// output nears a limit.
 func (p *Primary) listen(ctx context.Context) {
 	guest := p.Guest.Events()
 	for {
@@ -272,6 +302,8 @@ func (p *Primary) listen(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-p.Gate.Pressure():
+			p.send(ctx, HeldFull{})
+		case <-p.Disks.Pressure():
 			p.send(ctx, HeldFull{})
 		case ev, ok := <-guest:
 			if !ok {

@@ -50,13 +50,15 @@ func TestStories(t *testing.T) {
 // narrator plays the world around the core: it answers captures and keeps the
 // log, as the shell and the ownership log would.
 type narrator struct {
-	t      *testing.T
-	core   *Core
-	now    time.Duration
-	log    ownership.Guest
-	image  epoch.Incarnation
-	asked  *ownership.Command // the last proposal
-	broken bool               // no capture succeeds
+	t         *testing.T
+	core      *Core
+	now       time.Duration
+	log       ownership.Guest
+	image     epoch.Incarnation
+	asked     *ownership.Command // the last proposal
+	broken    bool               // no capture succeeds
+	comparing bool               // the copies of the disks
+	unsettled bool               // writes are on their way to a disk
 
 	failing bool // the next capture fails
 	out     strings.Builder
@@ -172,6 +174,14 @@ func (n *narrator) line(words []string) {
 		n.step(LogApplied{n.log})
 	case "captures": // fail | work
 		n.broken = arg(1) == "fail"
+	case "comparing": // the backup's copies of the disks; until "compared"
+		n.comparing = true
+	case "compared":
+		n.comparing = false
+	case "unsettled": // writes are still on their way to a disk, until "settled"
+		n.unsettled = true
+	case "settled":
+		n.unsettled = false
 	case "capture-will-fail": // the next one, after its frames were sealed
 		n.failing = true
 	default:
@@ -190,13 +200,17 @@ func (n *narrator) step(ev Event) {
 				if a.Number == 1 {
 					left = 150
 				}
-				queue = append(queue, Captured{Number: a.Number, Kind: epoch.KindSync, Remaining: left})
+				queue = append(queue, Captured{Number: a.Number, Kind: epoch.KindSync, Remaining: left, Comparing: n.comparing})
 			case Capture:
 				final := ""
 				if a.Final {
 					final = ", the guest stays paused"
 				}
 				n.say("capture %d%s", a.Number, final)
+				if n.unsettled {
+					queue = append(queue, Postponed{a.Number})
+					continue
+				}
 				if n.failing || n.broken {
 					n.failing = false
 					queue = append(queue, CaptureFailed{a.Number, errors.New("no device state")})
