@@ -63,7 +63,9 @@ func (r *rig) encodeWith(h Header, memory []byte, dirty *PageSet, device []byte,
 	}); err != nil {
 		return sent{}, err
 	}
-	r.enc.SetExcluder(d.leave)
+	if d.leave != nil {
+		r.enc.SetExcluder(d.leave)
+	}
 	for first, count := range dirty.Runs {
 		if err := r.enc.Pages(first, memory[first*PageSize:][:count*PageSize]); err != nil {
 			return sent{}, err
