@@ -78,6 +78,8 @@ func Stories() []Story {
 		{"a takeover goes on from the last checkpoint and fails back", takesOverAndFailsBack},
 		{"a garbled device state is refused and the next attempt works", refusesGarbage},
 		{"a reset standby keeps its image", resetKeepsImage},
+		{"a takeover with missing pages finds each of them", takesOverWithMissingPages},
+		{"a load in vain leaves missing pages missing", resetsWithMissingPages},
 		{"destroy leaves nothing and can be repeated", destroys},
 		{"a detached guest is adopted", adopts},
 		{"an owner hears of a power-off", hearsPowerOff},

@@ -14,6 +14,7 @@ import (
 
 	"understudy/epoch"
 	"understudy/hypervisor"
+	"understudy/hypervisor/qemu/dirty"
 	"understudy/hypervisor/qemu/qmp"
 )
 
@@ -115,7 +116,7 @@ func (d *Driver) established(ctx context.Context, v *vm, m machine, l *local) (*
 	}
 	err = g.attach(ctx)
 	if err == nil {
-		err = g.saveRecord(roleGuest)
+		err = g.saveRecord(roleGuest, fillDone)
 	}
 	if err != nil {
 		return nil, errors.Join(err, g.drop())
@@ -202,6 +203,12 @@ func (d *Driver) sweep(found []place) error {
 
 // takeOn makes a paused Guest of a machine found running.
 func (d *Driver) takeOn(ctx context.Context, at place, r record, proc *process) (*Guest, error) {
+	if r.Fill == fillMissing {
+		return nil, &hypervisor.Refusal{
+			What:   "the process that activated this guest ended before all of its memory was there, and nobody else knows what is missing",
+			Remedy: "end it (Clean) and start or restore the guest",
+		}
+	}
 	spec, err := r.spec()
 	if err != nil {
 		return nil, err
@@ -212,6 +219,12 @@ func (d *Driver) takeOn(ctx context.Context, at place, r record, proc *process) 
 	}
 	for i := range side {
 		side[i].addr = r.Side[i]
+	}
+	if r.Fill == fillHoles {
+		// It waits for zeros that nobody brings, and would not answer us.
+		if err := releaseHoles(at, spec.Memory, proc); err != nil {
+			return nil, err
+		}
 	}
 	// QEMU talks to one client at a time: a former process of ours that still
 	// lives would keep us waiting.
@@ -239,11 +252,29 @@ func (d *Driver) takeOn(ctx context.Context, at place, r record, proc *process) 
 	if err != nil {
 		return nil, errors.Join(err, client.Close(), v.ram.close())
 	}
-	if err := g.attach(ctx); err != nil {
+	err = g.attach(ctx)
+	if err == nil && r.Fill != fillDone {
+		err = g.saveRecord(roleGuest, fillDone)
+	}
+	if err != nil {
 		return nil, errors.Join(err, g.drop(), client.Close(), v.ram.close())
 	}
 	g.listen()
 	return g, nil
+}
+
+// releaseHoles lets a machine read holes of its memory as zeros by itself.
+func releaseHoles(at place, size uint64, proc *process) error {
+	ram, err := openRAM(at.ram, size)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = ram.close() }()
+	regions, err := dirty.FileRegions(proc.identity.PID, ram.file, 0)
+	if err != nil {
+		return err
+	}
+	return dirty.ReleaseTarget(proc.identity.PID, regions)
 }
 
 // disksLimit bounds the wait for QEMU to connect to the disks again: it tries
@@ -395,7 +426,7 @@ func (d *Driver) boot(ctx context.Context, m machine, at place, ram *ramFile, in
 	if err := os.Remove(at.socket()); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	files, err := d.openFiles(at)
+	files, err := d.openFiles(at, incoming)
 	if err != nil {
 		return nil, err
 	}
@@ -424,8 +455,10 @@ func (d *Driver) boot(ctx context.Context, m machine, at place, ram *ramFile, in
 	return v, nil
 }
 
-// openFiles opens what a QEMU is started with, as args.go has it.
-func (d *Driver) openFiles(at place) ([]*os.File, error) {
+// openFiles opens what a QEMU is started with, as args.go has it, and for one
+// that waits for its state the device with which it can be supplied with
+// memory. The latter is taken from it before it runs (package dirty).
+func (d *Driver) openFiles(at place, incoming bool) ([]*os.File, error) {
 	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: at.socket(), Net: "unix"})
 	if err != nil {
 		return nil, err
@@ -440,10 +473,17 @@ func (d *Driver) openFiles(at place) ([]*os.File, error) {
 	if err != nil {
 		return nil, errors.Join(err, socket.Close())
 	}
-	if console == nil {
-		return []*os.File{socket}, nil
+	files := []*os.File{socket}
+	if console != nil {
+		files = append(files, console)
 	}
-	return []*os.File{socket, console}, nil
+	if incoming {
+		// Without it memory is fetched before the machine runs.
+		if device, err := os.OpenFile("/dev/userfaultfd", os.O_RDWR, 0); err == nil {
+			files = append(files, device)
+		}
+	}
+	return files, nil
 }
 
 // end kills the QEMU and closes our connection. The place stays.

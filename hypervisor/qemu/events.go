@@ -18,13 +18,25 @@ import (
 func (g *Guest) listen() {
 	g.heard.Go(func() {
 		defer close(g.events)
-		for e := range g.vm.client.Events() {
-			kind, detail := interpret(e)
-			if kind == 0 && (e.Name == "STOP" && !g.stopping.Load() || e.Lost > 0) {
-				kind, detail = g.inspect()
-			}
-			if kind != 0 {
-				g.deliver(hypervisor.Event{Kind: kind, Detail: detail})
+		var trouble <-chan error
+		if f := g.fill.Load(); f != nil {
+			trouble = f.trouble
+		}
+		for open := true; open; {
+			select {
+			case err := <-trouble:
+				g.deliver(hypervisor.Event{Kind: hypervisor.EventFault, Detail: err.Error()})
+			case e, ok := <-g.vm.client.Events():
+				if open = ok; !ok {
+					continue
+				}
+				kind, detail := interpret(e)
+				if kind == 0 && (e.Name == "STOP" && !g.stopping.Load() || e.Lost > 0) {
+					kind, detail = g.inspect()
+				}
+				if kind != 0 {
+					g.deliver(hypervisor.Event{Kind: kind, Detail: detail})
+				}
 			}
 		}
 		select {

@@ -46,7 +46,12 @@ type Guest struct {
 	stale  atomic.Bool
 	entry  []byte // scratch for stale
 
+	// fill supplies what is missing after a lazy activation; nil otherwise.
+	fill    atomic.Pointer[filler]
+	filling sync.WaitGroup // finishFill
+
 	stopping atomic.Bool // we have sent stop, and no cont since
+	paused   atomic.Bool // and QEMU has stopped
 	events   chan hypervisor.Event
 	quit     chan struct{} // closed by Detach and Destroy
 	heard    sync.WaitGroup
@@ -86,6 +91,7 @@ func newGuest(ctx context.Context, d *Driver, v *vm, spec *machineSpec, side []s
 	g.head = appendStateHead(nil, spec.Blocks, g.used)
 	g.stale.Store(true)
 	g.stopping.Store(true)
+	g.paused.Store(true)
 	return g, nil
 }
 
@@ -106,6 +112,7 @@ func (g *Guest) Pause(ctx context.Context) error {
 	if err := g.vm.client.Execute(ctx, "stop", nil, nil); err != nil {
 		return g.failed("pause", err)
 	}
+	g.paused.Store(true)
 	return g.noticeResize()
 }
 
@@ -118,6 +125,7 @@ func (g *Guest) Resume(ctx context.Context) error {
 		return err
 	}
 	g.stopping.Store(false)
+	g.paused.Store(false)
 	if err := g.vm.client.Execute(ctx, "cont", nil, nil); err != nil {
 		return g.failed("resume", err)
 	}
@@ -138,6 +146,9 @@ func (g *Guest) ReadPages(first epoch.GFN, dst []byte) error {
 	page := uint64(first)
 	if page < g.main {
 		n := min(uint64(len(dst)), (g.main-page)*epoch.PageSize)
+		if err := g.fill.Load().fill(first, n/epoch.PageSize); err != nil {
+			return g.failed("read pages", err)
+		}
 		if err := g.vm.ram.read(page, dst[:n]); err != nil {
 			return err
 		}
@@ -157,8 +168,13 @@ func (g *Guest) ReadPages(first epoch.GFN, dst []byte) error {
 	return nil
 }
 
-// Fill has nothing to do: Load fetched every page.
-func (g *Guest) Fill(epoch.GFN, uint64) error { return nil }
+// Fill returns when the pages are in the image.
+func (g *Guest) Fill(first epoch.GFN, count uint64) error {
+	if err := g.fill.Load().fill(first, count); err != nil {
+		return g.failed("fill memory", err)
+	}
+	return nil
+}
 
 // CollectDirty reports what was written since the last call.
 func (g *Guest) CollectDirty(set *epoch.PageSet) error {
@@ -179,7 +195,7 @@ func (g *Guest) CollectDirty(set *epoch.PageSet) error {
 			return g.failed("collect dirty pages", err)
 		}
 	}
-	if err := g.tracker.Collect(set); err != nil {
+	if err := g.collect(set); err != nil {
 		// The next call attaches anew, and reports every page.
 		err = errors.Join(err, g.tracker.Close())
 		g.tracker = nil
@@ -187,6 +203,56 @@ func (g *Guest) CollectDirty(set *epoch.PageSet) error {
 	}
 	g.noteTables(set)
 	return nil
+}
+
+// collect is the tracker's Collect. It ends the supply of pages that has
+// nothing left to supply, while the guest stands still: not one write is lost
+// or made up by that.
+func (g *Guest) collect(set *epoch.PageSet) error {
+	f := g.fill.Load()
+	if f == nil || !f.isWhole() || !g.paused.Load() {
+		return g.tracker.Collect(set)
+	}
+	if err := g.tracker.Release(f.pager, set); err != nil {
+		return err
+	}
+	return g.endFill(f)
+}
+
+// finishFill ends the supply of pages when nothing is missing any more. It is
+// the last goroutine of the filling; it ends with it.
+func (g *Guest) finishFill(f *filler) {
+	select {
+	case <-f.whole:
+	case <-f.ended:
+		return
+	}
+	g.tracking.Lock()
+	defer g.tracking.Unlock()
+	var err error
+	switch {
+	case g.fill.Load() == nil: // collect was first
+		return
+	case g.tracker != nil:
+		// Writes are tracked already, and the guest runs: collect ends it.
+		err = g.saveRecord(roleGuest, fillHoles)
+	default:
+		// The first Collect, which is still to come, reports every page.
+		if err = f.pager.Release(); err == nil {
+			err = g.endFill(f)
+		}
+	}
+	if err != nil {
+		g.driver.log.Warn("all of the guest's memory is there, but the end of its filling failed", "err", err)
+	}
+}
+
+// endFill forgets a filler that was released. The caller holds tracking.
+func (g *Guest) endFill(f *filler) error {
+	f.close()
+	g.fill.Store(nil)
+	g.driver.log.Info("all of the guest's memory is there", "faults", f.faults.Load())
+	return g.saveRecord(roleGuest, fillDone)
 }
 
 // attach begins to track writes.
@@ -325,15 +391,49 @@ func (g *Guest) askLengths(ctx context.Context) error {
 	return nil
 }
 
-// Detach lets go of the guest, which goes on as it is.
+// detachLimit bounds how long Detach waits for missing pages.
+const detachLimit = 10 * time.Second
+
+// Detach lets go of the guest, which goes on as it is. If memory of it is still
+// missing, Detach fetches that first, and returns an error if it could not: such
+// a guest cannot be adopted.
 func (g *Guest) Detach() error {
+	err := g.fillUp()
 	if !g.finish() {
 		return g.gone("detach")
 	}
-	err := errors.Join(g.drop(), g.vm.ram.close())
+	err = errors.Join(err, g.drop(), g.vm.ram.close())
 	g.heard.Wait()
 	g.vm.proc.letGo()
 	return err
+}
+
+// fillUp waits until nothing is missing any more, as long as it goes well.
+func (g *Guest) fillUp() error {
+	f := g.fill.Load()
+	if f == nil {
+		return nil
+	}
+	f.walk()
+	limit := time.NewTimer(detachLimit)
+	defer limit.Stop()
+	select {
+	case <-f.whole:
+	case <-f.ended: // released, or the guest is gone
+		return nil
+	case <-limit.C:
+		return g.failed("detach", errors.New("memory of it is still missing, so that it cannot be adopted"))
+	}
+	g.tracking.Lock()
+	defer g.tracking.Unlock()
+	if g.fill.Load() == nil {
+		return nil
+	}
+	// Who adopts it counts every page as written.
+	if err := f.pager.Release(); err != nil {
+		return g.failed("detach", err)
+	}
+	return g.endFill(f)
 }
 
 // Destroy ends the guest.
@@ -354,6 +454,10 @@ func (g *Guest) finish() bool {
 		first = true
 		close(g.quit) // before the connection: its end must not look like QEMU's
 		_ = g.vm.client.Close()
+		if f := g.fill.Load(); f != nil {
+			f.close()
+		}
+		g.filling.Wait()
 		g.life.Lock() // calls under way have failed by now
 		g.over = true
 		g.life.Unlock()
@@ -378,8 +482,8 @@ func (g *Guest) drop() error {
 	return errors.Join(errs...)
 }
 
-func (g *Guest) saveRecord(as role) error {
-	r := record{Role: as, Process: g.vm.proc.identity, Pages: g.packed.Pages, Spec: g.packed.Machine}
+func (g *Guest) saveRecord(as role, fill fillState) error {
+	r := record{Role: as, Fill: fill, Process: g.vm.proc.identity, Pages: g.packed.Pages, Spec: g.packed.Machine}
 	for _, s := range g.side {
 		r.Side = append(r.Side, s.addr)
 	}

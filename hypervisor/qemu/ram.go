@@ -19,7 +19,7 @@ import (
 // takes a page of real memory for nothing, and to write one through a mapping
 // when the tmpfs is full is a SIGBUS. So holes go through pread and pwrite,
 // which do neither, and a page is touched in the mapping only once it is known
-// to be there. Pages do not leave: balloons are refused. They may be swapped out,
+// to be there. Pages do not leave but by punch: balloons are refused. They may be swapped out,
 // which tracking survives and the length of a pause does not: CheckHost warns
 // of swap.
 type ramFile struct {
@@ -190,6 +190,25 @@ func (r *ramFile) writeUnknown(first uint64, data []byte) error {
 			r.setThere(first + i)
 		}
 		data = data[epoch.PageSize:]
+	}
+	return nil
+}
+
+// punch makes pages holes again.
+func (r *ramFile) punch(first, count uint64) error {
+	raw, err := r.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var callErr error
+	err = raw.Control(func(fd uintptr) {
+		callErr = unix.Fallocate(int(fd), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, int64(first*epoch.PageSize), int64(count*epoch.PageSize))
+	})
+	if err = errors.Join(err, callErr); err != nil {
+		return fmt.Errorf("empty pages %d+%d of guest memory: %w", first, count, err)
+	}
+	for page := first; page < first+count; page++ {
+		r.there[page/64].And(^uint64(1 << (page % 64)))
 	}
 	return nil
 }

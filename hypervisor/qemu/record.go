@@ -24,12 +24,24 @@ const (
 	roleGuest   role = "guest"
 )
 
+// fillState says how far a lazily activated machine is.
+type fillState string
+
+const (
+	fillDone    fillState = ""        // all of its memory is there
+	fillMissing fillState = "missing" // some is known to its process only
+	fillHoles   fillState = "holes"   // all is there, but it waits at holes for zeros
+)
+
 // record is the content of a place's file "record".
 type record struct {
 	Role    role            `json:"role"`
 	Process identity        `json:"process"`
 	Pages   uint64          `json:"pages,omitempty"`
 	Spec    json.RawMessage `json:"spec,omitempty"`
+	// Fill says what of main memory was supplied by the process that activated
+	// the machine, and would be missing without it.
+	Fill fillState `json:"fill,omitempty"`
 	// Side says where the machine's side blocks lie inside the process.
 	Side []uint64 `json:"side,omitempty"`
 }

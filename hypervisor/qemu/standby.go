@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"understudy/epoch"
 	"understudy/hypervisor"
@@ -34,6 +35,10 @@ type Standby struct {
 	vm    *vm    // the waiting QEMU; nil after a failed Reset
 	ready *Guest // made by Load, not running yet
 	spent bool   // the waiting QEMU has been given a state
+	lazy  bool   // the waiting QEMU can be supplied with pages while it runs
+	// fill supplies them from Load on; it stays here for Fill when it is the
+	// Guest's already.
+	fill atomic.Pointer[filler]
 }
 
 var _ hypervisor.Standby = (*Standby)(nil)
@@ -98,6 +103,9 @@ func (s *Standby) checkMachine(ctx context.Context, v *vm) error {
 	if err != nil {
 		return err
 	}
+	if s.lazy = t.CanPage(); !s.lazy {
+		s.driver.log.Warn("a takeover has to fetch all missing memory before the guest runs: QEMU cannot be supplied with it later (no /dev/userfaultfd here, or vm.unprivileged_userfaultfd is 0)")
+	}
 	return t.Close()
 }
 
@@ -113,6 +121,9 @@ func (s *Standby) ReadPages(first epoch.GFN, dst []byte) error {
 	}
 	page := uint64(first)
 	n := s.inMain(page, len(dst))
+	if err := s.fill.Load().fill(first, uint64(n)/epoch.PageSize); err != nil {
+		return fmt.Errorf("read pages of the standby of %q: %w", s.driver.cfg.Name, err)
+	}
 	if err := s.ram.read(page, dst[:n]); err != nil {
 		return err
 	}
@@ -176,7 +187,8 @@ func (s *Standby) Load(ctx context.Context, deviceState []byte, missing hypervis
 	case s.spent || s.vm == nil:
 		return errors.New("its machine has been given a state already, Reset it first")
 	}
-	if err := s.fetch(missing); err != nil {
+	lacking, err := s.fetch(missing)
+	if err != nil {
 		return err
 	}
 	file, err := s.compose(deviceState)
@@ -185,33 +197,67 @@ func (s *Standby) Load(ctx context.Context, deviceState []byte, missing hypervis
 	}
 	defer func() { _ = file.Close() }()
 	s.spent = true
+	if lacking != nil {
+		f, err := newFiller(s.ram, func() (*dirty.Pager, error) { return s.page(ctx) }, missing, lacking, s.driver.log)
+		if err != nil {
+			return err
+		}
+		s.fill.Store(f)
+		var giveUp func()
+		ctx, giveUp = f.bound(ctx)
+		defer giveUp()
+	}
 	if err := migrate(ctx, s.vm.client, "migrate-incoming", file); err != nil {
-		return s.vm.proc.explain(err)
+		return s.vm.proc.explain(because(ctx, err))
 	}
 	g, err := s.makeGuest(ctx)
 	if err != nil {
-		return s.vm.proc.explain(err)
+		return s.vm.proc.explain(because(ctx, err))
 	}
+	g.fill.Store(s.fill.Load())
 	s.ready = g
 	return nil
 }
 
-// fetch puts every missing page into the image.
-func (s *Standby) fetch(missing hypervisor.Filler) error {
+// because adds to an error why its context ended, if that is another reason.
+func because(ctx context.Context, err error) error {
+	if why := context.Cause(ctx); why != nil && !errors.Is(why, ctx.Err()) {
+		return fmt.Errorf("%w: %w", err, why)
+	}
+	return err
+}
+
+// page has the waiting machine's memory supplied by us.
+func (s *Standby) page(ctx context.Context) (*dirty.Pager, error) {
+	pid := s.vm.proc.identity.PID
+	regions, err := dirty.FileRegions(pid, s.ram.file, 0)
+	if err != nil {
+		return nil, err
+	}
+	return dirty.Page(ctx, dirty.Config{PID: pid, Helper: s.driver.cfg.Helper, Regions: regions})
+}
+
+// fetch puts missing pages into the image: those beside main memory, and all
+// of them where the machine cannot be supplied with pages while it runs. It
+// returns those that are still missing, nil for none.
+func (s *Standby) fetch(missing hypervisor.Filler) (*epoch.PageSet, error) {
 	if missing == nil {
-		return nil
+		return nil, nil
 	}
 	set := epoch.NewPageSet(s.pages)
 	missing.Missing(set)
 	page := make([]byte, epoch.PageSize)
 	for first, count := range set.Runs {
 		for f := first; f < first+epoch.GFN(count); f++ {
+			if uint64(f) < s.main && s.lazy {
+				continue
+			}
 			if err := missing.Content(f, page); err != nil {
-				return fmt.Errorf("fetch page %d: %w", f, err)
+				return nil, fmt.Errorf("fetch page %d: %w", f, err)
 			}
 			if uint64(f) < s.main {
 				if err := s.ram.write(uint64(f), page); err != nil {
-					return err
+					return nil, err
 				}
 			} else {
 				copy(s.extra[(uint64(f)-s.main)*epoch.PageSize:], page)
@@ -219,11 +265,21 @@ func (s *Standby) fetch(missing hypervisor.Filler) error {
 			missing.Filled(f)
 		}
 	}
-	return nil
+	set.RemoveRange(epoch.GFN(s.main), s.pages-s.main)
+	if !s.lazy || set.Empty() {
+		return nil, nil
+	}
+	return set, nil
 }
 
-// Fill has nothing to do: Load fetched every page.
-func (s *Standby) Fill(epoch.GFN, uint64) error { return nil }
+// Fill returns when the pages are in the image. Before Load it has nothing to do.
+func (s *Standby) Fill(first epoch.GFN, count uint64) error {
+	// Without the lock: Run holds it while the machine's disks need this.
+	if err := s.fill.Load().fill(first, count); err != nil {
+		return fmt.Errorf("fill memory of the standby of %q: %w", s.driver.cfg.Name, err)
+	}
+	return nil
+}
 
 // compose writes the incoming stream into a memory file.
 func (s *Standby) compose(deviceState []byte) (_ *os.File, err error) {
@@ -331,19 +387,28 @@ func (s *Standby) Run(ctx context.Context) (_ hypervisor.Guest, err error) {
 	}
 	g := s.ready
 	// Before it runs, so that a later process of ours can adopt it.
-	if err := g.saveRecord(roleGuest); err != nil {
+	f, state := g.fill.Load(), fillDone
+	if f != nil {
+		state = fillMissing
+	}
+	if err := g.saveRecord(roleGuest, state); err != nil {
 		return nil, err
 	}
 	if err := g.Resume(ctx); err != nil {
 		return nil, s.vm.proc.explain(err)
 	}
 	g.listen()
+	if f != nil {
+		f.walk()
+		g.filling.Go(func() { g.finishFill(f) })
+	}
 	s.over, s.ready, s.vm, s.extra = true, nil, nil, nil // all of it is the Guest's now
 	return g, nil
 }
 
 // Reset replaces the waiting machine by a fresh one on the same image.
 func (s *Standby) Reset(ctx context.Context) (err error) {
+	s.abandonFill()
 	s.life.Lock()
 	defer s.life.Unlock()
 	defer func() {
@@ -363,9 +428,23 @@ func (s *Standby) Reset(ctx context.Context) (err error) {
 	return s.wait(ctx)
 }
 
+// abandonFill ends the filling of a machine that is given up. Pages that were
+// not filled stay the Filler's, and holes here. Who waits for one in a call
+// that holds life goes on.
+func (s *Standby) abandonFill() {
+	s.life.RLock()
+	defer s.life.RUnlock()
+	if f := s.fill.Load(); f != nil && !s.over {
+		f.close()
+	}
+}
+
 // stop ends the waiting machine. The image stays.
 func (s *Standby) stop() error {
 	var err error
+	if f := s.fill.Swap(nil); f != nil {
+		f.close() // before QEMU ends: it must not see that as a failure
+	}
 	if s.ready != nil {
 		err = s.ready.drop()
 		s.ready = nil
@@ -379,6 +458,7 @@ func (s *Standby) stop() error {
 
 // Destroy ends the waiting machine and frees the image.
 func (s *Standby) Destroy() error {
+	s.abandonFill()
 	s.life.Lock()
 	defer s.life.Unlock()
 	if s.over {
