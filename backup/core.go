@@ -54,7 +54,7 @@ type Config struct {
 func DefaultConfig(guest string, self ownership.HostID, lease time.Duration, imageBytes uint64) Config {
 	return Config{Guest: guest, Self: self, AskAfter: lease / 4, Retry: 20 * time.Millisecond, Loads: 3,
 		Lazy: true, MaxReferences: 1 << 18,
-		MaxStage: imageBytes + imageBytes/64 + 1<<20 + epoch.MaxDeviceState, TakeoverWait: max(10*lease, 10*time.Second)}
+		MaxStage: epoch.StageLimit(imageBytes/epoch.PageSize, 128<<20), TakeoverWait: max(10*lease, 10*time.Second)}
 }
 
 var errSpoilt = errors.New("a page that was left out of a checkpoint cannot be rebuilt")

@@ -28,10 +28,15 @@ type Options struct {
 	Profile config.Profile
 	// Daemon is the understudyd program.
 	Daemon string
-	// Kernel and Initrd are the guest's (make guest).
-	Kernel, Initrd string
-	Memory         config.Size
-	Machine        string
+	// Kernel and Initrd are the guest's (make guest); Image is what its disk
+	// begins as.
+	Kernel, Initrd, Image string
+	// Disk is the mode of the guest's disk, "" for none; Rebuild says when pages
+	// that were left out of checkpoints come back.
+	Disk    config.DiskMode
+	Rebuild config.Rebuild
+	Memory  config.Size
+	Machine string
 	// Epoch fixes the length of an epoch; 0 is adaptive.
 	Epoch config.Epoch
 	// Accel is QEMU's accelerator, "" for auto.
@@ -65,6 +70,10 @@ type stage interface {
 	load(ctx context.Context) error
 	check(ctx context.Context) error
 	boot(ctx context.Context) (string, error)
+	// useDisk makes the guest write and read files all the time, and keeps what
+	// it acknowledges; fsck judges the file system while the guest is quiet.
+	useDisk(ctx context.Context) (*world.DiskClient, error)
+	fsck(ctx context.Context, owner string) error
 }
 
 const guest = "web"
@@ -98,6 +107,7 @@ type story struct {
 	report *Report
 	dice   *rand.Rand
 	client *world.Client
+	disk   *world.DiskClient // nil: there is no disk
 	bootID string
 }
 
@@ -129,12 +139,51 @@ func (s *story) tell(ctx context.Context) error {
 		return fmt.Errorf("make the guest busy: %w", err)
 	}
 	s.o.Say("one client is connected; the guest dirties memory; boot id %s", s.bootID)
+	if err := s.useDisk(ctx); err != nil {
+		return err
+	}
+	defer func() {
+		if s.disk != nil {
+			_ = s.disk.Close()
+		}
+	}()
 	for i := range s.o.Repeat {
 		if owner, err = s.round(ctx, i, owner); err != nil {
 			return fmt.Errorf("round %d: %w", i+1, err)
 		}
 	}
 	return nil
+}
+
+// useDisk begins, or begins anew, to use the disk.
+func (s *story) useDisk(ctx context.Context) (err error) {
+	if s.o.Disk == "" {
+		return nil
+	}
+	if s.disk != nil {
+		_ = s.disk.Close()
+		s.disk = nil
+	}
+	if s.disk, err = s.w.useDisk(ctx); err != nil {
+		return err
+	}
+	return s.disk.Wait(ctx, writesBefore, resumeTime)
+}
+
+// writesBefore is how many writes the guest has acknowledged before its host is
+// lost, and how many more after that say that it goes on.
+const writesBefore = 20
+
+// checkDisk finds out whether the disk is as the guest left it.
+func (s *story) checkDisk(ctx context.Context, r *Round, acked uint64) error {
+	if s.disk == nil {
+		return nil
+	}
+	r.Acked = acked
+	r.check("writes to the disk go on", s.disk.Wait(ctx, acked+writesBefore, resumeTime))
+	r.check("no acknowledged write is lost, and every checksum holds", s.disk.Verify(ctx))
+	r.check("the file system is clean", s.w.fsck(ctx, r.Taker))
+	return s.useDisk(ctx)
 }
 
 // round loses the owner once, and sees the pair whole again.
@@ -157,6 +206,13 @@ func (s *story) round(ctx context.Context, i int, owner string) (string, error) 
 		r.RawBytes, r.WireBytes = before.Primary.Totals.RawBytes, before.Primary.Totals.WireBytes
 		r.LastCommit = -before.Primary.EpochAge
 	}
+	if x := before.Excluded; x != nil {
+		r.Excluded = x.Mapped + x.Indexed + x.Copied
+	}
+	var acked uint64
+	if s.disk != nil {
+		acked = s.disk.Last()
+	}
 	killed := time.Now()
 	last := s.client.Last()
 	if err := s.w.Kill(owner); err != nil {
@@ -175,6 +231,9 @@ func (s *story) round(ctx context.Context, i int, owner string) (string, error) 
 	}
 	r.check("the guest was not rebooted", err)
 	r.check("the guest's memory is whole", s.w.check(ctx))
+	if err := s.checkDisk(ctx, &r, acked); err != nil {
+		return owner, err
+	}
 	s.o.Say("round %d: host %s runs the guest; first line %.0f ms after the kill", r.Number, r.Taker, ms(r.FirstPacket))
 
 	if err := s.w.Start(ctx, owner); err != nil {

@@ -50,7 +50,11 @@ type Round struct {
 	Lag       primary.Percentiles `json:"commit_lag"`
 	RawBytes  uint64              `json:"raw_bytes"`
 	WireBytes uint64              `json:"wire_bytes"`
-	Checks    []Check             `json:"checks"`
+	// Excluded pages were left out of checkpoints; Acked is the newest write to
+	// the disk that the guest had acknowledged.
+	Excluded uint64  `json:"excluded_pages"`
+	Acked    uint64  `json:"acknowledged_writes"`
+	Checks   []Check `json:"checks"`
 }
 
 // Check is one thing that had to hold.

@@ -2,6 +2,7 @@ package demo
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"understudy/config"
@@ -13,12 +14,12 @@ func newStage(o Options) (stage, error) {
 	if o.Prefix == "" {
 		o.Prefix = "usdemo"
 	}
-	g := world.Guest{Name: guest, Home: world.HostA, Memory: o.Memory, Machine: o.Machine, Accel: o.Accel,
-		Protection: config.Protection{Epoch: o.Epoch, VerifyAll: o.VerifyAll}}
+	g := world.Guest{Name: guest, Home: world.HostA, Memory: o.Memory, Machine: o.Machine, Accel: o.Accel, Disk: o.Disk,
+		Protection: config.Protection{Epoch: o.Epoch, VerifyAll: o.VerifyAll, Rebuild: o.Rebuild}}
 	w := world.Options{Daemon: o.Daemon, Profile: o.Profile, Guests: []world.Guest{g}, KeepLogs: o.KeepLogs, Prefix: o.Prefix}
 	switch o.Guest {
 	case config.QEMU:
-		q, err := world.NewQEMU(world.QEMUOptions{Options: w, Kernel: o.Kernel, Initrd: o.Initrd})
+		q, err := world.NewQEMU(world.QEMUOptions{Options: w, Kernel: o.Kernel, Initrd: o.Initrd, Image: o.Image})
 		return qemuStage{q}, err
 	case config.Sim:
 		w.Guests[0].Memory = simMemory
@@ -38,6 +39,11 @@ func (s qemuStage) connect(ctx context.Context) (*world.Client, error) { return 
 func (s qemuStage) load(ctx context.Context) error                     { return s.Load(ctx, guest) }
 func (s qemuStage) check(ctx context.Context) error                    { return s.Check(ctx, guest) }
 func (s qemuStage) boot(ctx context.Context) (string, error)           { return s.Boot(ctx, guest) }
+
+func (s qemuStage) useDisk(ctx context.Context) (*world.DiskClient, error) {
+	return s.LoadDisk(ctx, guest)
+}
+func (s qemuStage) fsck(ctx context.Context, owner string) error { return s.Fsck(ctx, guest, owner) }
 
 // simStage has a simulated guest, which tells all that is asked of it in its
 // lines.
@@ -59,3 +65,9 @@ func (s *simStage) load(ctx context.Context) error { return ctx.Err() }
 func (s *simStage) check(context.Context) error { return s.report().Err() }
 
 func (s *simStage) boot(context.Context) (string, error) { return s.report().Boot, nil }
+
+// The simulated guest has no disk in a world.
+func (s *simStage) useDisk(context.Context) (*world.DiskClient, error) { return nil, errNoDisk }
+func (s *simStage) fsck(context.Context, string) error                 { return errNoDisk }
+
+var errNoDisk = errors.New("the simulated guest has no disk")

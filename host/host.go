@@ -20,7 +20,9 @@ import (
 
 	"understudy/backup"
 	"understudy/clock"
+	"understudy/disk"
 	"understudy/epoch"
+	"understudy/exclusion"
 	"understudy/hypervisor"
 	"understudy/ownership"
 	"understudy/primary"
@@ -50,6 +52,9 @@ type Gate interface {
 type Disks interface {
 	primary.Disks
 	backup.Disks
+	Status() disk.Status
+	// Excluded counts the pages that were left out of checkpoints, by reason.
+	Excluded() exclusion.Stats
 	Close() error
 }
 

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"understudy/backup"
+	"understudy/disk"
+	"understudy/exclusion"
 	"understudy/ownership"
 	"understudy/primary"
 )
@@ -27,7 +29,11 @@ type GuestStatus struct {
 	Protected string          `json:"protected"`
 	Primary   *primary.Status `json:"primary,omitempty"`
 	Backup    *backup.Status  `json:"backup,omitempty"`
-	Problem   string          `json:"problem,omitempty"`
+	// Disks are those that the daemon serves; Excluded counts the pages that
+	// were left out of checkpoints, while this host is the primary.
+	Disks    *disk.Status     `json:"disks,omitempty"`
+	Excluded *exclusion.Stats `json:"excluded,omitempty"`
+	Problem  string           `json:"problem,omitempty"`
 }
 
 // Protection answers of GuestStatus.Protected.
@@ -54,6 +60,14 @@ func (m *manager) status() GuestStatus {
 	m.mu.Unlock()
 	if now, ok := m.host.applied(m.Name); ok {
 		st.Log = now
+	}
+	if m.Disks != nil {
+		ds := m.Disks.Status()
+		st.Disks = &ds
+		if p != nil {
+			ex := m.Disks.Excluded()
+			st.Excluded = &ex
+		}
 	}
 	switch {
 	case p != nil:
