@@ -30,7 +30,8 @@ var errLazy = errors.New("the image's missing pages are the hypervisor's to fill
 // cannot be read is tried again. It does nothing while a Filler is out. One Run
 // at a time.
 func (t *Table) Run(ctx context.Context) error {
-	defer context.AfterFunc(ctx, t.wake)()
+	stop := context.AfterFunc(ctx, t.wake)
+	defer stop()
 	var work []claim
 	for {
 		var err error
@@ -90,7 +91,8 @@ func (t *Table) giveBack(rest []claim) {
 // progress, if not nil, is called now and then with the pages filled so far and
 // those there were.
 func (t *Table) FillAll(ctx context.Context, progress func(done, total uint64)) error {
-	defer context.AfterFunc(ctx, t.wake)()
+	stop := context.AfterFunc(ctx, t.wake)
+	defer stop()
 	total := uint64(t.Len())
 	var work []claim
 	for {

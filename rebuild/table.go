@@ -332,7 +332,8 @@ func (t *Table) through() epoch.Number {
 
 // Room waits until fewer than Limit references are waiting to be filled.
 func (t *Table) Room(ctx context.Context) error {
-	defer context.AfterFunc(ctx, t.wake)()
+	stop := context.AfterFunc(ctx, t.wake)
+	defer stop()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for t.missing-t.bad >= t.cfg.Limit && ctx.Err() == nil {
