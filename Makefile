@@ -5,7 +5,7 @@
 #   make test       everything: lint, unit tests, real guests, with the race detector
 #   make failovers  fifty failovers in a row
 #   make bench      figures, into build/bench.json
-#   make lint fuzz guest clean
+#   make lint fuzz guest guest-big clean
 
 GO            ?= go
 GOLANGCI      := v2.15.0
@@ -20,7 +20,7 @@ BENCH_FLAGS   ?=
 GOTEST := $(GO) test -race -p 2 -timeout 12m
 
 .NOTPARALLEL:
-.PHONY: all build guest demo test failovers bench lint fuzz setup clean
+.PHONY: all build guest guest-big demo test failovers bench lint fuzz setup clean
 
 all: build
 
@@ -33,6 +33,10 @@ build:
 # Written only if something changed, see guest/build.
 guest: setup
 	@$(GO) run ./guest/build -o build/guest $(GUEST_FLAGS)
+
+# With the disk image of the benchmarks: a whole Debian, made once. Needs root.
+guest-big: setup
+	@$(GO) run ./guest/build -o build/guest -big $(GUEST_FLAGS)
 
 demo: setup build guest
 	bin/understudy demo $(DEMO_FLAGS)

@@ -30,7 +30,7 @@ func TestGuestBoots(t *testing.T) {
 		{"microvm", "virtio-net-device"},
 	} {
 		t.Run(c.machine, func(t *testing.T) {
-			m := boot(t, setup{machine: c.machine, nic: c.nic})
+			m := boot(t, setup{machine: c.machine, nic: c.nic, disk: newDisk(t)})
 			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 			defer cancel()
 
@@ -72,6 +72,9 @@ func TestGuestBoots(t *testing.T) {
 			}
 			if progress, err := control.DirtyProgress(ctx); err != nil || progress.Intervals == 0 {
 				t.Errorf("dirtying: %+v, %v", progress, err)
+			}
+			if read, err := control.ReadDisk(ctx, "library/07"); err != nil || read.Bytes != 512<<10 {
+				t.Errorf("a file of the disk: %+v, %v", read, err)
 			}
 			if err := control.Poweroff(ctx); err != nil {
 				t.Fatal(err)

@@ -7,7 +7,7 @@
 // output directory has no kernel yet (-refresh takes the newest one). The
 // initramfs is then written from four inputs: our own PID 1, the host's
 // busybox, the kernel's modules and the list below. It is written anew only if
-// one of them differs. The disk is package image's small one.
+// one of them differs. The disk is package image's small one; -big makes the big one too.
 package main
 
 import (
@@ -39,9 +39,13 @@ func main() {
 	out := flag.String("o", "build/guest", "directory for vmlinuz and initrd")
 	busybox := flag.String("busybox", "", "statically linked busybox (default: the one in the path)")
 	refresh := flag.Bool("refresh", false, "take the newest kernel although there is one")
+	big := flag.Bool("big", false, "make the big disk image of the benchmarks too (needs root and a minute or two)")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	err := build(ctx, *out, *busybox, *refresh)
+	if err == nil && *big {
+		err = makeBig(ctx, *out)
+	}
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "guest/build:", err)
@@ -74,6 +78,14 @@ func build(ctx context.Context, out, busybox string, refresh bool) error {
 		}
 	}
 	_, err = image.Small(ctx, out)
+	return err
+}
+
+func makeBig(ctx context.Context, out string) error {
+	path, err := image.Big(ctx, out)
+	if err == nil {
+		fmt.Println("the big disk image is", path)
+	}
 	return err
 }
 

@@ -9,7 +9,9 @@ import (
 	"strings"
 	"time"
 
+	"understudy/guest/diskspeed"
 	"understudy/guest/diskwork"
+	"understudy/guest/workload"
 )
 
 // DiskWork is a load on the guest's disk that checks what it reads. Zero values
@@ -150,6 +152,60 @@ func (c *Control) ReadDisk(ctx context.Context, paths ...string) (DiskRead, erro
 		return r, fmt.Errorf("ask the guest %q: answer %q: %w", request, words, err)
 	}
 	return r, nil
+}
+
+// MeasureDisk has the guest measure a disk: the device, if there is one, or else
+// a file on the mounted disk. Of a Size, whole MiB count.
+func (c *Control) MeasureDisk(ctx context.Context, o diskspeed.Options, device string) (diskspeed.Result, error) {
+	synced := 0
+	if o.Sync {
+		synced = 1
+	}
+	request := fmt.Sprintf("disk speed mode=%s bs=%d depth=%d sync=%d time=%s", o.Mode, o.Block, o.Depth, synced, o.Time)
+	if o.Size != 0 {
+		request += fmt.Sprintf(" size=%d", o.Size>>20)
+	}
+	if device != "" {
+		request += " device=" + device
+	}
+	n, err := c.numbers(ctx, request, "speed", 7)
+	if err != nil {
+		return diskspeed.Result{}, err
+	}
+	return diskspeed.Result{P50: time.Duration(n[2]), P99: time.Duration(n[3]), Ops: n[4], Bytes: n[5], Took: time.Duration(n[6])}, nil
+}
+
+// Run has the guest run a workload: its name and settings, as package workload
+// has them. Each line that it says goes to tell, if that is not nil.
+func (c *Control) Run(ctx context.Context, words []string, tell func(string)) (workload.Done, error) {
+	request := "run " + strings.Join(words, " ")
+	var done workload.Done
+	err := c.during(ctx, func() error {
+		if _, err := fmt.Fprintf(c.conn, "%s\n", request); err != nil {
+			return err
+		}
+		for {
+			answer, err := c.read()
+			if err != nil {
+				return err
+			}
+			if reason, refused := strings.CutPrefix(answer, "error "); refused {
+				return &Refused{request, reason}
+			}
+			said, out := strings.CutPrefix(answer, "out ")
+			if !out {
+				done, err = workload.ParseDone(answer)
+				return err
+			}
+			if tell != nil {
+				tell(said)
+			}
+		}
+	})
+	if err != nil {
+		return done, fmt.Errorf("have the guest run %s: %w", strings.Join(words, " "), err)
+	}
+	return done, nil
 }
 
 // Acks is a connection on which the guest tells of every write of the load that

@@ -35,6 +35,9 @@ import (
 )
 
 func main() {
+	if os.Getpid() != 1 && len(os.Args) > 2 && os.Args[1] == "workload" {
+		os.Exit(asWorkload(os.Args[2:]))
+	}
 	if os.Getpid() != 1 {
 		fmt.Fprintln(os.Stderr, "init: this is PID 1 of the test guest and does nothing elsewhere; build the guest with: make guest")
 		os.Exit(2)
@@ -67,8 +70,9 @@ func main() {
 		}
 	}
 	var services sync.WaitGroup
+	orphans := &children{again: make(chan struct{}, 1)}
 	ctx, cancel := context.WithCancel(context.Background())
-	report(serve(ctx, &services, settings.disk.Dir, end, log))
+	report(serve(ctx, &services, settings.disk.Dir, orphans, end, log))
 	_, _ = fmt.Fprintln(console, guest.ReadyLine)
 
 	var shell int
@@ -78,8 +82,16 @@ func main() {
 		shell, err = startShell()
 		report(err)
 	}
+	collect := func() {
+		if orphans.collect(shell) {
+			shell, err = startShell()
+			report(err)
+		}
+	}
 	for {
 		select {
+		case <-orphans.again:
+			collect()
 		case action := <-ends:
 			cancel()
 			services.Wait()
@@ -94,10 +106,7 @@ func main() {
 			case unix.SIGUSR2:
 				end(service.Poweroff)
 			case unix.SIGCHLD:
-				if reap(shell) {
-					shell, err = startShell()
-					report(err)
-				}
+				collect()
 			}
 		}
 	}
@@ -155,7 +164,7 @@ func loadModule(path string) error {
 }
 
 // serve opens the services' ports and serves until ctx ends.
-func serve(ctx context.Context, running *sync.WaitGroup, disk string, end func(service.PowerAction), log *slog.Logger) error {
+func serve(ctx context.Context, running *sync.WaitGroup, disk string, orphans *children, end func(service.PowerAction), log *slog.Logger) error {
 	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return fmt.Errorf("read the boot id: %w", err)
@@ -169,6 +178,7 @@ func serve(ctx context.Context, running *sync.WaitGroup, disk string, end func(s
 			BootID: strings.TrimSpace(string(id)),
 			Disk:   disk,
 			Drop:   dropCaches,
+			Run:    orphans.workload(disk),
 			// Not at once: Run waits for the connection that asks.
 			Power: end,
 			Log:   log,

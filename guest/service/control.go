@@ -22,6 +22,7 @@ type control struct {
 	cfg    Config
 	static area
 	disk   disk
+	loads  loads
 
 	mu     sync.Mutex
 	writer *writer // nil unless dirtying
@@ -92,13 +93,15 @@ func (c *control) do(ctx context.Context, peer *conn, words []string) (string, e
 		return c.check()
 	case verb == "disk":
 		return c.disk.handle(ctx, peer, args)
+	case verb == "run":
+		return c.loads.handle(ctx, peer, args)
 	case request == string(Poweroff), request == string(Reboot), request == string(Panic):
 		if c.cfg.Power == nil {
 			return "", fmt.Errorf("this machine cannot be told to %s", verb)
 		}
 		return "ok", nil
 	}
-	return "", fmt.Errorf("unknown request %q; known are boot, uptime, dirty, work, speed, check, disk, poweroff, reboot, panic", strings.Join(words, " "))
+	return "", fmt.Errorf("unknown request %q; known are boot, uptime, dirty, work, speed, check, disk, run, poweroff, reboot, panic", strings.Join(words, " "))
 }
 
 func (c *control) close() {

@@ -18,6 +18,7 @@ import (
 	"github.com/zeebo/xxh3"
 	"golang.org/x/sys/unix"
 
+	"understudy/guest/diskspeed"
 	"understudy/guest/diskwork"
 )
 
@@ -31,11 +32,13 @@ type disk struct {
 	mu   sync.Mutex
 	work *diskwork.Work // nil before the first start
 	runs bool
+
+	measuring sync.Mutex // held while the disk's speed is measured
 }
 
 // handle carries out a request of one answer.
 func (d *disk) handle(ctx context.Context, peer *conn, args []string) (string, error) {
-	if d.dir == "" {
+	if d.dir == "" && (len(args) == 0 || args[0] != "speed" || !strings.Contains(strings.Join(args, " "), " device=")) {
 		return "", errors.New("this guest has no disk mounted; boot it with understudy.disk=DEVICE:DIRECTORY")
 	}
 	verb, rest := "", []string(nil)
@@ -69,6 +72,8 @@ func (d *disk) handle(ctx context.Context, peer *conn, args []string) (string, e
 		return "ok", d.drop()
 	case verb == "read" && len(rest) > 0:
 		return d.read(ctx, rest)
+	case verb == "speed":
+		return d.speed(ctx, rest)
 	}
 	return "", fmt.Errorf("unknown request %q; known are disk work start, work status, work stop, check, verify, acks, sync, drop, read, speed", "disk "+strings.Join(args, " "))
 }
@@ -301,6 +306,51 @@ func (d *disk) read(ctx context.Context, paths []string) (string, error) {
 		}
 	}
 	return fmt.Sprintf("ok files=%d bytes=%d sum=%016x", files, bytes, all.Sum64()), nil
+}
+
+// speed measures the disk, on a file of its own or on a device.
+func (d *disk) speed(ctx context.Context, args []string) (string, error) {
+	o := diskspeed.Options{Mode: diskspeed.RandRead, Block: 4096, Depth: 1, Time: time.Second}
+	device, size, synced := "", 0, 0
+	err := settings(args, map[string]func(key, value string) error{
+		"mode":  func(_, value string) error { o.Mode = diskspeed.Mode(value); return nil },
+		"bs":    numberTo(&o.Block, 512, diskspeed.MaxBlock),
+		"depth": numberTo(&o.Depth, 1, diskspeed.MaxDepth),
+		"sync":  numberTo(&synced, 0, 1),
+		"size":  numberTo(&size, 1, diskspeed.MaxSize>>20),
+		"time": func(key, value string) (err error) {
+			o.Time, err = duration(key, value, 10*time.Millisecond, diskspeed.MaxTime)
+			return err
+		},
+		"device": func(key, value string) error {
+			if device = filepath.Clean(value); filepath.Dir(device) != "/dev" {
+				return fmt.Errorf("%s %q is not in /dev", key, value)
+			}
+			return nil
+		},
+	})
+	if err != nil {
+		return "", err
+	}
+	if !d.measuring.TryLock() {
+		return "", errors.New("the disk's speed is being measured")
+	}
+	defer d.measuring.Unlock()
+	o.Sync, o.Size = synced == 1, int64(size)<<20
+	var r diskspeed.Result
+	if device != "" {
+		r, err = diskspeed.Device(ctx, device, o)
+	} else {
+		if size == 0 {
+			o.Size = 64 << 20
+		}
+		r, err = diskspeed.File(ctx, filepath.Join(d.dir, "speed"), o)
+	}
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("speed iops=%.0f kbs=%.0f p50=%d p99=%d ops=%d bytes=%d ns=%d", r.IOPS(), r.MBs()*1000,
+		r.P50.Nanoseconds(), r.P99.Nanoseconds(), r.Ops, r.Bytes, r.Took.Nanoseconds()), nil
 }
 
 // onlyReader hides what would have io.CopyBuffer not use its buffer.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"understudy/guest/client"
+	"understudy/guest/diskspeed"
 	"understudy/guest/diskwork"
 )
 
@@ -97,6 +98,34 @@ func TestDiskIsReadButNothingOutsideOfIt(t *testing.T) {
 	}
 }
 
+func TestDiskSpeedIsMeasured(t *testing.T) {
+	m := start(t)
+	control := client.NewControl(dial(t, m.Control))
+	o := diskspeed.Options{Mode: diskspeed.RandWrite, Block: 4096, Depth: 2, Sync: true, Time: 20 * time.Millisecond, Size: 1 << 20}
+	if r, err := control.MeasureDisk(t.Context(), o, ""); err != nil || r.Ops == 0 || r.Bytes != r.Ops*4096 || r.P50 == 0 || r.Took < o.Time {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if _, err := control.MeasureDisk(t.Context(), o, "/dev/null"); err == nil {
+		t.Error("/dev/null has a speed")
+	}
+}
+
+func TestAWorkloadTellsWhatItDoes(t *testing.T) {
+	m := start(t)
+	control := client.NewControl(dial(t, m.Control))
+	var said []string
+	done, err := control.Run(t.Context(), []string{"postmark", "files=5", "transactions=7"}, func(line string) { said = append(said, line) })
+	if err != nil || done.Name != "postmark" || done.Ops != 7 || len(said) != 2 || !strings.HasPrefix(said[0], "made 5 files") {
+		t.Errorf("%q, %+v, %v", said, done, err)
+	}
+	for _, words := range []string{"", "sleep", "postmark files=x", "database"} {
+		var refused *client.Refused
+		if _, err := control.Run(t.Context(), strings.Fields(words), nil); !errors.As(err, &refused) {
+			t.Errorf("%q: %v", words, err)
+		}
+	}
+}
+
 func TestDiskRequestsHaveBounds(t *testing.T) {
 	m := start(t)
 	conn := dial(t, m.Control)
@@ -115,6 +144,11 @@ func TestDiskRequestsHaveBounds(t *testing.T) {
 		{"disk verify 2\n1 2\n1 1 0000000000000001", "error line 1: 2 words"},
 		{"disk verify 1\n1 1 0000000000000001", "damage file 1 is gone"},
 		{"disk acks from=0", "error from"},
+		{"disk speed mode=erase", `error mode "erase"`},
+		{"disk speed bs=1000", "error requests of 1000 bytes"},
+		{"disk speed depth=129", "error depth"},
+		{"disk speed time=11m", "error time"},
+		{"disk speed device=/etc/passwd", "error device"},
 		{"disk read", "error unknown request"},
 		{"boot", "boot " + bootID}, // still in step
 	} {

@@ -64,6 +64,16 @@
 //	> disk read <path>…, disk read all
 //	                                < ok files=<n> bytes=<n> sum=<xxh3 of all bytes>
 //	    Reads files, and what is below directories, through the page cache.
+//	> disk speed [mode=read|write|randread|randwrite] [bs=<512..4194304>] [depth=<1..128>]
+//	        [sync=0|1] [time=<10ms..10m>] [size=<MiB>] [device=/dev/<name>]
+//	                                < speed iops=<n> kbs=<1000 bytes/s> p50=<ns> p99=<ns> ops=<n> bytes=<n> ns=<took>
+//	    Measures with O_DIRECT (package diskspeed), on a file of 64 MiB that is written
+//	    for it, or on a device, which must not be mounted if it is written to: random
+//	    reads of 4096 bytes, one at a time, for a second, unless told.
+//	> run <workload> [<setting>=<number>…]
+//	                                < out <line>, as often as it likes, then
+//	                                < done <workload> <seconds> <ops>, or error
+//	    Runs one of package workload's on the disk, one at a time.
 //	> poweroff, reboot, panic       < ok, then it happens
 //
 // Echo, port 7002: every byte comes back. Latency.
@@ -118,6 +128,9 @@ type Config struct {
 	Disk string
 	// Drop drops what the kernel caches of files; "disk drop" calls it.
 	Drop func() error
+	// Run runs a workload (package workload) on the disk and writes to out what it
+	// says. It returns soon after ctx ends.
+	Run func(ctx context.Context, words []string, out io.Writer) error
 	// Power carries out a power request, after it was answered. It is called
 	// by one connection's goroutine.
 	Power func(PowerAction)
@@ -174,7 +187,7 @@ func Run(ctx context.Context, l Listeners, cfg Config) error {
 		return err
 	}
 	defer static.close()
-	control := &control{cfg: cfg, static: static, disk: disk{dir: cfg.Disk, drop: cfg.Drop}}
+	control := &control{cfg: cfg, static: static, disk: disk{dir: cfg.Disk, drop: cfg.Drop}, loads: loads{dir: cfg.Disk, run: cfg.Run}}
 	defer control.close()
 
 	var all sync.WaitGroup

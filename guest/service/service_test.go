@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"strings"
@@ -16,6 +17,7 @@ import (
 
 	"understudy/guest/client"
 	"understudy/guest/service"
+	"understudy/guest/workload"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -47,6 +49,9 @@ func start(t *testing.T) machine {
 			StaticPages: 16,
 			Disk:        m.disk,
 			Drop:        func() error { return nil },
+			Run: func(ctx context.Context, words []string, out io.Writer) error {
+				return workload.Run(ctx, m.disk, words, out)
+			},
 			Power:       func(a service.PowerAction) { m.power <- a },
 			Log:         slog.New(slog.DiscardHandler),
 		})
