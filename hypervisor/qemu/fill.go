@@ -269,7 +269,9 @@ func (f *filler) failed(page epoch.GFN, err error) {
 	if bad == nil {
 		bad = &failure{since: time.Now(), wait: retryFirst / 2}
 		f.failing[page] = bad
-		f.log.Warn("a page of the guest cannot be filled now, trying again", "page", page, "err", err)
+		if len(f.failing) == 1 { // one stands for the others
+			f.log.Warn("a page of the guest cannot be filled now, trying again", "page", page, "err", err)
+		}
 	} else {
 		bad.retry.Stop()
 	}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -24,6 +25,10 @@ func TestMain(m *testing.M) {
 	}
 	if len(os.Args) > 2 && os.Args[1] == "die-with-guest" {
 		fmt.Fprintln(os.Stderr, dieWithGuest(os.Args[2]))
+		os.Exit(1)
+	}
+	if len(os.Args) > 2 && strings.HasPrefix(os.Args[1], "unfilled-") {
+		fmt.Fprintln(os.Stderr, unfilled(os.Args[2], os.Args[1] == "unfilled-end"))
 		os.Exit(1)
 	}
 	goleak.VerifyTestMain(m)

@@ -1,0 +1,428 @@
+package qemu
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"understudy/epoch"
+	"understudy/hypervisor"
+	"understudy/hypervisor/hypervisortest"
+)
+
+// The counting guest never touches the pages from distant to distantEnd.
+const (
+	distant    = 2500
+	distantEnd = 3500
+)
+
+// gated is a Shelf whose distant pages are had only once the gate is open.
+type gated struct {
+	*hypervisortest.Shelf
+	gate chan struct{}
+	open func()
+}
+
+func newGated(content []byte, missing *epoch.PageSet) *gated {
+	g := &gated{Shelf: hypervisortest.NewShelf(content, missing), gate: make(chan struct{})}
+	g.open = sync.OnceFunc(func() { close(g.gate) })
+	return g
+}
+
+func (g *gated) Content(page epoch.GFN, dst []byte) error {
+	if page >= distant && page < distantEnd {
+		<-g.gate
+	}
+	return g.Shelf.Content(page, dst)
+}
+
+// lacking brings a guest to a checkpoint in a standby and lets the standby's
+// main memory be missing. Distant pages hold something that can be told.
+func lacking(ctx context.Context, t testing.TB, hosts pairOfHosts) (sb hypervisor.Standby, state []byte, shelf *gated) {
+	t.Helper()
+	g, err := hosts.a.Start(ctx)
+	must(t, err)
+	drain(t, g)
+	must(t, g.Resume(ctx))
+	must(t, waitCounting(ctx, g))
+	sb, err = hosts.b.Standby(ctx, g.Spec())
+	must(t, err)
+	t.Cleanup(func() { must(t, sb.Destroy()) })
+	state = commit(ctx, t, g, sb)
+	content, err := hypervisortest.Copy(g)
+	must(t, err)
+	must(t, g.Destroy())
+	missing := epoch.NewPageSet(sb.Pages())
+	missing.AddRange(0, sb.(*Standby).main-64)
+	for p := uint64(distant); p < distantEnd; p++ {
+		copy(content[p*epoch.PageSize:], fmt.Sprintf("page %d", p))
+	}
+	shelf = newGated(content, missing)
+	t.Cleanup(shelf.open) // before what waits for it is ended
+	return sb, state, shelf
+}
+
+func (p place) fillState(t testing.TB) fillState {
+	t.Helper()
+	r, err := p.load()
+	must(t, err)
+	return r.Fill
+}
+
+// eventually waits for a condition of this process.
+func eventually(ctx context.Context, t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatalf("%s: not within the time", what)
+		}
+	}
+}
+
+// A guest runs, is paused, saved and tracked while pages of it are missing.
+// Who asks for one of those waits, and nobody else does.
+func TestRunsWhilePagesAreMissing(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	hosts := newPair(t, testConfig(t, "q35"))
+	sb, state, shelf := lacking(ctx, t, hosts)
+	must(t, sb.Load(ctx, state, shelf))
+	must(t, sb.Fill(counterPage, 1))
+	next, err := sb.Run(ctx)
+	must(t, err)
+	drain(t, next)
+	must(t, waitCounting(ctx, next))
+	g := next.(*Guest)
+	if got := g.vm.place.fillState(t); got != fillMissing {
+		t.Fatalf("the record says %q", got)
+	}
+	if n := sb.Fill(counterPage, 1); n != nil {
+		t.Fatal(n) // harmless after Run
+	}
+	page := make([]byte, epoch.PageSize)
+	read := make(chan error, 1)
+	go func() { read <- next.ReadPages(distant+7, page) }()
+
+	// The first collect and the writes after it, while pages are missing.
+	set := epoch.NewPageSet(next.Pages())
+	must(t, next.CollectDirty(set))
+	for range 5 {
+		must(t, waitCounting(ctx, next))
+		must(t, next.Pause(ctx))
+		if _, err := next.AppendDeviceState(ctx, nil); err != nil {
+			t.Fatal(err)
+		}
+		set.Clear()
+		must(t, next.CollectDirty(set))
+		if set.Empty() || set.Count() > 1200 {
+			t.Fatalf("the guest is said to have written %d pages", set.Count())
+		}
+		for p := epoch.GFN(distant); p < distantEnd; p++ {
+			if set.Contains(p) {
+				t.Fatalf("page %d is said to be written", p)
+			}
+		}
+		must(t, next.Resume(ctx))
+	}
+	select {
+	case err := <-read:
+		t.Fatalf("a page that cannot be had was read (%v)", err)
+	default:
+	}
+	shelf.open()
+	must(t, <-read)
+	if want := fmt.Sprintf("page %d", distant+7); !strings.HasPrefix(string(page), want) {
+		t.Fatalf("%q was read, want %q", page[:12], want)
+	}
+	must(t, next.Fill(0, next.Pages()))
+	for p := epoch.GFN(distant); p < distantEnd; p++ {
+		must(t, next.ReadPages(p, page))
+		if want := fmt.Sprintf("page %d", p); !strings.HasPrefix(string(page), want) {
+			t.Fatalf("page %d holds %q", p, page[:12])
+		}
+	}
+	if wrong := shelf.Wrong(); len(wrong) != 0 {
+		t.Fatal(wrong)
+	}
+
+	// Writes are tracked, so that the end comes with a collect in a pause, and
+	// loses and invents nothing.
+	eventually(ctx, t, "the record of the end", func() bool { return g.vm.place.fillState(t) == fillHoles })
+	for i := range 3 {
+		must(t, waitCounting(ctx, next))
+		must(t, next.Pause(ctx))
+		set.Clear()
+		must(t, next.CollectDirty(set))
+		if set.Empty() || set.Count() > 1200 {
+			t.Fatalf("collect %d after the end: %d pages", i, set.Count())
+		}
+		set.Clear()
+		must(t, next.CollectDirty(set))
+		if !set.Empty() {
+			t.Fatalf("collect %d after the end: %d pages written in a pause", i, set.Count())
+		}
+		if g.fill.Load() != nil || g.vm.place.fillState(t) != fillDone {
+			t.Fatal("the filling has not ended")
+		}
+		must(t, next.Resume(ctx))
+	}
+}
+
+// A page that cannot be had is told of, and had when it can be.
+func TestFillThatFailsIsTold(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	hosts := newPair(t, testConfig(t, "microvm"))
+	sb, state, shelf := lacking(ctx, t, hosts)
+	shelf.open()
+	const bad = distant + 3
+	shelf.Fail(bad, 10_000)
+	must(t, sb.Load(ctx, state, shelf))
+	next, err := sb.Run(ctx)
+	must(t, err)
+	t.Cleanup(func() { must(t, next.Destroy()) })
+	for e := range next.Events() {
+		if e.Kind == hypervisor.EventFault {
+			if !strings.Contains(e.Detail, fmt.Sprintf("page %d ", bad)) || !strings.Contains(e.Detail, "cannot be had now") {
+				t.Fatalf("the event says %q", e.Detail)
+			}
+			break
+		}
+	}
+	if err := next.Fill(bad, 1); err == nil {
+		t.Fatal("a page that cannot be had was filled")
+	}
+	must(t, waitCounting(ctx, next)) // it does not need the page
+	shelf.Fail(bad, 0)
+	eventually(ctx, t, "the page is filled", func() bool { return next.Fill(bad, 1) == nil })
+	g := next.(*Guest)
+	eventually(ctx, t, "the filling ends", func() bool { return g.fill.Load() == nil })
+	if got := g.vm.place.fillState(t); got != fillDone {
+		t.Fatalf("the record says %q", got)
+	}
+}
+
+// A machine that needs a page which cannot be had is not loaded; the next
+// attempt works.
+func TestLoadThatCannotFill(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	hosts := newPair(t, testConfig(t, "q35"))
+	sb, state, shelf := lacking(ctx, t, hosts)
+	shelf.open()
+	for p := range epoch.GFN(distant) {
+		shelf.Fail(p, 10_000)
+	}
+	err := sb.Load(ctx, state, shelf)
+	if err == nil {
+		// Nothing of it is needed to load this machine.
+		if _, err = hypervisortest.Copy(sb); err == nil {
+			t.Fatal("an image that cannot be had was read")
+		}
+	}
+	t.Log(err)
+	must(t, sb.Reset(ctx))
+	for p := range epoch.GFN(distant) {
+		shelf.Fail(p, 0)
+	}
+	must(t, sb.Load(ctx, state, shelf))
+	next, err := sb.Run(ctx)
+	must(t, err)
+	drain(t, next)
+	must(t, waitCounting(ctx, next))
+}
+
+// Where QEMU cannot be supplied with pages while it runs, all are there before.
+func TestFetchesAllWhereItMust(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	hosts := newPair(t, testConfig(t, "microvm"))
+	sb, state, shelf := lacking(ctx, t, hosts)
+	shelf.open()
+	sb.(*Standby).lazy = false
+	must(t, sb.Load(ctx, state, shelf))
+	if left, _ := shelf.Left(); left != 0 {
+		t.Fatalf("%d pages are missing after the load", left)
+	}
+	page := make([]byte, epoch.PageSize)
+	must(t, sb.ReadPages(distant+1, page))
+	if !bytes.HasPrefix(page, []byte(fmt.Sprintf("page %d", distant+1))) {
+		t.Fatalf("the page holds %q", page[:12])
+	}
+	next, err := sb.Run(ctx)
+	must(t, err)
+	drain(t, next)
+	must(t, waitCounting(ctx, next))
+}
+
+// Whatever ends a guest in the middle of its filling ends it cleanly.
+func TestEndsInTheMiddleOfAFill(t *testing.T) {
+	for _, way := range []string{"reset", "destroy the standby", "destroy", "detach"} {
+		t.Run(way, func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			hosts := newPair(t, testConfig(t, "microvm"))
+			sb, state, shelf := lacking(ctx, t, hosts)
+			must(t, sb.Load(ctx, state, shelf))
+			waits := make(chan error, 1)
+			// The gate must not hold up the end: a fetch under way is waited for.
+			release := func() { shelf.open() }
+			switch way {
+			case "reset":
+				go func() { waits <- sb.ReadPages(distant, make([]byte, epoch.PageSize)) }()
+				release()
+				must(t, sb.Reset(ctx))
+				<-waits
+				must(t, sb.Load(ctx, state, shelf))
+				return
+			case "destroy the standby":
+				release()
+				must(t, sb.Destroy())
+				return
+			}
+			next, err := sb.Run(ctx)
+			must(t, err)
+			drained(t, next)
+			must(t, waitCounting(ctx, next))
+			go func() { waits <- next.Fill(distant, 500) }()
+			release()
+			if way == "destroy" {
+				must(t, next.Destroy())
+				<-waits
+				return
+			}
+			// Detach brings the filling to its end, and the guest can be adopted.
+			must(t, next.Detach())
+			must(t, <-waits)
+			again, err := hosts.b.Adopt(ctx)
+			must(t, err)
+			drain(t, again)
+			page := make([]byte, epoch.PageSize)
+			must(t, again.ReadPages(distant+9, page))
+			if !bytes.HasPrefix(page, []byte(fmt.Sprintf("page %d", distant+9))) {
+				t.Fatalf("the page holds %q", page[:12])
+			}
+			must(t, again.Resume(ctx))
+			must(t, waitCounting(ctx, again))
+		})
+	}
+}
+
+// unfilled is another process of this program: it takes a guest over without
+// all of its memory, lets it run and dies without a word, in the middle of the
+// filling or at its end.
+func unfilled(configs string, end bool) error {
+	var c [2]Config
+	if err := json.Unmarshal([]byte(configs), &c); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var d [2]*Driver
+	for i := range d {
+		var err error
+		if d[i], err = NewDriver(c[i], discardLog()); err != nil {
+			return err
+		}
+	}
+	g, err := d[0].Start(ctx)
+	if err != nil {
+		return err
+	}
+	sb, err := d[1].Standby(ctx, g.Spec())
+	if err != nil {
+		return err
+	}
+	if err := g.Resume(ctx); err != nil {
+		return err
+	}
+	if err := errors.Join(waitCounting(ctx, g), g.Pause(ctx)); err != nil {
+		return err
+	}
+	content, err := hypervisortest.Copy(g)
+	if err != nil {
+		return err
+	}
+	state, err := g.AppendDeviceState(ctx, nil)
+	if err != nil {
+		return err
+	}
+	if err := g.Destroy(); err != nil {
+		return err
+	}
+	missing := epoch.NewPageSet(sb.Pages())
+	missing.Fill()
+	shelf := newGated(content, missing)
+	if end {
+		shelf.open()
+	}
+	if err := sb.Load(ctx, state, shelf); err != nil {
+		return err
+	}
+	next, err := sb.Run(ctx)
+	if err != nil {
+		return err
+	}
+	set := epoch.NewPageSet(next.Pages())
+	if err := errors.Join(next.CollectDirty(set), waitCounting(ctx, next)); err != nil {
+		return err
+	}
+	for end && ctx.Err() == nil {
+		if r, err := next.(*Guest).vm.place.load(); err != nil || r.Fill != fillMissing {
+			break
+		}
+	}
+	return unix.Kill(os.Getpid(), unix.SIGKILL)
+}
+
+// A guest whose daemon died before its memory was there is not adopted: it
+// would find zeros. Once all is there it is.
+func TestAdoptAfterALazyActivation(t *testing.T) {
+	for _, when := range []string{"middle", "end"} {
+		t.Run(when, func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			hosts := newPair(t, testConfig(t, "microvm"))
+			text, err := json.Marshal([]Config{hosts.a.cfg, hosts.b.cfg})
+			must(t, err)
+			cmd := exec.CommandContext(ctx, os.Args[0], "unfilled-"+when, string(text))
+			cmd.Stderr = os.Stderr
+			var exit *exec.ExitError
+			if err = cmd.Run(); !errors.As(err, &exit) || exit.Exited() {
+				t.Fatalf("the other daemon was not killed: %v", err)
+			}
+			g, err := hosts.b.Adopt(ctx)
+			if when == "middle" {
+				var refusal *hypervisor.Refusal
+				if !errors.As(err, &refusal) || !strings.Contains(refusal.What, "before all of its memory was there") {
+					t.Fatalf("adopt gave %v", err)
+				}
+				must(t, hosts.b.Clean(ctx))
+				return
+			}
+			must(t, err)
+			drain(t, g)
+			must(t, g.Resume(ctx))
+			must(t, waitCounting(ctx, g))
+			if got := g.(*Guest).vm.place.fillState(t); got != fillDone {
+				t.Fatalf("the record says %q", got)
+			}
+		})
+	}
+}
