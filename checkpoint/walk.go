@@ -53,12 +53,12 @@ type reference struct {
 // run makes the walk.
 func (w *walk) run(ctx context.Context) error {
 	var next atomic.Uint64
-	w.parallel(func() bool {
+	w.parallel(func(k *walker) bool {
 		number := next.Add(1) - 1
 		if number >= uint64(len(w.file.leaves)) {
 			return false
 		}
-		return w.step(w.leaf(ctx, number))
+		return w.step(w.leaf(ctx, number, &k.records))
 	})
 	if w.err != nil {
 		return w.err
@@ -71,22 +71,29 @@ func (w *walk) run(ctx context.Context) error {
 	}
 	runs := w.runs()
 	next.Store(0)
-	w.parallel(func() bool {
+	w.parallel(func(k *walker) bool {
 		i := next.Add(1) - 1
 		if i >= uint64(len(runs)) {
 			return false
 		}
-		return w.step(w.read(ctx, runs[i]))
+		return w.step(w.read(ctx, runs[i], k))
 	})
 	return w.err
 }
 
+// walker is one goroutine's own.
+type walker struct {
+	records cacheShard // no other goroutine's records push these out
+	buf     []byte     // of readBytes
+}
+
 // parallel calls step in every goroutine until it returns false.
-func (w *walk) parallel(step func() bool) {
+func (w *walk) parallel(step func(*walker) bool) {
 	var group sync.WaitGroup
 	for range walkers {
 		group.Go(func() {
-			for step() {
+			var k walker
+			for step(&k) {
 				continue
 			}
 		})
@@ -129,7 +136,7 @@ func (w *walk) hand(first epoch.GFN, data []byte) error {
 }
 
 // leaf visits the pages of one leaf, but for references, which it collects.
-func (w *walk) leaf(ctx context.Context, number uint64) error {
+func (w *walk) leaf(ctx context.Context, number uint64, records *cacheShard) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -137,7 +144,6 @@ func (w *walk) leaf(ctx context.Context, number uint64) error {
 	count := min(leafPages, w.file.head.Pages-uint64(first))
 	var refs []reference
 	var seen Checked
-	var shard cacheShard // of our own: no other goroutine's records push ours out
 	var run pageRun
 	for page := first; page < first+epoch.GFN(count); page++ {
 		r, err := w.file.resolve(page)
@@ -161,7 +167,7 @@ func (w *walk) leaf(ctx context.Context, number uint64) error {
 					return err
 				}
 				run = pageRun{first: page, pages: 1, at: r}
-				if run.record, err = shard.open(&r); err != nil {
+				if run.record, err = records.open(&r); err != nil {
 					run.pages = 0
 				}
 			}
@@ -237,12 +243,15 @@ func (w *walk) runs() (runs [][]reference) {
 }
 
 // read reads a piece of a disk and visits the pages that refer to it.
-func (w *walk) read(ctx context.Context, refs []reference) error {
+func (w *walk) read(ctx context.Context, refs []reference, k *walker) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	first, last := refs[0].at, refs[len(refs)-1].at
-	b := make([]byte, (last.Sector-first.Sector+epoch.PageSectors)*epoch.SectorSize)
+	if k.buf == nil {
+		k.buf = make([]byte, readBytes)
+	}
+	b := k.buf[:(last.Sector-first.Sector+epoch.PageSectors)*epoch.SectorSize]
 	err := w.blocks.ReadSectors(first.Disk, first.Sector, b)
 	for _, r := range refs {
 		at := (r.at.Sector - first.Sector) * epoch.SectorSize
