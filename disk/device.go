@@ -1,0 +1,485 @@
+package disk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"understudy/epoch"
+)
+
+// This file is one disk as its front end sees it. A request is checked, then
+//
+//	read:  newest bytes from the held log, the rest from the store
+//	write: protected ──> Accept: copied into the held log, complete
+//	       unprotected ─> Do: lease? ── overwrite callbacks ── store
+
+var (
+	// ErrRange is returned for a request outside the disk, or larger than Info
+	// allows, or whose segments are not of its size.
+	ErrRange = errors.New("request outside what the disk has")
+	// ErrReadOnly is returned for a change of a read-only disk.
+	ErrReadOnly = errors.New("the disk is read-only")
+)
+
+// Device is one disk of a Set. It implements Backend.
+type Device struct {
+	set      *Set
+	id       epoch.DiskID
+	store    Store
+	shared   bool
+	info     Info
+	bounce   bounce
+	kick     chan struct{} // there may be something for the flusher to do
+	scratch  scratch       // the flusher's own
+	failures int           // the flusher's own: in a row
+	failSync bool          // the flusher's own: the last Sync failed
+
+	// Under the Set's lock:
+	front    Frontend
+	resubmit []byte // for the next front end that attaches
+	inFlight []byte // of the front end on the other host, as of the last commit
+	overlay  overlay
+	pending  uint64 // entries in the held log that are not durable
+	cursor   uint64 // index: entries of this disk before it are durable
+	flushed  uint64 // Seq of the last write that is durable
+	barred   bool   // nothing was accepted since the last barrier
+	direct   int    // requests on their way straight to the store
+	unsynced bool   // the store has direct writes that are not durable
+	busy     bool   // the flusher is at the store
+	acquired bool   // this host is the writer of the store …
+	since    epoch.Generation
+	waiting  bool   // … or waits to be
+	giveUp   func() // ends that wait
+	problem  error
+	sync     *syncState // nil: the shared store
+}
+
+func newDevice(s *Set, id epoch.DiskID, c DiskConfig) *Device {
+	d := &Device{
+		set: s, id: id, store: c.Store, shared: c.Store.Shared(), overlay: newOverlay(), kick: make(chan struct{}, 1),
+		info: Info{
+			Sectors: c.Store.Sectors(), Serial: c.Serial, ReadOnly: c.ReadOnly,
+			MaxSectors: epoch.MaxWriteSectors, MaxZeroSectors: epoch.MaxZeroSectors,
+		},
+	}
+	if !d.shared && !c.ReadOnly {
+		d.sync = newSyncState(d.info.Sectors)
+	}
+	return d
+}
+
+// Info says what the guest is told of the disk.
+func (d *Device) Info() Info { return d.info }
+
+// Attach makes f the disk's front end, or nil nobody. Requests of a taken-over
+// guest that were in flight are given to it now, if Activate found no front end.
+func (d *Device) Attach(f Frontend) error {
+	s := d.set
+	s.mu.Lock()
+	d.front = f
+	var state []byte
+	if f != nil {
+		state, d.resubmit = d.resubmit, nil
+	}
+	s.mu.Unlock()
+	if state == nil {
+		return nil
+	}
+	if err := f.Resubmit(state); err != nil {
+		return fmt.Errorf("disk %d: submitting the requests in flight anew: %w", d.id, err)
+	}
+	return nil
+}
+
+// check refuses what the guest must not ask for.
+func (d *Device) check(r *Request) error {
+	switch r.Op {
+	case OpFlush:
+		return nil
+	case OpRead, OpWrite, OpDiscard, OpWriteZeroes:
+	default:
+		return fmt.Errorf("disk %d: operation %d: %w", d.id, r.Op, ErrRange)
+	}
+	if err := d.checkSectors(r.Sector, r.Sectors); err != nil {
+		return err
+	}
+	limit := d.info.MaxSectors
+	if r.Op == OpDiscard || r.Op == OpWriteZeroes {
+		limit = d.info.MaxZeroSectors
+	}
+	if r.Sectors > limit {
+		return fmt.Errorf("disk %d: %d sectors in one request, at most %d: %w", d.id, r.Sectors, limit, ErrRange)
+	}
+	if d.info.ReadOnly && r.Op != OpRead {
+		return fmt.Errorf("disk %d: %w", d.id, ErrReadOnly)
+	}
+	want := uint64(r.Sectors) * epoch.SectorSize
+	if r.Op == OpRead && uint64(len(r.Buffer)) != want {
+		return fmt.Errorf("disk %d: a buffer of %d bytes for %d: %w", d.id, len(r.Buffer), want, ErrRange)
+	}
+	if r.Op == OpRead || r.Op == OpWrite {
+		var have uint64
+		for i := range r.Segments {
+			have += uint64(len(r.Segments[i].Data))
+		}
+		if have != want {
+			return fmt.Errorf("disk %d: segments of %d bytes for %d: %w", d.id, have, want, ErrRange)
+		}
+	}
+	return nil
+}
+
+func (d *Device) checkSectors(sector uint64, sectors uint32) error {
+	if sectors == 0 || sector >= d.info.Sectors || uint64(sectors) > d.info.Sectors-sector {
+		return fmt.Errorf("disk %d: %d sectors from %d on, it has %d: %w", d.id, sectors, sector, d.info.Sectors, ErrRange)
+	}
+	return nil
+}
+
+// entryOf makes a change into an entry of the held log.
+func (d *Device) entryOf(r *Request) entry {
+	e := entry{disk: d.id, sector: r.Sector, sectors: r.Sectors}
+	switch r.Op {
+	case OpWrite:
+		e.kind = epoch.WriteData
+		e.pages = r.Sectors / epoch.PageSectors
+	case OpDiscard:
+		e.kind = epoch.WriteDiscard
+	case OpWriteZeroes:
+		e.kind = epoch.WriteZeroes
+		if r.Unmap {
+			e.kind = epoch.WriteDiscard
+		}
+	default:
+		e.kind, e.sector, e.sectors = epoch.WriteBarrier, 0, 0
+	}
+	e.layout()
+	return e
+}
+
+// Accept takes a change into the held log if the disk holds writes and there is
+// room. See Backend.
+func (d *Device) Accept(r *Request) (taken bool, err error) {
+	if r.Op == OpRead {
+		return false, nil
+	}
+	if err := d.check(r); err != nil {
+		return false, err
+	}
+	s := d.set
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !d.holdsLocked() {
+		return false, nil
+	}
+	if r.Op == OpFlush && d.barred {
+		return true, nil // nothing to separate
+	}
+	e := d.entryOf(r)
+	if !d.acceptsLocked(&e) {
+		return false, nil
+	}
+	s.seq++
+	e.seq = s.seq
+	i, at := s.held.add(e)
+	if at.kind == epoch.WriteData {
+		copySegments(s.held.data(at), r.Segments)
+		walk := pageWalk{segments: r.Segments}
+		for k := range at.pages {
+			s.held.setPage(at, k, walk.next())
+		}
+	}
+	s.held.seal(at)
+	if at.kind != epoch.WriteBarrier {
+		// The content index first: see Landed.
+		s.index.Accepted(d.id, at.sector, at.sectors, false)
+	}
+	d.take(i, at)
+	s.count.accepted++
+	if s.mode == ModePass {
+		s.releaseAllLocked() // without a fence: it waits for the lock alone
+	}
+	if s.held.used > s.held.limit/2 && !s.pressed {
+		s.pressed = true
+		signal(s.pressure)
+	}
+	return true, nil
+}
+
+// take puts an entry of the held log over the store.
+func (d *Device) take(i uint64, e *entry) {
+	if d.pending == 0 {
+		d.cursor = i
+	}
+	d.pending++
+	d.barred = e.kind == epoch.WriteBarrier
+	if e.sectors > 0 {
+		d.overlay.put(e.sector, e.sectors, i)
+	}
+}
+
+// holdsLocked reports whether changes are accepted into the held log now.
+func (d *Device) holdsLocked() bool {
+	s := d.set
+	if s.closed || s.role != roleOwner || s.quiet || s.settling || d.info.ReadOnly {
+		return false
+	}
+	return s.mode == ModeHold || s.mode == ModePass && s.unfenced && d.shared && !d.acquired
+}
+
+// acceptsLocked reports whether this change can be: there is room, and no disk
+// refuses what the guest was already told of.
+func (d *Device) acceptsLocked(e *entry) bool {
+	s := d.set
+	if s.problemLocked() != nil {
+		return false
+	}
+	if s.held.room(e) {
+		return true
+	}
+	s.count.full++
+	signal(s.pressure)
+	return false
+}
+
+// Do carries a request out. See Backend.
+func (d *Device) Do(ctx context.Context, r *Request) error {
+	if err := d.check(r); err != nil {
+		return err
+	}
+	if r.Op == OpRead {
+		return d.read(ctx, r)
+	}
+	if r.Op == OpFlush && d.info.ReadOnly {
+		return nil
+	}
+	ticket, err := d.begin(ctx, r)
+	if err != nil {
+		return err
+	}
+	err = d.change(r, ticket)
+	d.end(r, ticket, err)
+	return err
+}
+
+// begin waits until a change may go straight to the store: the disk is
+// unprotected, nothing is held any more, and the lease holds.
+func (d *Device) begin(ctx context.Context, r *Request) (ticket uint64, err error) {
+	s := d.set
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for {
+		switch {
+		case s.closed:
+			return 0, ErrClosed
+		case d.holdsLocked():
+			if e := d.entryOf(r); d.acceptsLocked(&e) {
+				return 0, ErrAgain
+			}
+		case s.mode == ModePass && d.pending == 0 && d.mayWriteLocked():
+			d.direct++
+			s.count.direct++
+			if r.Op == OpFlush {
+				return 0, nil
+			}
+			d.unsynced = true
+			d.markLocked(r.Sector, r.Sectors)
+			return s.index.Accepted(d.id, r.Sector, r.Sectors, true), nil
+		}
+		if err := s.waitLocked(ctx); err != nil {
+			return 0, fmt.Errorf("disk %d: %w", d.id, err)
+		}
+	}
+}
+
+// change does at the store what a request asks for.
+func (d *Device) change(r *Request, ticket uint64) error {
+	s := d.set
+	if r.Op == OpFlush {
+		err := d.store.Sync()
+		if err != nil {
+			// The guest hears of it, and what was lost is its own to write again.
+			rewritten(d.store)
+		}
+		return err
+	}
+	if err := s.beforeOverwrite(d.id, r.Sector, r.Sectors); err != nil {
+		return err
+	}
+	if r.Op != OpWrite {
+		return d.store.Zero(r.Sector, r.Sectors, r.Op == OpDiscard || r.Unmap)
+	}
+	// The guest may change its memory while the store reads it: what is on the
+	// disk would then be known to nobody.
+	buf := d.bounce.get(int(r.Sectors) * epoch.SectorSize)
+	defer d.bounce.put(buf)
+	copySegments(buf.b, r.Segments)
+	if err := d.store.WriteAt(buf.b, r.Sector); err != nil {
+		return err
+	}
+	walk := pageWalk{segments: r.Segments}
+	for at := 0; at+epoch.PageSize <= len(buf.b); at += epoch.PageSize {
+		page := walk.next()
+		s.index.WriteDone(ticket, d.id, r.Sector+uint64(at/epoch.SectorSize), page, buf.b[at:at+epoch.PageSize])
+	}
+	return nil
+}
+
+func (d *Device) end(r *Request, ticket uint64, err error) {
+	s := d.set
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d.direct--
+	switch {
+	case r.Op != OpFlush:
+		// Again: a chunk may have been read meanwhile.
+		d.markLocked(r.Sector, r.Sectors)
+		s.index.Landed(ticket)
+	case err == nil && d.direct == 0:
+		d.unsynced = false
+	}
+	if d.direct == 0 {
+		if s.mode != ModePass || s.draining > 0 || s.quiet {
+			signal(d.kick)
+		}
+		s.changed.tell()
+	}
+}
+
+// read reads the newest bytes.
+func (d *Device) read(ctx context.Context, r *Request) error {
+	s := d.set
+	s.mu.Lock()
+	for !d.readableLocked() {
+		if s.closed {
+			s.mu.Unlock()
+			return ErrClosed
+		}
+		if err := s.waitLocked(ctx); err != nil {
+			s.mu.Unlock()
+			return fmt.Errorf("disk %d: %w", d.id, err)
+		}
+	}
+	s.count.reads++
+	r.Ticket = s.index.ReadBegins()
+	var few [8]gap
+	gaps := d.lookLocked(r.Buffer, r.Sector, ^uint64(0), few[:0])
+	s.mu.Unlock()
+	return d.fillGaps(r.Buffer, r.Sector, gaps)
+}
+
+func (d *Device) readableLocked() bool {
+	s := d.set
+	return !s.closed && s.role == roleOwner && !s.quiet && !s.settling && (d.acquired || s.unfenced || d.info.ReadOnly)
+}
+
+// gap is a run of sectors that the store has the newest bytes of.
+type gap struct {
+	at, sectors uint32 // at: from the start of the read
+}
+
+// lookLocked copies into dst what the held log has of the sectors from sector
+// on, as of the entries before bound, and appends the rest to gaps.
+//
+// The order matters: a sector that is not in the log at this moment is on the
+// store already, so that what the store is asked for afterwards is at least
+// as new.
+func (d *Device) lookLocked(dst []byte, sector uint64, bound uint64, gaps []gap) []gap {
+	h := d.set.held
+	total := uint32(len(dst) / epoch.SectorSize)
+	if d.pending == 0 {
+		return append(gaps, gap{0, total})
+	}
+	for at := uint32(0); at < total; {
+		n, i, ok := d.overlay.run(sector+uint64(at), total-at)
+		if ok && i >= bound {
+			n, i, ok = d.olderLocked(sector+uint64(at), n, bound)
+		}
+		if !ok {
+			if k := len(gaps); k > 0 && gaps[k-1].at+gaps[k-1].sectors == at {
+				gaps[k-1].sectors += n
+			} else {
+				gaps = append(gaps, gap{at, n})
+			}
+		} else {
+			to := dst[at*epoch.SectorSize : (at+n)*epoch.SectorSize]
+			if e := h.at(i); hasData(e.kind) {
+				copy(to, h.data(e)[(sector+uint64(at)-e.sector)*epoch.SectorSize:])
+			} else {
+				clear(to)
+			}
+		}
+		at += n
+	}
+	return gaps
+}
+
+// olderLocked finds the newest entry before bound that has the first of the
+// sectors, and for how many of them. The overlay does not know: a newer entry
+// lies over it.
+func (d *Device) olderLocked(sector uint64, sectors uint32, bound uint64) (n uint32, index uint64, ok bool) {
+	h := d.set.held
+	for i := min(bound, h.next); i > h.first; i-- {
+		e := h.at(i - 1)
+		if e.disk != d.id || e.sectors == 0 || e.sector >= sector+uint64(sectors) || e.sector+uint64(e.sectors) <= sector {
+			continue
+		}
+		if e.sector > sector {
+			sectors = uint32(e.sector - sector) // what lies before it may be in a still older one
+			continue
+		}
+		return uint32(min(uint64(sectors), e.sector+uint64(e.sectors)-sector)), i - 1, true
+	}
+	return sectors, 0, false
+}
+
+// fillGaps reads from the store what the held log did not have.
+func (d *Device) fillGaps(dst []byte, sector uint64, gaps []gap) error {
+	for _, g := range gaps {
+		if err := d.store.ReadAt(dst[g.at*epoch.SectorSize:(g.at+g.sectors)*epoch.SectorSize], sector+uint64(g.at)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Landed notes that a read's bytes are in the guest. See Backend.
+//
+// The index learns only what the store has. A page that is not in the held log
+// now was either not in it as the read began, or it was and has been flushed
+// since, so that the store has what was read; a write accepted after the read
+// began makes the ticket void.
+func (d *Device) Landed(r *Request) {
+	s := d.set
+	for i := range r.Segments {
+		g := &r.Segments[i]
+		s.dirty.mark(g.Page, g.At, len(g.Data))
+	}
+	walk := pageWalk{segments: r.Segments}
+	for at := 0; at+epoch.PageSize <= len(r.Buffer); at += epoch.PageSize {
+		page := walk.next()
+		if page == epoch.NoPage {
+			continue
+		}
+		sector := r.Sector + uint64(at/epoch.SectorSize)
+		s.mu.Lock()
+		held := d.pending > 0 && d.overlay.any(sector, epoch.PageSectors)
+		s.mu.Unlock()
+		if !held {
+			s.index.ReadLanded(r.Ticket, d.id, sector, page, r.Buffer[at:at+epoch.PageSize])
+		}
+	}
+}
+
+// Touched notes that the front end has written to guest memory. See Backend.
+func (d *Device) Touched(page epoch.GFN, length int) { d.set.dirty.mark(page, 0, length) }
+
+// Fill makes sure that pages are in the guest's memory. See Backend.
+func (d *Device) Fill(page epoch.GFN, count int) error {
+	f := d.set.filler.Load()
+	if f == nil || count <= 0 {
+		return nil
+	}
+	return (*f)(page, uint64(count))
+}
