@@ -164,3 +164,10 @@ func (d *memoryDisk) open() {
 		d.gate = nil
 	}
 }
+
+// content returns what the disk has.
+func (d *memoryDisk) content(sector, length int) []byte {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return append([]byte(nil), d.data[sector*epoch.SectorSize:][:length]...)
+}

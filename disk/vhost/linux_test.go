@@ -2,7 +2,6 @@ package vhost
 
 import (
 	"bytes"
-	"context"
 	"crypto/md5"
 	"encoding/json"
 	"fmt"
@@ -215,4 +214,79 @@ func TestLinuxReadsAndWrites(t *testing.T) {
 	}
 }
 
-var _ = context.Background
+// A guest that writes all the while is paused many times; the daemon is started
+// anew under it; it loses nothing.
+func TestLinuxPausesAndRestarts(t *testing.T) {
+	b := newMemoryDisk(65536)
+	s := serve(t, b)
+	path := s.cfg.Path
+	g := bootLinux(t, path, 2)
+	g.sh("for i in 1 2 3 4; do dd if=/dev/urandom of=/tmp/r$i bs=64k count=40 2>/dev/null; done; for k in 1 2 3 4 5 6; do for i in 1 2 3 4; do dd if=/tmp/r$i of=/dev/vda bs=4k seek=$((i*1000)) conv=notrunc,fsync 2>/dev/null & done; wait; done; echo 3 > /proc/sys/vm/drop_caches; cat /tmp/r? | md5sum; for i in 1 2 3 4; do dd if=/dev/vda bs=4k skip=$((i*1000)) count=640 2>/dev/null; done | md5sum")
+	pauses, most := 0, 0
+	var longest time.Duration
+	for range 60 {
+		start := time.Now()
+		g.execute("stop", "")
+		longest = max(longest, time.Since(start))
+		if !s.Stopped() {
+			t.Fatal("the guest is paused and the disk is not")
+		}
+		state := s.AppendInFlight(nil)
+		if _, _, err := parseState(state, 2); err != nil {
+			t.Fatal(err)
+		}
+		most = max(most, len(state))
+		pauses++
+		g.execute("cont", "")
+		if pauses%20 == 0 {
+			must(t, s.Close())
+			s = serve(t, b, func(c *Config) { c.Path = path })
+		}
+		time.Sleep(20 * time.Millisecond) // the guest's turn
+	}
+	out := strings.Fields(g.wait())
+	if len(out) != 4 || out[0] != out[2] {
+		t.Fatalf("the guest reads other data than it wrote: %v", out)
+	}
+	t.Logf("%d pauses, the longest stop took %v, at most %d bytes in flight", pauses, longest, most)
+	if dmesg := g.run("dmesg | grep -i -e 'I/O error' -e vda.*error; true"); strings.TrimSpace(dmesg) != "" {
+		t.Error(dmesg)
+	}
+}
+
+// The hypervisor's own migration accepts the device, and a guest that reboots
+// finds its disk again.
+func TestLinuxMigratesAndReboots(t *testing.T) {
+	b := newMemoryDisk(65536)
+	fill(b.data)
+	s := serve(t, b)
+	g := bootLinux(t, s.cfg.Path, 2)
+	g.sh("while [ ! -e /tmp/end ]; do dd if=/dev/vda of=/dev/null bs=64k count=64 2>/dev/null; echo 3 > /proc/sys/vm/drop_caches; done & sleep 1; true")
+	g.wait()
+	g.execute("migrate", `{"uri":"exec:cat >/dev/null"}`)
+	deadline := time.Now().Add(time.Minute)
+	for {
+		var info struct {
+			Status    string
+			ErrorDesc string `json:"error-desc"`
+		}
+		must(t, json.Unmarshal(g.execute("query-migrate", ""), &info))
+		if info.Status == "completed" {
+			break
+		}
+		if info.Status == "failed" || time.Now().After(deadline) {
+			t.Fatalf("the migration is %+v", info)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if !s.Stopped() {
+		t.Error("the guest has moved away and the disk runs")
+	}
+	g.execute("cont", "")
+	g.run("touch /tmp/end; sync")
+	g.execute("system_reset", "")
+	g.expect(guest.ReadyLine, time.Minute)
+	if out := g.run("md5sum < /dev/vda"); !strings.Contains(out, sum(b.data)) {
+		t.Fatalf("the guest reads %s", out)
+	}
+}

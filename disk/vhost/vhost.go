@@ -78,6 +78,7 @@ type Server struct {
 	rings   []*ring
 	budget  *budget
 
+	connected    atomic.Bool
 	running      atomic.Int32 // rings that touch guest memory
 	writeThrough atomic.Bool  // a write completes when it is durable
 	wce          atomic.Uint32
@@ -186,7 +187,9 @@ func (s *Server) serve(conn *net.UnixConn) {
 	ctx, cancel := context.WithCancel(context.Background())
 	c := newSession(s, ctx, conn)
 	s.log.Info("a hypervisor has connected to the disk", "socket", s.cfg.Path)
+	s.connected.Store(true)
 	err := c.run()
+	s.connected.Store(false)
 	_ = conn.Close()
 	// From here on guest memory is left alone. What is in Do is given up: a
 	// hypervisor that comes back submits it anew.
@@ -229,6 +232,12 @@ func (s *Server) Close() error {
 
 // Stopped implements disk.Frontend.
 func (s *Server) Stopped() bool { return s.running.Load() == 0 }
+
+// Connected reports whether a hypervisor is connected. A guest that was paused
+// while none was (the daemon was started anew and the hypervisor has yet to
+// come back) must not be checkpointed in that pause: the requests in flight are
+// known only when the rings have been started again.
+func (s *Server) Connected() bool { return s.connected.Load() }
 
 // waiting counts things that others wait for to be gone.
 type waiting struct {
