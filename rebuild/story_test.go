@@ -304,7 +304,12 @@ func TestOnDemand(t *testing.T) {
 		}
 	}
 	reads := d.reads
+	value := d.bytes[41*epoch.SectorSize]
+	d.put(41, value+1) // a writer is beside what is read ahead
 	get(3, 24)
+	d.put(41, value)
+	get(5, 40)
+	reads++
 	get(4, 32) // read with it
 	if d.reads != reads+1 {
 		t.Errorf("%d reads for two pages side by side", d.reads-reads)
