@@ -411,6 +411,36 @@ func TestExistingFilesAreSafe(t *testing.T) {
 	mustHold(t, filepath.Dir(other), 1)
 }
 
+// A writer that died leaves its unfinished file; the next one removes it, but
+// not that of one at work.
+func TestUnfinishedFilesAreSwept(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "x")
+	for _, name := range []string{".x.123.tmp", ".y.123.tmp"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("left"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var writers []*Writer
+	for range 2 {
+		w, err := Create(path, testHead(4), Options{Replace: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		writers = append(writers, w)
+	}
+	mustHold(t, dir, 3) // that of y, and two at work
+	for _, w := range writers {
+		if err := errors.Join(w.Zero(0, 4), w.Final(Final{DeviceState: []byte("s")})); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Commit(nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mustHold(t, dir, 2)
+}
+
 func TestDisksMustBeAsTheyWere(t *testing.T) {
 	head := Head{Disks: []Disk{{ID: 0, Name: "root", Sectors: 80, Stamp: "a"}, {ID: 1, Name: "data", Sectors: 90, Stamp: "b", Pin: "p1"}}}
 	root, data := DiskCondition{ID: 0, Name: "root", Sectors: 80, Stamp: "a"}, DiskCondition{ID: 1, Name: "data", Sectors: 90, Stamp: "b"}

@@ -159,10 +159,9 @@ func (w *walk) leaf(ctx context.Context, number uint64, records *cacheShard) err
 			refs = append(refs, reference{page, r.entry.place(), r.print})
 		case kindRecord:
 			seen.Stored++
-			if run.prolong(page, &r) {
-				// Its record is at hand.
-			} else {
-				// The run goes first: the record to come may take its buffer.
+			if !run.prolong(page, &r) {
+				// Its record may not be at hand. The run goes first: the
+				// record to come may take its buffer.
 				if err := w.hand(run.first, run.data()); err != nil {
 					return err
 				}

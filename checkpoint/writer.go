@@ -7,7 +7,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"understudy/epoch"
 	"understudy/hypervisor"
@@ -138,6 +141,9 @@ func create(path string, head Head, opts Options) (*Writer, error) {
 	for range opts.Workers {
 		w.workers = append(w.workers, newWorker(w))
 	}
+	if err := sweep(path); err != nil {
+		return nil, err
+	}
 	temp, err := w.newTemp()
 	if err != nil {
 		return nil, err
@@ -196,16 +202,53 @@ func matches(head, p *Head) error {
 	return nil
 }
 
-// newTemp makes a file beside path and writes the preface.
+// newTemp makes a file beside path and writes the preface. Its lock says that
+// somebody still works on it.
 func (w *Writer) newTemp() (*os.File, error) {
-	f, err := os.CreateTemp(filepath.Dir(w.path), "."+filepath.Base(w.path)+".*.tmp")
+	f, err := os.CreateTemp(filepath.Dir(w.path), tempPrefix(w.path)+"*"+tempSuffix)
 	if err != nil {
 		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", f.Name(), err), discard(f))
 	}
 	if _, err := f.Write(appendPreface(nil, w.salt)); err != nil {
 		return nil, errors.Join(err, discard(f))
 	}
 	return f, nil
+}
+
+const tempSuffix = ".tmp"
+
+func tempPrefix(path string) string { return "." + filepath.Base(path) + "." }
+
+// sweep removes what writers of the same path left that died under it: files
+// that nobody has locked. A file that was made this very moment and is not locked
+// yet has no content.
+func sweep(path string) error {
+	entries, err := os.ReadDir(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !e.Type().IsRegular() || !strings.HasPrefix(e.Name(), tempPrefix(path)) || !strings.HasSuffix(e.Name(), tempSuffix) {
+			continue
+		}
+		f, err := os.OpenFile(filepath.Join(filepath.Dir(path), e.Name()), os.O_RDWR, 0)
+		if err != nil {
+			continue // it is gone, or not ours
+		}
+		info, err := f.Stat()
+		if err == nil && info.Size() > 0 && unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			err = discard(f)
+		} else {
+			err = errors.Join(err, f.Close())
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("remove what an earlier save left: %w", err)
+		}
+	}
+	return nil
 }
 
 // discard removes an unfinished file, which may be closed already.
