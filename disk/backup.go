@@ -322,7 +322,7 @@ func (s *Set) Activate(_ context.Context, overwrite func(disk epoch.DiskID, sect
 	}
 	if s.role == roleStandBy {
 		s.role, s.mode, s.owned, s.quiet = roleOwner, ModeHold, false, false
-		s.asOf = s.held.next
+		s.asOf, s.before = s.held.next, s.held.next
 		s.releaseAllLocked()
 		s.index.Forget()
 		for _, d := range s.disks {

@@ -257,14 +257,15 @@ func (s *Set) enter(m Mode) {
 		s.unsentLocked()
 		s.releaseAllLocked()
 	} else {
-		s.sealed = s.released
+		s.sealed, s.before = s.released, s.released
 	}
 	s.changed.tell()
 	s.kick()
 }
 
 // Settled reports whether no write from before Hold is on its way to a disk any
-// more, and all of them are durable.
+// more, and all of them are durable: those that were held and released, too,
+// since a new backup does not have them.
 func (s *Set) Settled() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -277,7 +278,7 @@ func (s *Set) settledLocked() bool {
 			return false
 		}
 	}
-	return true
+	return s.held.first >= min(s.before, s.held.next)
 }
 
 // Shut lets nothing reach a disk any more; what a store has been asked for may

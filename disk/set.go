@@ -100,6 +100,7 @@ type Set struct {
 	generation epoch.Generation
 	seq        uint64 // of the last write
 	released   uint64 // index in held: entries before it may reach the disk
+	before     uint64 // index: entries before it are from before Hold
 	sealed     uint64 // index: entries before it belong to a sealed epoch
 	seals      []seal // ascending
 	spare      []seal // to be used again
@@ -266,7 +267,7 @@ func (s *Set) recover() error {
 		return err
 	}
 	s.released = max(s.released, h.first)
-	s.sealed = s.released
+	s.sealed, s.before = s.released, s.released
 	s.generation = epoch.Generation(h.j.word(wordGeneration).Load())
 	s.recovered.Generation = s.generation
 	return nil
