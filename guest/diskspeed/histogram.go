@@ -30,7 +30,7 @@ func (h *histogram) add(d time.Duration) {
 }
 
 func (h *histogram) merge(other *histogram) {
-	for i, n := range other.buckets {
+	for i, n := range &other.buckets {
 		h.buckets[i] += n
 	}
 	h.count += other.count
@@ -42,7 +42,7 @@ func (h *histogram) quantile(part float64) time.Duration {
 		return 0
 	}
 	rank, sum := uint64(part*float64(h.count-1))+1, uint64(0)
-	for i, n := range h.buckets {
+	for i, n := range &h.buckets {
 		if sum += uint64(n); sum >= rank {
 			return upper(i)
 		}

@@ -52,8 +52,8 @@ func start(t *testing.T) machine {
 			Run: func(ctx context.Context, words []string, out io.Writer) error {
 				return workload.Run(ctx, m.disk, words, out)
 			},
-			Power:       func(a service.PowerAction) { m.power <- a },
-			Log:         slog.New(slog.DiscardHandler),
+			Power: func(a service.PowerAction) { m.power <- a },
+			Log:   slog.New(slog.DiscardHandler),
 		})
 	}()
 	t.Cleanup(func() {

@@ -39,6 +39,9 @@ func readTree(ctx context.Context, j *job) (files int64, err error) {
 		if err != nil || !e.Type().IsRegular() {
 			return err
 		}
+		if most := j.settings["files"]; most > 0 && files == most {
+			return fs.SkipAll
+		}
 		f, err := root.Open(name)
 		if err != nil {
 			return err

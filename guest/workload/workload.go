@@ -4,7 +4,7 @@
 //
 //	Run(root, "postmark files=500") ─> lines that tell what it does ─> "done postmark <seconds> <ops>"
 //
-// compile, archive and database run the programs of a big image (package image)
+// compile, archive, database and fio run the programs of a big image (package image)
 // with its tree as their root directory; the others need nothing but files.
 package workload
 
@@ -33,8 +33,9 @@ type load struct {
 // loads are all there are.
 func loads() map[string]load {
 	return map[string]load{
-		// Reads every file of the source tree, or of the whole disk where there is none.
-		"read-tree": {nil, readTree},
+		// Reads every file of the source tree, or of the whole disk where there is none;
+		// at most `files`, unless that is 0.
+		"read-tree": {map[string]int64{"files": 0}, readTree},
 		// Packs the source tree with tar and gzip.
 		"archive": {nil, archive},
 		// Compiles C files of newlib with gcc -O1; there are 889.
@@ -43,6 +44,9 @@ func loads() map[string]load {
 		"postmark": {map[string]int64{"files": 500, "transactions": 500, "low": 500, "high": 10000, "read": 5, "create": 5, "block": 512, "seed": 42}, postmark},
 		// Random inserts, updates and selects in SQLite, `batch` to a transaction.
 		"database": {map[string]int64{"ops": 5000, "batch": 10, "seed": 42}, database},
+		// fio, to compare with package diskspeed: direct and asynchronous (libaio), on a
+		// file of `size` MiB; `write`, `random` and `sync` are 0 or 1.
+		"fio": {map[string]int64{"bs": 4096, "depth": 1, "seconds": 5, "size": 64, "write": 0, "random": 1, "sync": 0}, fio},
 		// Nothing, for `seconds`.
 		"idle": {map[string]int64{"seconds": 10}, idle},
 	}

@@ -42,6 +42,9 @@ func TestReadTreeReadsEveryFile(t *testing.T) {
 	if said, done := runs(t, root, "read-tree"); done.Ops != 3 || done.Name != "read-tree" || !strings.Contains(said, "3 files of 3 MiB") {
 		t.Errorf("%q, %+v", said, done)
 	}
+	if _, done := runs(t, root, "read-tree files=2"); done.Ops != 2 {
+		t.Errorf("%d files instead of 2", done.Ops)
+	}
 	if err := errors.Join(os.MkdirAll(filepath.Join(root, SourceTree), 0o755), os.WriteFile(filepath.Join(root, SourceTree, "x.c"), nil, 0o644)); err != nil {
 		t.Fatal(err)
 	}
@@ -87,13 +90,26 @@ func TestStatementsAreCompleteTransactions(t *testing.T) {
 	}
 }
 
+func TestFioIsUnderstood(t *testing.T) {
+	// What fio 3.33 said of a run of writes, cut after what is read.
+	line := "3;fio-3.33;load;0;0" + strings.Repeat(";0", 41) + ";22528;5600;1400;4022;1"
+	if ops, kbs, iops, err := parseFio(line, true); err != nil || kbs != 5600 || iops != 1400 || ops != 1400*4022/1000 {
+		t.Errorf("%d %d %d %v", ops, kbs, iops, err)
+	}
+	for _, bad := range []string{"", "fio: no such engine", line[:60], strings.Replace(line, "5600", "x", 1)} {
+		if _, _, _, err := parseFio(bad, true); err == nil {
+			t.Errorf("%q is understood", bad)
+		}
+	}
+}
+
 func TestWordsHaveBounds(t *testing.T) {
-	for _, words := range []string{"", "format", "postmark colour=1", "postmark files", "postmark files=-1", "postmark files=10000001", "read-tree files=3"} {
+	for _, words := range []string{"", "format", "postmark colour=1", "postmark files", "postmark files=-1", "postmark files=10000001", "read-tree colour=3"} {
 		if err := Check(strings.Fields(words)); err == nil {
 			t.Errorf("%q is accepted", words)
 		}
 	}
-	for _, words := range []string{"postmark files=0", "postmark low=9 high=8", "postmark block=0", "postmark read=11", "compile", "archive", "database"} {
+	for _, words := range []string{"postmark files=0", "postmark low=9 high=8", "postmark block=0", "postmark read=11", "compile", "archive", "database", "fio"} {
 		if err := Run(t.Context(), t.TempDir(), strings.Fields(words), &bytes.Buffer{}); err == nil {
 			t.Errorf("%q runs", words)
 		}
