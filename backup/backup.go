@@ -269,7 +269,10 @@ func (b *Backup) load(ctx context.Context) error {
 // run lets the loaded machine run, with the disks as the last commit left them.
 func (b *Backup) run(ctx context.Context) (hypervisor.Guest, error) {
 	b.Disks.SetFiller(b.standby.Fill)
-	if err := b.Disks.Activate(ctx, b.table.BeforeOverwrite); err != nil {
+	b.Disks.Own(b.core.Log().Generation)
+	call, cancel := context.WithTimeout(ctx, b.cfg.DiskWait)
+	defer cancel()
+	if err := b.Disks.Activate(call, b.table.BeforeOverwrite); err != nil {
 		return nil, fmt.Errorf("activate the disks: %w", err)
 	}
 	guest, err := b.standby.Run(ctx)
@@ -299,6 +302,7 @@ func (b *Backup) commit(ctx context.Context) Event {
 		return b.giveUp(err) // our own image refused a write: it can no longer be trusted
 	}
 	b.table.Add(stage.References(), b.core.at.Number)
+	b.table.Committed(s.kind == epoch.KindCheckpoint)
 	if err := b.Disks.Commit(b.core.at.Number, stage.Writes(), stage.DiskState()); err != nil {
 		return b.giveUp(err)
 	}
@@ -363,6 +367,9 @@ func (b *Backup) drop(why string) {
 	b.session = nil
 	s.close()
 	b.decoder.Reset()
+	// The primary may go on alone, and overwrite blocks that the image still
+	// lacks: should its session resume, it sends those pages again.
+	b.table.Committed(false)
 }
 
 // destroy frees the image and ends the waiting machine.

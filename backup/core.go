@@ -36,6 +36,9 @@ type Config struct {
 	// Lazy lets the guest run before every page that was left out of its
 	// checkpoints is filled; otherwise they are filled first.
 	Lazy bool
+	// DiskWait bounds the wait, at a takeover, for the disks' locks: as long as
+	// the former owner has one, it may still write.
+	DiskWait time.Duration
 	// MaxReferences bounds the references that are not filled yet; past it
 	// acknowledgements wait.
 	MaxReferences int
@@ -53,7 +56,7 @@ type Config struct {
 // largest device state.
 func DefaultConfig(guest string, self ownership.HostID, lease time.Duration, imageBytes uint64) Config {
 	return Config{Guest: guest, Self: self, AskAfter: lease / 4, Retry: 20 * time.Millisecond, Loads: 3,
-		Lazy: true, MaxReferences: 1 << 18,
+		Lazy: true, DiskWait: 3 * time.Second, MaxReferences: 1 << 18,
 		MaxStage: epoch.StageLimit(imageBytes/epoch.PageSize, 128<<20), TakeoverWait: max(10*lease, 10*time.Second)}
 }
 

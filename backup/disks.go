@@ -27,11 +27,15 @@ type Disks interface {
 	ReadSectors(disk epoch.DiskID, sector uint64, dst []byte) error
 	// Compare hashes the same pieces of our own copy and says which differ.
 	Compare(h epoch.DiskHashes) (epoch.DiskDiffers, error)
+	// Own says that this host owns the guest in generation g; see
+	// primary.Disks.
+	Own(g epoch.Generation)
 	// Activate makes the disks those of an owner whose guest is about to run
 	// from the last commit: requests in flight are submitted anew once it runs,
 	// writes that were kept are released, and before any block is overwritten
-	// overwrite is called with it (RULES 17). Nothing is written before the
-	// owner says Own and Allow.
+	// overwrite is called with it (RULES 17). It waits until another host has
+	// let go of the stores, as far as that is asked for. Nothing is written
+	// before Allow.
 	Activate(ctx context.Context, overwrite func(disk epoch.DiskID, sector uint64, sectors uint32) error) error
 	// SetFiller names what makes sure that pages of the guest are in its memory
 	// before a front end touches them (hypervisor.Guest.Fill); nil: all are.
@@ -43,6 +47,7 @@ var errNoDisk = errors.New("this guest has no disk that can be written")
 // noDisks are the disks of a guest that has none.
 type noDisks struct{}
 
+func (noDisks) Own(epoch.Generation)                                                     {}
 func (noDisks) StandBy(context.Context) error                                            { return nil }
 func (noDisks) Room(context.Context, uint64) error                                       { return nil }
 func (noDisks) Commit(epoch.Number, []epoch.DiskWrite, []byte) error                     { return nil }

@@ -66,6 +66,14 @@ func (c *Core) absorb(ev Event) {
 		if c.leave == 0 {
 			c.leave = ev.Request
 		}
+		if ev.Still {
+			c.leave, c.still, c.running = RequestStop, true, false
+		}
+	case StayOn:
+		if c.still {
+			c.still = false
+			c.abandonLeave("stop given up: what had to be done before could not be")
+		}
 	}
 }
 
@@ -99,7 +107,7 @@ func (c *Core) absorbProposed(ev Proposed) {
 			c.inSyncMaybe = false
 		}
 		if ev.Command.Kind == ownership.Surrender && c.leave == RequestSwitchover {
-			c.abandonLeave("surrender was refused: " + refused.Reason)
+			c.abandonLeave("switchover given up: surrender was refused: " + refused.Reason)
 		}
 		c.retryAt = c.now.Add(c.cfg.Reconnect)
 	default:

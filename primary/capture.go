@@ -203,14 +203,24 @@ func (p *Primary) syncStep(n epoch.Number) Event {
 func (p *Primary) collect(set *epoch.PageSet) error {
 	set.Union(p.pending)
 	p.pending.Clear()
+	if p.saving == nil {
+		return p.collectNew(set)
+	}
+	// A save owes only what was written since its last copy.
+	fresh := p.takeSet()
+	defer p.putSet(fresh)
+	err := p.collectNew(fresh)
+	p.saving.note(fresh)
+	set.Union(fresh)
+	return err
+}
+
+func (p *Primary) collectNew(set *epoch.PageSet) error {
 	if err := p.Guest.CollectDirty(set); err != nil {
 		set.Fill() // nothing is known: everything counts
 		return fmt.Errorf("collect dirty pages: %w", err)
 	}
 	p.Disks.CollectDirty(set)
-	if p.saving != nil {
-		p.saving.note(set)
-	}
 	return nil
 }
 

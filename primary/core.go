@@ -102,6 +102,7 @@ type Core struct {
 	grace    clock.Instant // until when a guest that was taken over running may wait for its first lease
 	guestOff bool          // the guest powered itself off
 	guestErr bool          // the guest's process is gone
+	still    bool          // it stopped for good in the pause of its save
 
 	linked     bool
 	connecting bool
@@ -244,7 +245,7 @@ func (c *Core) owns() bool {
 		c.emit(UseGeneration{c.generation})
 		c.inSyncMaybe = false
 		c.leave, c.final = 0, 0
-		if c.guestOff {
+		if c.guestOff || c.still {
 			c.leave = RequestStop
 		}
 		if c.linked {
@@ -298,7 +299,7 @@ func (c *Core) decideRun() {
 	// A guest just taken over runs behind a gate without a lease, which lets
 	// nothing out; pausing it until the first renewal would only cost time.
 	leased := c.leaseHolds() || c.leaseUntil == 0 && c.now.Before(c.grace)
-	want := leased && !c.guestOff && !c.guestErr && c.final == 0
+	want := leased && !c.guestOff && !c.guestErr && !c.still && c.final == 0
 	switch {
 	case want && !c.running:
 		c.running = true
@@ -401,7 +402,7 @@ func (c *Core) decideLeave() {
 	switch c.mode {
 	case ModeAlone, ModeSyncing:
 		if c.leave == RequestSwitchover {
-			c.abandonLeave("no backup is in sync")
+			c.abandonLeave("switchover given up: no backup is in sync")
 			return
 		}
 		// Unprotected: nothing is held that could be lost.
@@ -438,9 +439,9 @@ func (c *Core) surrender(at epoch.Number) {
 	c.propose(ownership.Surrender, ownership.Backup{Host: c.log.Backup.Host, Image: c.log.Backup.Image, Epoch: at})
 }
 
-// abandonLeave gives up a switchover; the guest runs on.
+// abandonLeave gives up a switchover or a stop; the guest runs on.
 func (c *Core) abandonLeave(why string) {
-	c.emit(Warn{"switchover given up: " + why})
+	c.emit(Warn{why})
 	c.leave, c.final = 0, 0
 	if c.mode == ModeLeaving {
 		c.enter(ModeProtected)

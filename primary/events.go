@@ -79,8 +79,16 @@ type (
 	// GuestDid: the guest did something by itself.
 	GuestDid struct{ Event hypervisor.Event }
 
-	// Asked: an operator wants something.
-	Asked struct{ Request Request }
+	// Asked: an operator wants something. Still: the guest, which stands still,
+	// must not run any more.
+	Asked struct {
+		Request Request
+		Still   bool
+	}
+
+	// StayOn: the guest was to stop and stood still for it, but what had to be
+	// done before could not be: it runs on.
+	StayOn struct{}
 )
 
 // Request is what an operator can ask of a primary.
@@ -105,6 +113,7 @@ func (Mismatch) isEvent()      {}
 func (HeldFull) isEvent()      {}
 func (GuestDid) isEvent()      {}
 func (Asked) isEvent()         {}
+func (StayOn) isEvent()        {}
 
 // Action is what the shell must do next. Actions are carried out in the order
 // they were returned; that order is part of the guarantees (Hold before the

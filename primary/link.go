@@ -367,13 +367,6 @@ func (l *link) receive() ([]Event, error) {
 			return nil, fmt.Errorf("backup %s: %w", l.peer, err)
 		}
 		return nil, nil
-	case protocol.KindMaterialised:
-		n, err := protocol.ParseMaterialised(m.Payload)
-		if err != nil {
-			return nil, fmt.Errorf("backup %s: %w", l.peer, err)
-		}
-		l.p.Disks.Materialised(n)
-		return nil, nil
 	default:
 		return nil, fmt.Errorf("backup %s sent message kind %d", l.peer, m.Kind)
 	}

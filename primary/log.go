@@ -67,16 +67,24 @@ func (p *Primary) watch(ctx context.Context) {
 	}
 }
 
-// propose carries one command to the log.
-func (p *Primary) propose(ctx context.Context, c ownership.Command) {
-	call, cancel := context.WithTimeout(ctx, max(2*p.cfg.Lease, 2*time.Second))
-	defer cancel()
-	if err := p.settleDisks(call, c.Kind); err != nil {
+// propose carries one command to the log; last is the will of a guest that is
+// to stop, or nil.
+func (p *Primary) propose(ctx context.Context, c ownership.Command, last *will) {
+	limit := max(2*p.cfg.Lease, 2*time.Second)
+	call, cancel := context.WithTimeout(ctx, limit)
+	err := p.settleDisks(call, c.Kind)
+	cancel()
+	if err == nil && c.Kind == ownership.Stop {
+		err = p.carryOut(ctx, last)
+	}
+	if err != nil {
 		// Not proposed; the core asks again after a while.
-		p.Slog.Warn("the disks are not settled", "command", c.Kind, "err", err)
+		p.Slog.Warn("not ready to be proposed", "command", c.Kind, "err", err)
 		p.send(ctx, Proposed{Command: c, Err: err})
 		return
 	}
+	call, cancel = context.WithTimeout(ctx, limit)
+	defer cancel()
 	state, err := p.Log.Propose(call, c)
 	p.Slog.Log(ctx, level(err), "ownership", "command", c.Kind, "id", c.ID, "generation", state.Generation, "err", err)
 	p.send(ctx, Proposed{Command: c, State: state, Err: err})

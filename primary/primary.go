@@ -110,7 +110,8 @@ type Primary struct {
 	inflight []flight       // captured, not acknowledged, ascending
 	spare    []*epoch.PageSet
 	saving   *saving
-	stalled  bool // the capture under way had to wait for a backup that took nothing
+	will     *will // of a guest that is stopping
+	stalled  bool  // the capture under way had to wait for a backup that took nothing
 
 	verifies verifier
 	stats    stats
@@ -257,7 +258,8 @@ func (p *Primary) do(ctx context.Context, a Action) Event {
 	case ResumeGuest:
 		err = p.Guest.Resume(ctx)
 	case Propose:
-		p.start(ctx, func(ctx context.Context) { p.propose(ctx, a.Command) })
+		last := p.will
+		p.start(ctx, func(ctx context.Context) { p.propose(ctx, a.Command, last) })
 	case UseGeneration:
 		p.generation.Store(uint64(a.Generation))
 		p.Disks.Own(a.Generation)
@@ -318,7 +320,7 @@ func (p *Primary) listen(ctx context.Context) {
 // Ask hands an operator's request to the primary.
 func (p *Primary) Ask(ctx context.Context, r Request) error {
 	select {
-	case p.asked <- Asked{r}:
+	case p.asked <- Asked{Request: r}:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()

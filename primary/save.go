@@ -10,6 +10,11 @@ package primary
 // between two events of the main loop (collecting dirty pages, the pause) is an
 // errand that the loop runs for it. Saving takes nothing away from protection:
 // collected pages still belong to the next epoch as well.
+//
+// A guest that is to stop with its save does not run on: it stands still from
+// that pause on, is stopped as on request (a last epoch, its acknowledgement,
+// its disks drained), and before the log records the stop the file is completed
+// (will.go), so that a file that cannot be had costs a pause and not the guest.
 
 import (
 	"context"
@@ -19,12 +24,17 @@ import (
 	"time"
 
 	"understudy/epoch"
+	"understudy/hypervisor"
 )
 
 // Saver takes a guest's pages (package checkpoint). A page that comes again
-// replaces what came before. It keeps nothing of data.
+// replaces what came before.
 type Saver interface {
-	Pages(first epoch.GFN, data []byte) error
+	// Image takes the pages of a set out of an image, which it reads.
+	Image(ctx context.Context, image hypervisor.Image, set *epoch.PageSet) error
+	// Stale adds to set pages that must be given again although the guest has
+	// not written them.
+	Stale(set *epoch.PageSet) error
 }
 
 // Moment is the guest at one point in time, with the pages that a Saver has.
@@ -32,7 +42,7 @@ type Moment struct {
 	Device    []byte
 	Writes    []epoch.DiskWrite // accepted from the guest and not on its disks yet
 	DiskState []byte            // its requests in flight
-	Pause     time.Duration     // that the guest stood still
+	Pause     time.Duration     // that the guest stood still; unknown where it did not run on
 	Rounds    int               // copies of dirty pages before that
 	Last      uint64            // pages copied in the pause
 }
@@ -40,11 +50,11 @@ type Moment struct {
 const (
 	saveFew    = 512 // pages that may be left for the pause: some 0.5 ms
 	saveRounds = 8   // and if they do not get fewer, that is how often it is tried
-	savePiece  = 1 << 20
 )
 
 // saving is a save under way.
 type saving struct {
+	Saver
 	mu    sync.Mutex
 	dirty *epoch.PageSet // collected since they were copied last
 }
@@ -57,24 +67,54 @@ func (s *saving) note(set *epoch.PageSet) {
 }
 
 // take moves what was collected to set.
-func (s *saving) take(set *epoch.PageSet) {
+func (s *saving) take(set *epoch.PageSet) error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	set.Clear()
 	set.Union(s.dirty)
 	s.dirty.Clear()
+	s.mu.Unlock()
+	return s.Stale(set)
 }
 
 // Save gives every page of the guest to s, and then stops the guest for as long
 // as the last ones and the device state take. at is called meanwhile: what it
 // does belongs to that very moment. One save at a time.
-func (p *Primary) Save(ctx context.Context, s Saver, at func() error) (m Moment, err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("save guest %s: %w", p.cfg.Guest, err)
+func (p *Primary) Save(ctx context.Context, s Saver, at func(Moment) error) (Moment, error) {
+	m, err := p.save(ctx, s, at, nil)
+	if err != nil {
+		err = fmt.Errorf("save guest %s: %w", p.cfg.Guest, err)
+	}
+	return m, err
+}
+
+// SaveAndStop is Save for a guest that is not to run on. It is stopped as by
+// RequestStop; complete is called once all that the guest wrote is on its disks
+// and before the log says that it is stopped. If complete fails, or ctx ends
+// before it is called, the guest runs on. When SaveAndStop returns nil the stop is
+// being recorded.
+func (p *Primary) SaveAndStop(ctx context.Context, s Saver, complete func(ctx context.Context, m Moment) error) (Moment, error) {
+	w := newWill()
+	m, err := p.save(ctx, s, func(m Moment) error {
+		w.last = func(ctx context.Context) (err error) {
+			// What was held has reached the disks since.
+			if m.Writes, m.DiskState, err = p.Disks.Snapshot(); err != nil {
+				return err
+			}
+			return complete(ctx, m)
 		}
-	}()
-	sv := &saving{dirty: epoch.NewPageSet(p.Guest.Pages())}
+		return nil
+	}, w)
+	if err == nil {
+		err = p.await(ctx, w)
+	}
+	if err != nil {
+		err = fmt.Errorf("save and stop guest %s: %w", p.cfg.Guest, err)
+	}
+	return m, err
+}
+
+func (p *Primary) save(ctx context.Context, s Saver, at func(Moment) error, w *will) (m Moment, err error) {
+	sv := &saving{Saver: s, dirty: epoch.NewPageSet(p.Guest.Pages())}
 	sv.dirty.Fill()
 	if err := p.errand(ctx, func(context.Context) error {
 		if p.saving != nil {
@@ -89,18 +129,20 @@ func (p *Primary) Save(ctx context.Context, s Saver, at func() error) (m Moment,
 		// Also when ctx has ended; only a primary that has ended is not asked.
 		_ = p.errand(context.WithoutCancel(ctx), func(context.Context) error { p.saving = nil; return nil })
 	}()
-	set, buf := epoch.NewPageSet(p.Guest.Pages()), make([]byte, savePiece)
+	set := epoch.NewPageSet(p.Guest.Pages())
 	for left := ^uint64(0); m.Rounds < saveRounds && left > saveFew; m.Rounds++ {
 		if err := p.errand(ctx, p.collectPending); err != nil {
 			return m, err
 		}
-		sv.take(set)
+		if err := sv.take(set); err != nil {
+			return m, err
+		}
 		left = set.Count()
-		if err := p.copyTo(ctx, s, set, buf); err != nil {
+		if err := s.Image(ctx, p.Guest, set); err != nil {
 			return m, err
 		}
 	}
-	err = p.errand(ctx, func(ctx context.Context) error { return p.saveRest(ctx, s, sv, set, buf, at, &m) })
+	err = p.errand(ctx, func(ctx context.Context) error { return p.saveRest(ctx, sv, set, at, w, &m) })
 	return m, err
 }
 
@@ -126,33 +168,17 @@ func (p *Primary) collectPending(context.Context) error {
 	return err
 }
 
-func (p *Primary) copyTo(ctx context.Context, s Saver, set *epoch.PageSet, buf []byte) error {
-	for first, count := range set.Runs {
-		for count > 0 {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			n := min(count, uint64(len(buf))/epoch.PageSize)
-			data := buf[:n*epoch.PageSize]
-			if err := p.Guest.ReadPages(first, data); err != nil {
-				return err
-			}
-			if err := s.Pages(first, data); err != nil {
-				return err
-			}
-			first, count = first+epoch.GFN(n), count-n
-		}
-	}
-	return nil
-}
-
 // saveRest is the pause.
-func (p *Primary) saveRest(ctx context.Context, s Saver, sv *saving, set *epoch.PageSet, buf []byte, at func() error, m *Moment) (err error) {
+func (p *Primary) saveRest(ctx context.Context, sv *saving, set *epoch.PageSet, at func(Moment) error, w *will, m *Moment) (err error) {
 	began := p.Clock.Now()
 	if err := p.Guest.Pause(ctx); err != nil {
 		return err
 	}
 	defer func() {
+		if err == nil && w != nil {
+			p.stopWith(ctx, w)
+			return
+		}
 		if p.core.running {
 			err = errors.Join(err, p.Guest.Resume(context.WithoutCancel(ctx)))
 		}
@@ -164,13 +190,15 @@ func (p *Primary) saveRest(ctx context.Context, s Saver, sv *saving, set *epoch.
 	if err := p.collectPending(ctx); err != nil {
 		return err
 	}
-	sv.take(set)
+	if err := sv.take(set); err != nil {
+		return err
+	}
 	m.Last = set.Count()
-	if err := p.copyTo(ctx, s, set, buf); err != nil {
+	if err := sv.Image(ctx, p.Guest, set); err != nil {
 		return err
 	}
 	if m.Writes, m.DiskState, err = p.Disks.Snapshot(); err != nil {
 		return err
 	}
-	return at()
+	return at(*m)
 }

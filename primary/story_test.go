@@ -140,9 +140,9 @@ func (n *narrator) line(words []string) {
 			"reset": hypervisor.EventReset, "panic": hypervisor.EventPanic}
 		n.step(GuestDid{hypervisor.Event{Kind: kinds[arg(1)], Detail: "said so"}})
 	case "switchover":
-		n.step(Asked{RequestSwitchover})
+		n.step(Asked{Request: RequestSwitchover})
 	case "stop":
-		n.step(Asked{RequestStop})
+		n.step(Asked{Request: RequestStop})
 	case "applied": // the last proposal was applied, and we hear of it
 		next, err := ownership.Apply(n.log, *n.asked)
 		if err == nil {

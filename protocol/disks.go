@@ -11,7 +11,6 @@ import (
 //
 //	primary ── Hashes (of adjacent chunks of a replicated disk) ──> backup
 //	        <── Differs (which of them differ there) ──
-//	        <── Materialised (references up to an epoch are filled) ──
 //
 // Hashes and Differs name chunks of epoch.HashChunk bytes. Both may come at any
 // time between two messages of an epoch.
@@ -127,22 +126,4 @@ func parseChunks(what string, b []byte, n int) (epoch.DiskID, uint64, error) {
 		return 0, 0, fmt.Errorf("%s: chunks %d+%d are outside every disk", what, first, n)
 	}
 	return epoch.DiskID(disk), first, nil
-}
-
-// MaterialisedSize is the size of a Materialised: the epoch's number, u64.
-const MaterialisedSize = 8
-
-// AppendMaterialised appends a Materialised: the backup has filled every
-// reference of the epochs up to n.
-func AppendMaterialised(dst []byte, n epoch.Number) []byte {
-	return binary.LittleEndian.AppendUint64(dst, uint64(n))
-}
-
-// ParseMaterialised reads a Materialised. Whether an epoch of that number was
-// acknowledged is for the caller to know.
-func ParseMaterialised(b []byte) (epoch.Number, error) {
-	if len(b) != MaterialisedSize {
-		return 0, fmt.Errorf("materialised: %d bytes, want %d", len(b), MaterialisedSize)
-	}
-	return epoch.Number(binary.LittleEndian.Uint64(b)), nil
 }

@@ -8,7 +8,7 @@
 //	  Begin, Chunk…, End  (one epoch) ────>
 //	        <────────────────────────────── Ack | Refuse
 //	  Hashes ─────────────────────────────>           (disks.go)
-//	        <────────────────────────────── Differs, Materialised
+//	        <────────────────────────────── Differs
 //
 // The two messages that open a session are JSON, bounded by MaxHello, because
 // they are rare and must be able to grow; everything in the epoch loop is
@@ -40,7 +40,6 @@ const (
 	KindHashes  uint8 = 8 // primary → backup: hashes of chunks of a disk
 	KindDiffers uint8 = 9 // backup → primary: which of those chunks differ there
 
-	KindMaterialised uint8 = 10 // backup → primary: references are filled
 )
 
 const (

@@ -120,10 +120,6 @@ func TestDiskMessagesRoundTrip(t *testing.T) {
 		if got, err := ParseDiskDiffers(AppendDiskDiffers(nil, d)); err != nil || !reflect.DeepEqual(got, d) {
 			t.Fatalf("%+v: %v", got, err)
 		}
-		m := epoch.Number(random.Uint64())
-		if got, err := ParseMaterialised(AppendMaterialised(nil, m)); err != nil || got != m {
-			t.Fatalf("%d: %v", got, err)
-		}
 	})
 }
 
@@ -172,7 +168,6 @@ func TestHostileInput(t *testing.T) {
 	ahead := AppendAck(nil, Ack{At: epoch.Position{Image: epoch.Incarnation{1}, Number: 4}, Materialised: 5})
 	parseHashes := func(b []byte) (any, error) { return ParseDiskHashes(b) }
 	parseDiffers := func(b []byte) (any, error) { return ParseDiskDiffers(b) }
-	parseMaterialised := func(b []byte) (any, error) { return ParseMaterialised(b) }
 	hashes := func(disk epoch.DiskID, first uint64, n int) []byte {
 		return AppendDiskHashes(nil, epoch.DiskHashes{Disk: disk, First: first, Hashes: make([]epoch.Hash, n)})
 	}
@@ -230,8 +225,6 @@ func TestHostileInput(t *testing.T) {
 		{"differs: of no disk", parseDiffers, differs(200, 0, 1, 1), "disk 200"},
 		{"differs: behind every disk", parseDiffers, differs(0, maxChunks-1, 2, 1), "outside every disk"},
 		{"differs: a bit too many", parseDiffers, differs(0, 0, 3, 9), "behind the last of 3"},
-		{"materialised: short", parseMaterialised, make([]byte, 7), "7 bytes"},
-		{"materialised: long", parseMaterialised, make([]byte, 9), "9 bytes"},
 		{"ack: short", parseAck, good[:AckSize-1], "64 bytes"},
 		{"ack: long", parseAck, append(bytes.Clone(good), 0), "66 bytes"},
 		{"ack: materialised before it is acknowledged", parseAck, ahead, "epoch 5 is materialised, of 4"},
@@ -383,15 +376,6 @@ func FuzzParseDiskDiffers(f *testing.F) {
 			t.Fatalf("accepted %+v", d)
 		}
 		if !bytes.Equal(AppendDiskDiffers(nil, d), b) {
-			t.Fatalf("%x is written otherwise", b)
-		}
-	})
-}
-
-func FuzzParseMaterialised(f *testing.F) {
-	f.Add(AppendMaterialised(nil, 7))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if n, err := ParseMaterialised(b); err == nil && !bytes.Equal(AppendMaterialised(nil, n), b) {
 			t.Fatalf("%x is written otherwise", b)
 		}
 	})

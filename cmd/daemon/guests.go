@@ -25,10 +25,11 @@ import (
 func newGuest(o Options, self config.Host, g config.Guest) (host.Guest, error) {
 	var driver hypervisor.Driver
 	var gate host.Gate
+	var disks *served
 	var err error
 	switch g.Hypervisor {
 	case config.QEMU:
-		driver, gate, err = newQEMU(o, self, g)
+		driver, gate, disks, err = newQEMU(o, self, g)
 	case config.Sim:
 		driver, gate, err = newSim(o, self, g)
 	default:
@@ -40,15 +41,27 @@ func newGuest(o Options, self config.Host, g config.Guest) (host.Guest, error) {
 	me := ownership.HostID(self.Name)
 	return host.Guest{
 		Name: g.Name, Home: ownership.HostID(g.Host), Driver: driver, Gate: gate,
-		Primary: func(lease time.Duration) primary.Config { return primaryConfig(g, me, lease) },
+		Disks: disks.orNone(), Copies: disks.copied(),
+		Primary: func(lease time.Duration) primary.Config {
+			c := primaryConfig(g, me, lease)
+			c.Disks, c.PrintKey = disks.shape()
+			return c
+		},
 		Backup: func(lease time.Duration) backup.Config {
-			return backup.DefaultConfig(g.Name, me, lease, uint64(g.Memory)+sideBlocks)
+			c := backup.DefaultConfig(g.Name, me, lease, uint64(g.Memory)+sideBlocks)
+			c.MaxStage = epoch.StageLimit((uint64(g.Memory)+sideBlocks)/epoch.PageSize, uint64(g.Protection.HeldWrites)+syncRoom)
+			c.Disks, _ = disks.shape()
+			c.Lazy = g.Protection.Rebuild == config.RebuildLazy
+			return c
 		},
 	}, nil
 }
 
 // sideBlocks is room for a machine's other RAM blocks in one epoch.
 const sideBlocks = 64 << 20
+
+// syncRoom is room for what one epoch brings of a disk's synchronisation.
+const syncRoom = 64 << 20
 
 func primaryConfig(g config.Guest, self ownership.HostID, lease time.Duration) primary.Config {
 	p := g.Protection
@@ -66,24 +79,28 @@ func primaryConfig(g config.Guest, self ownership.HostID, lease time.Duration) p
 
 // newQEMU makes what a QEMU guest needs: its frames come over a pair of
 // datagram sockets and leave through a TAP with a time limit in the kernel.
-func newQEMU(o Options, self config.Host, g config.Guest) (hypervisor.Driver, host.Gate, error) {
+func newQEMU(o Options, self config.Host, g config.Guest) (hypervisor.Driver, host.Gate, *served, error) {
 	c := qemuConfig(o.Config, self, g, o.Helper)
 	driver, err := qemu.NewDriver(c, o.Slog)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	if err := driver.Prepare(); err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	var all gates
 	for i, n := range g.NICs {
 		one, err := qemuGate(o, driver, c, g, n, i)
 		if err != nil {
-			return nil, nil, errors.Join(fmt.Errorf("network device %s: %w", n.MAC, err), all.Close())
+			return nil, nil, nil, errors.Join(fmt.Errorf("network device %s: %w", n.MAC, err), all.Close())
 		}
 		all = append(all, one)
 	}
-	return driver, all.orOne(), nil
+	disks, err := newDisks(o, self, g, driver, c)
+	if err != nil {
+		return nil, nil, nil, errors.Join(err, all.Close())
+	}
+	return driver, all.orOne(), disks, nil
 }
 
 // qemuConfig is what package qemu wants to know of a guest. Its memory is beside
@@ -96,6 +113,10 @@ func qemuConfig(all *config.Config, self config.Host, g config.Guest, helper []s
 		RunDir: dir, ImageDir: filepath.Join(dir, "memory"), Helper: helper,
 	}
 	for _, d := range g.Disks {
+		if d.Served() {
+			c.Served = append(c.Served, qemu.ServedDisk{Queues: d.Queues})
+			continue
+		}
 		c.Disks = append(c.Disks, qemu.Disk{Path: d.Path, Format: diskFormat(d.Path), ReadOnly: d.Mode == config.ReadOnly, Snapshot: d.Mode == config.Snapshot})
 	}
 	for _, n := range g.NICs {

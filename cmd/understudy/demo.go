@@ -12,6 +12,7 @@ import (
 
 	"understudy/config"
 	"understudy/demo"
+	"understudy/guest/image"
 )
 
 func demoCommand(f *common) *cobra.Command {
@@ -52,6 +53,7 @@ checkpoint. KVM is experimental until this has passed on your hardware.`,
 type demoFlags struct {
 	demo.Options
 	kind, profile, images string
+	disk, rebuild         string
 }
 
 func (d *demoFlags) add(c *cobra.Command) {
@@ -59,6 +61,8 @@ func (d *demoFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&d.profile, "profile", "standard", "standard (lease 1s) or fast (lease 300ms)")
 	c.Flags().StringVar(&d.Machine, "machine", "q35", "QEMU's machine type: pc, q35 or microvm")
 	c.Flags().StringVar(&d.Accel, "accel", "auto", "QEMU's accelerator: auto, kvm or tcg")
+	c.Flags().StringVar(&d.disk, "disk", string(config.Replicated), "the guest's disk: replicated, shared or none")
+	c.Flags().StringVar(&d.rebuild, "rebuild", string(config.RebuildLazy), "pages that were left out of checkpoints come back while the guest runs (lazy) or before (eager)")
 	c.Flags().Var(&textValue{&d.Memory, "size"}, "memory", "the guest's memory")
 	c.Flags().Var(&textValue{&d.Epoch, "epoch"}, "epoch", "adaptive, or a fixed time")
 	c.Flags().StringVar(&d.images, "images", "build/guest", "directory of the guest's kernel and initrd (make guest)")
@@ -84,6 +88,12 @@ func (d *demoFlags) run(cmd *cobra.Command, f *common) error {
 		return err
 	}
 	o.Kernel, o.Initrd = filepath.Join(images, "vmlinuz"), filepath.Join(images, "initrd")
+	if o.Guest == config.QEMU && d.disk != "none" {
+		o.Disk, o.Rebuild = config.DiskMode(d.disk), config.Rebuild(d.rebuild)
+		if o.Image, err = image.Small(cmd.Context(), images); err != nil {
+			return err
+		}
+	}
 	began := time.Now()
 	o.Say = func(format string, a ...any) {
 		if f.output == "table" {

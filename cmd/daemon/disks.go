@@ -1,0 +1,159 @@
+package daemon
+
+// This file makes the disks that the daemon serves to a guest: for each a store
+// (package disk/store) and a front end on a socket (package disk/vhost), and
+// between them one disk.Set, which lives as long as the daemon, whatever this
+// host's part is.
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"understudy/clock"
+	"understudy/config"
+	"understudy/disk"
+	"understudy/disk/store"
+	"understudy/disk/vhost"
+	"understudy/epoch"
+	"understudy/exclusion"
+	"understudy/host"
+	"understudy/hypervisor/qemu"
+	"understudy/protocol"
+)
+
+// served are a guest's disks with what leads to them.
+type served struct {
+	*disk.Set
+	index   *exclusion.Index // nil: nothing is left out
+	servers []*vhost.Server
+	specs   []protocol.DiskSpec
+	key     epoch.PrintKey
+	copies  bool // each host has its own
+}
+
+// Close ends the front ends, then the disks.
+func (s *served) Close() error {
+	var errs []error
+	for _, one := range s.servers {
+		errs = append(errs, one.Close())
+	}
+	return errors.Join(append(errs, s.Set.Close())...)
+}
+
+// Excluded counts the pages that were left out of checkpoints.
+func (s *served) Excluded() exclusion.Stats {
+	if s.index == nil {
+		return exclusion.Stats{}
+	}
+	return s.index.Stats()
+}
+
+// orNone keeps a guest without served disks from having some that are nil.
+func (s *served) orNone() host.Disks {
+	if s == nil {
+		return nil
+	}
+	return s
+}
+
+// shape is what both hosts must agree on, and the key of our fingerprints.
+func (s *served) shape() ([]protocol.DiskSpec, epoch.PrintKey) {
+	if s == nil {
+		return nil, 0
+	}
+	return s.specs, s.key
+}
+
+// copied reports whether each host has a copy of its own of one of the disks.
+func (s *served) copied() bool { return s != nil && s.copies }
+
+// newDisks opens and serves the disks; it returns nil if the guest has none to
+// be served.
+func newDisks(o Options, self config.Host, g config.Guest, driver *qemu.Driver, c qemu.Config) (_ *served, err error) {
+	s := &served{key: newPrintKey()}
+	dirs := o.Config.DirsOf(self)
+	cfg := disk.SetConfig{
+		Pages:     uint64(g.Memory)/epoch.PageSize + sideBlocks/epoch.PageSize,
+		HeldBytes: int(g.Protection.HeldWrites), JournalDir: filepath.Join(c.RunDir, "writes"),
+		Clock: clock.Boot{}, Log: o.Slog.With("guest", g.Name),
+	}
+	var stores []*store.File
+	defer func() {
+		if err != nil && s.Set == nil {
+			for _, one := range stores {
+				err = errors.Join(err, one.Close())
+			}
+		} else if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	for i, d := range g.Disks {
+		if !d.Served() {
+			continue
+		}
+		one, err := store.Open(store.Config{
+			Path: d.PathOn(self.Name), Shared: d.Mode == config.Shared, Create: uint64(d.Size) / epoch.SectorSize,
+			StateDir: filepath.Join(dirs.State, "disks"), Host: self.Name, Log: cfg.Log,
+		})
+		if err != nil {
+			return nil, fmt.Errorf("disk %d: %w", i, err)
+		}
+		stores = append(stores, one)
+		cfg.Disks = append(cfg.Disks, disk.DiskConfig{Store: one, Serial: serial(g.Name, i)})
+		cfg.Unfenced = cfg.Unfenced || d.Unfenced
+		s.specs = append(s.specs, protocol.DiskSpec{Sectors: one.Sectors(), Store: string(d.Mode)})
+		s.copies = s.copies || d.Mode == config.Replicated
+	}
+	if len(stores) == 0 {
+		return nil, nil
+	}
+	if g.Protection.Exclusion == config.ExclusionOn {
+		s.index = exclusion.NewIndex(exclusion.Config{Pages: cfg.Pages, Key: s.key})
+		cfg.Index = s.index
+	}
+	if err := prepareDir(cfg.JournalDir, 0o700); err != nil {
+		return nil, err
+	}
+	if s.Set, err = disk.NewSet(cfg); err != nil {
+		return nil, err
+	}
+	for i := range c.Served {
+		if err := s.serve(g, driver, c, i, cfg); err != nil {
+			return nil, fmt.Errorf("disk %d: %w", i, err)
+		}
+	}
+	return s, nil
+}
+
+// serve opens the socket of one disk.
+func (s *served) serve(g config.Guest, driver *qemu.Driver, c qemu.Config, i int, cfg disk.SetConfig) error {
+	path := c.DiskSocket(i)
+	if err := prepareDir(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	device := s.Disk(epoch.DiskID(i))
+	front, err := vhost.Listen(vhost.Config{Path: path, Backend: device, Queues: c.Served[i].Queues, QueueSize: c.Served[i].QueueSize, Log: cfg.Log})
+	if err != nil {
+		return err
+	}
+	s.servers = append(s.servers, front)
+	if err := driver.Grant(path); err != nil {
+		return err
+	}
+	return device.Attach(front)
+}
+
+// serial is what the guest sees as the disk's serial number.
+func serial(guest string, i int) string {
+	return fmt.Sprintf("%.16s-%d", guest, i)
+}
+
+// newPrintKey draws the key of this host's fingerprints.
+func newPrintKey() epoch.PrintKey {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails, see crypto/rand
+	return epoch.PrintKey(binary.LittleEndian.Uint64(b[:]))
+}
