@@ -194,9 +194,18 @@ func finish(t testing.TB, w *Writer, m *image, d *disk, dirty *epoch.PageSet) In
 	if err := w.Final(final); err != nil {
 		t.Fatal(err)
 	}
-	info, err := w.Commit(nil)
+	var last, end uint64
+	info, err := w.Commit(func(done, total uint64) {
+		if done < last || done > total {
+			t.Errorf("progress of %d of %d after %d", done, total, last)
+		}
+		last, end = done, total
+	})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if last != end || end != m.Pages() {
+		t.Errorf("the last progress was %d of %d", last, end)
 	}
 	if got := info.Summary.Pages.Sum(); got != m.Pages() {
 		t.Fatalf("the file counts %d pages of %d: %+v", got, m.Pages(), info.Summary)

@@ -54,9 +54,12 @@ func (w *Writer) commit(progress Progress) error {
 		progress = func(uint64, uint64) {}
 	}
 	if w.summary.Wasted*100 > uint64(w.opts.MaxWaste)*(w.end-prefaceSize) {
-		if err := w.compact(progress); err != nil {
+		// The first half of the way; the index is the second.
+		whole, half := progress, w.head.Pages/2
+		if err := w.compact(func(done, total uint64) { whole(half*done/total, w.head.Pages) }); err != nil {
 			return fmt.Errorf("removing replaced pages: %w", err)
 		}
+		progress = func(done, total uint64) { whole(half+(total-half)*done/total, total) }
 	}
 	if err := w.close(progress); err != nil {
 		return err

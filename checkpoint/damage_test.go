@@ -2,6 +2,7 @@ package checkpoint
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"io/fs"
@@ -14,6 +15,7 @@ import (
 	"github.com/zeebo/xxh3"
 
 	"understudy/epoch"
+	"understudy/hypervisor"
 )
 
 // victim is a small file with pages of every sort.
@@ -183,7 +185,7 @@ func TestDamagedFilesAreRefused(t *testing.T) {
 		})
 	}
 	// Cut off anywhere, and with any byte changed.
-	for at := 0; at < len(whole); at += 1 + len(whole)/100 {
+	for at := 0; at < len(whole); at += 1 + len(whole)/60 {
 		path := filepath.Join(dir, "damaged")
 		cut := whole[:at]
 		flipped := bytes.Clone(whole)
@@ -377,6 +379,50 @@ func TestWriterRefuses(t *testing.T) {
 	if err := w.Abort(); err != nil {
 		t.Error(err)
 	}
+}
+
+// broken is an image that cannot be read from some page on.
+type broken struct{ *image }
+
+func (b broken) ReadPages(first epoch.GFN, dst []byte) error {
+	if first >= 128 {
+		return errors.New("the guest is gone")
+	}
+	return b.image.ReadPages(first, dst)
+}
+
+func TestInterruptedSavesLeaveNothing(t *testing.T) {
+	m := newImage(1000)
+	ctx, cancel := context.WithCancel(t.Context())
+	for _, c := range []struct {
+		image    hypervisor.Image
+		progress Progress
+		says     string
+	}{
+		{broken{m}, nil, "the guest is gone"},
+		{m, func(done, _ uint64) {
+			if done > 300 {
+				cancel()
+			}
+		}, "canceled"},
+	} {
+		path := filepath.Join(t.TempDir(), "x")
+		w, err := Create(path, testHead(1000), Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Image(ctx, c.image, all(1000), c.progress); err == nil || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%v, want %q", err, c.says)
+		}
+		if _, err := w.Commit(nil); err == nil {
+			t.Error("it can be committed")
+		}
+		if err := w.Abort(); err != nil {
+			t.Error(err)
+		}
+		mustHold(t, filepath.Dir(path), 0)
+	}
+	cancel()
 }
 
 func TestExistingFilesAreSafe(t *testing.T) {

@@ -146,7 +146,8 @@ func (p *Pending) Done() <-chan struct{} { return p.done }
 
 // Overwrite is called before sectors of a disk are changed, and returns once
 // nothing that is missing needs their old content. After an error they must not
-// be changed yet.
+// be changed yet; unless it wraps ErrStale: then the content was lost before, the
+// guest's page with it, and Content says the same.
 func (p *Pending) Overwrite(disk epoch.DiskID, sector uint64, sectors uint32) error {
 	select {
 	case <-p.done:

@@ -220,9 +220,15 @@ func (p *pageRun) data() []byte {
 
 func sortReferences(refs []reference) {
 	slices.SortFunc(refs, func(a, b reference) int {
-		return cmp.Or(cmp.Compare(a.at.Disk, b.at.Disk), cmp.Compare(a.at.Sector, b.at.Sector), cmp.Compare(a.page, b.page))
+		if c := cmp.Compare(a.at.key(), b.at.key()); c != 0 {
+			return c
+		}
+		return cmp.Compare(a.page, b.page)
 	})
 }
+
+// key orders places by disk, then by sector.
+func (p Place) key() uint64 { return uint64(p.Disk)*epoch.MaxSectors + p.Sector }
 
 // runs cuts the sorted references into pieces without gaps, each at most
 // readBytes long on the disk.
