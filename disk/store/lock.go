@@ -59,8 +59,9 @@ func (f *File) Fencing() string {
 
 // Acquire makes this host the writer, as the owner of generation g: it waits for
 // the lock until ctx ends. A generation lower than the recorded one, or the same
-// of another owner, is refused with ErrStale. Before it returns nil the record
-// says g. It may be called again with a higher generation.
+// of another owner, is refused with ErrStale. The record says g before the first
+// write: a takeover does not wait for it. It may be called again with a higher
+// generation.
 func (f *File) Acquire(ctx context.Context, g epoch.Generation) error {
 	if err := f.acquire(ctx, g); err != nil {
 		return fmt.Errorf("become the writer of disk %s in generation %d: %w", f.cfg.Path, g, err)
@@ -123,9 +124,10 @@ func (f *File) become(g epoch.Generation) error {
 		return nil
 	}
 	next.Generation, next.Owner, next.Since = g, f.cfg.Host, time.Now().UTC()
-	if err := f.save(next); err != nil {
-		return err
-	}
+	f.mu.Lock()
+	f.record = next
+	f.pristine.Store(true) // so the first write saves the record
+	f.mu.Unlock()
 	f.writer = true
 	f.log.Info("writer of the disk", "generation", g, "fencing", f.Fencing())
 	return nil

@@ -133,6 +133,10 @@ func TestGenerations(t *testing.T) {
 	step("it lets go", b.Release(), nil)
 	step("the stale one", a.Acquire(t.Context(), 4), ErrStale)
 	step("a refusal lets go of the lock", b.Acquire(t.Context(), 6), nil)
+	if r, err := a.Record(); err != nil || r.Generation != 5 {
+		t.Fatalf("record before anything is written: %+v, %v", r, err)
+	}
+	step("it writes again", b.WriteAt(make([]byte, 512), 0), nil)
 	if r, err := a.Record(); err != nil || r.Generation != 6 || r.Owner != "beta" {
 		t.Fatalf("record %+v, %v", r, err)
 	}

@@ -45,8 +45,11 @@ func TestRecordAfterACrash(t *testing.T) {
 			if err := f.ReadAt(p, 0); err != nil || p[0] != 0 {
 				t.Fatalf("it reached the disk: %v", err)
 			}
-			if err := f.Acquire(t.Context(), 2); !errors.Is(err, errCrash) {
-				t.Fatalf("a generation that is not durable: %v", err)
+			if err := f.Acquire(t.Context(), 2); err != nil {
+				t.Fatalf("nothing is written for it yet: %v", err)
+			}
+			if err := f.WriteAt(p, 0); !errors.Is(err, errCrash) {
+				t.Fatalf("a write in a generation that is not durable: %v", err)
 			}
 			if err := f.Close(); err != nil {
 				t.Fatal(err)
