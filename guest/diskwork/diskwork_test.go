@@ -331,3 +331,18 @@ func FuzzAck(f *testing.F) {
 		}
 	})
 }
+
+// Whatever a disk gives back is either a file's content or told to be none.
+func FuzzInspect(f *testing.F) {
+	whole := make([]byte, 1024)
+	fill(whole, 3, 7)
+	f.Add(whole)
+	f.Add(whole[:600])
+	f.Add(make([]byte, 512))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		found, err := inspect(3, data)
+		if err == nil && (found.low > found.high || len(data)%sectorSize != 0) {
+			t.Errorf("%d bytes hold %+v", len(data), found)
+		}
+	})
+}

@@ -139,3 +139,11 @@ func FuzzParseDone(f *testing.F) {
 		}
 	})
 }
+
+func FuzzParseFio(f *testing.F) {
+	f.Add("3;fio-3.33;load;0;0;5;6;7;8;9", false)
+	f.Add("3;", true)
+	f.Fuzz(func(t *testing.T, said string, writes bool) {
+		_, _, _, _ = parseFio(said, writes)
+	})
+}
