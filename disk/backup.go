@@ -84,6 +84,7 @@ func (s *Set) StandBy(ctx context.Context) error {
 		d.resubmit, d.inFlight, d.flushed, d.unsynced, d.problem = nil, nil, 0, false, nil
 	}
 	s.index.Forget()
+	s.syncAllLocked()
 	s.changed.tell()
 	s.kick()
 	return nil

@@ -284,7 +284,6 @@ func (d *Device) begin(ctx context.Context, r *Request) (ticket uint64, err erro
 				return 0, nil
 			}
 			d.unsynced = true
-			d.markLocked(r.Sector, r.Sectors)
 			return s.index.Accepted(d.id, r.Sector, r.Sectors, true), nil
 		}
 		if err := s.waitLocked(ctx); err != nil {
@@ -333,7 +332,8 @@ func (d *Device) end(r *Request, ticket uint64, err error) {
 	d.direct--
 	switch {
 	case r.Op != OpFlush:
-		// Again: a chunk may have been read meanwhile.
+		// Now, and not before: what a synchronisation has read meanwhile may be
+		// old.
 		d.markLocked(r.Sector, r.Sectors)
 		s.index.Landed(ticket)
 	case err == nil && d.direct == 0:

@@ -268,13 +268,22 @@ func (w *world) alone(requests int) {
 	if w.dead() {
 		return
 	}
-	w.sets[w.owner].Pass()
+	s := w.sets[w.owner]
+	s.Release(w.acked)
+	s.Pass()
 	for range requests {
 		w.request()
 	}
-	if !w.dead() {
+	if rapid.Bool().Draw(w.t, "new backup") {
 		w.protect()
+		return
 	}
+	// The same backup comes back with the image that it had.
+	s.Void()
+	s.Hold()
+	w.settle()
+	w.n = w.acked
+	w.checkpoint(true, true)
 }
 
 // takeover kills the owner's host, takes the power from whatever it has written

@@ -189,6 +189,7 @@ func NewSet(c SetConfig) (*Set, error) {
 	for i, d := range c.Disks {
 		s.disks = append(s.disks, newDevice(s, epoch.DiskID(i), d))
 	}
+	s.syncAllLocked()
 	if found {
 		if err := s.recover(); err != nil {
 			return nil, errors.Join(fmt.Errorf("disks: %w", err), j.close())

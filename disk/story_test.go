@@ -255,6 +255,35 @@ func TestAFailingFlushIsNeverDropped(t *testing.T) {
 	}
 }
 
+func TestWhatIsBehindABarrierWaitsForIt(t *testing.T) {
+	m := disktest.NewMedia(256, true)
+	store := m.Open()
+	s := newSet(t, SetConfig{}, store)
+	own(s, 1)
+	s.Hold()
+	d := s.Disk(0)
+	for i := range uint64(10) {
+		must(t, do(soon(t), d, request(OpWrite, 2*i, 1, 'a')))
+		must(t, do(soon(t), d, request(OpWrite, 2*i+1, 1, 'a')))
+		must(t, do(soon(t), d, request(OpFlush, 0, 0, 0)))
+	}
+	var late, writes atomic.Int64
+	store.SetHook(func(c disktest.Call) error {
+		if c.Op == disktest.Write {
+			writes.Add(1)
+			if m.Unsynced() > 0 {
+				late.Add(1)
+			}
+		}
+		return nil
+	})
+	s.Pass()
+	must(t, s.Drain(soon(t)))
+	if late.Load() > 0 || writes.Load() != 10 {
+		t.Fatalf("%d writes, %d of them before the barrier was durable; want 10, each of two neighbours", writes.Load(), late.Load())
+	}
+}
+
 func TestAFullLogStopsTheGuest(t *testing.T) {
 	m := disktest.NewMedia(1<<16, true)
 	s := newSet(t, SetConfig{}, m.Open())

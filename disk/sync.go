@@ -158,6 +158,10 @@ func (s *Set) lostLocked() {
 func (s *Set) SyncAll() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.syncAllLocked()
+}
+
+func (s *Set) syncAllLocked() {
 	s.sent = s.sent[:0]
 	for _, d := range s.disks {
 		if d.sync != nil {
@@ -363,7 +367,8 @@ func (d *Device) syncWrites(n epoch.Number, limit uint64, bytes *uint64) (sent [
 		if d.newerLocked(sector, sectors, s.boundLocked(n)) {
 			continue
 		}
-		// First the mark, then the bytes: a direct write after this marks anew.
+		// First the mark, then the bytes: a direct write that ends after this
+		// marks anew.
 		put(y.differ, &y.differs, c, false)
 		y.sending[c/64] |= 1 << (c % 64)
 		sent = append(sent, c)
