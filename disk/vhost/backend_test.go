@@ -36,7 +36,7 @@ func newMemoryDisk(sectors uint64) *memoryDisk {
 	return &memoryDisk{
 		info: disk.Info{Sectors: sectors, Serial: "understudy-0", MaxSectors: 8192, MaxZeroSectors: 32768},
 		data: make([]byte, sectors*epoch.SectorSize), dirty: map[epoch.GFN]bool{}, fills: map[epoch.GFN]bool{},
-		arrived: make(chan uint64, 4096), waiting: map[uint64]bool{},
+		arrived: make(chan uint64, 256), waiting: map[uint64]bool{},
 	}
 }
 

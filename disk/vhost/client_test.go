@@ -26,12 +26,13 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// The guest's memory: 1 MiB at 0 and 3 MiB at 4 GiB, the latter first in the
+// The guest's memory: 256 KiB at 0 and 1 MiB at 4 GiB, the latter first in the
 // file, so that no two kinds of addresses are the same.
 const (
 	mib       = 1 << 20
 	highGPA   = 4 << 30
-	highSize  = 3 * mib
+	highSize  = mib
+	lowSize   = mib / 4
 	lowOff    = highSize
 	userLow   = 0x7f0000000000
 	userHigh  = 0x7f1000000000
@@ -76,7 +77,7 @@ func newGuestMemory(t testing.TB) *os.File {
 	fd, err := unix.MemfdCreate("guest", unix.MFD_CLOEXEC)
 	must(t, err)
 	f := os.NewFile(uintptr(fd), "guest")
-	must(t, f.Truncate(highSize+mib))
+	must(t, f.Truncate(highSize+lowSize))
 	t.Cleanup(func() { _ = f.Close() })
 	return f
 }
@@ -92,7 +93,7 @@ func eventFD(t testing.TB) int {
 // newGuest is a guest that has not connected yet.
 func newGuest(t testing.TB, memory *os.File, queues, num int) *client {
 	t.Helper()
-	mem, err := unix.Mmap(int(memory.Fd()), 0, highSize+mib, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	mem, err := unix.Mmap(int(memory.Fd()), 0, highSize+lowSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	must(t, err)
 	t.Cleanup(func() { _ = unix.Munmap(mem) })
 	c := &client{t: t, memory: memory, mem: mem, features: featureVersion1 | featureProtocol | featureFlush | featureDiscard | featureWriteZeroes}
@@ -190,7 +191,7 @@ func u64(values ...uint64) (p []byte) {
 
 func (c *client) memTable() []byte {
 	p := pair(2, 0)
-	p = append(p, u64(0, mib, userLow, lowOff)...)
+	p = append(p, u64(0, lowSize, userLow, lowOff)...)
 	return append(p, u64(highGPA, highSize, userHigh, 0)...)
 }
 

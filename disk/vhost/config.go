@@ -112,18 +112,18 @@ func (s *Server) configSpace() [maxConfig]byte {
 }
 
 // setConfig changes what the guest may change: whether writes are cached.
-func (s *session) setConfig(part configPart) error {
+func (c *session) setConfig(part configPart) error {
 	if part.off != configWCE || part.size != 1 || part.data[0] > 1 {
 		return fmt.Errorf("%d bytes at %d of the configuration space are not to be written", part.size, part.off)
 	}
-	s.s.wce.Store(uint32(part.data[0]))
-	s.noteCache()
+	c.s.wce.Store(uint32(part.data[0]))
+	c.noteCache()
 	return nil
 }
 
 // noteCache decides when a write is complete (virtio 1.2, 5.2.6.2).
-func (s *session) noteCache() {
-	through := s.features&featureFlush == 0 || s.features&featureConfigWCE != 0 && s.s.wce.Load() == 0
-	s.s.writeThrough.Store(through)
-	s.shared.setWCE(byte(s.s.wce.Load()))
+func (c *session) noteCache() {
+	through := c.features&featureFlush == 0 || c.features&featureConfigWCE != 0 && c.s.wce.Load() == 0
+	c.s.writeThrough.Store(through)
+	c.shared.setWCE(byte(c.s.wce.Load()))
 }

@@ -86,8 +86,9 @@ func FuzzRecover(f *testing.F) {
 // looseRing is a ring of 16 entries at the start of a page of guest memory,
 // with nothing running.
 func looseRing(t testing.TB) (*ring, []byte) {
-	b := newMemoryDisk(4096)
-	b.quiet = true
+	t.Helper()
+	b := newMemoryDisk(0)
+	b.info.Sectors, b.quiet = 4096, true
 	s := &Server{cfg: Config{QueueSize: 16}, backend: b, info: b.info, budget: newBudget(1 << 20)}
 	var err error
 	s.limits, err = limitsOf(b.info, Config{Queues: 1, QueueSize: 16, Workers: 1})
@@ -143,7 +144,7 @@ func FuzzChain(f *testing.F) {
 // Memory tables that are accepted translate within the file only.
 func TestTableTranslates(t *testing.T) {
 	memory := newGuestMemory(t)
-	const size = highSize + mib
+	const size = highSize + lowSize
 	rapid.Check(t, func(t *rapid.T) {
 		var regions []region
 		var fds []int

@@ -201,15 +201,17 @@ func (l *dirtyLog) mark(gpa, n uint64) {
 	}
 }
 
-// dropLog puts next in the place of the dirty log and unmaps that.
-func (s *Server) dropLog(next *dirtyLog) {
-	old := s.dirty.Swap(next)
-	if old == nil {
-		return
-	}
-	for _, r := range s.rings { // whoever still uses it holds a ring's lock
+// setLog puts next in the place of the dirty log and unmaps that. It belongs to
+// the session.
+func (s *Server) setLog(next *dirtyLog) {
+	old := s.dirty
+	s.dirty = next
+	for _, r := range s.rings {
 		r.mu.Lock()
-		r.mu.Unlock() //nolint:staticcheck // waiting is all that is wanted
+		r.dirty = next
+		r.mu.Unlock()
 	}
-	_ = unix.Munmap(old.mapped)
+	if old != nil {
+		_ = unix.Munmap(old.mapped)
+	}
 }

@@ -78,6 +78,7 @@ type ring struct {
 	pending  []*work // of those, what the next start or step takes on first
 	free     []*work
 	counter  uint64
+	dirty    *dirtyLog
 
 	chain    chain
 	sorted   []*work // of AppendInFlight
@@ -412,7 +413,7 @@ func (r *ring) touchUsed(at, n int) {
 // touch reports n bytes from p on as written.
 func (r *ring) touch(p piece, n int) {
 	r.s.backend.Touched(p.page(), p.at()+n)
-	r.s.dirty.Load().mark(p.gpa, uint64(n))
+	r.dirty.mark(p.gpa, uint64(n))
 }
 
 // fill makes sure that a piece is there before we touch it.

@@ -173,7 +173,7 @@ func randomRequests(q *queue, b *memoryDisk, seed uint64) {
 	const slots, stretch = 7, 24
 	model := map[int][]byte{} // of the even slots: what was written last
 	busy := map[int]int{}     // slot: length
-	for done := 0; done < 700; {
+	for done := 0; done < 400; {
 		old := q.avail
 		for range 1 + r.IntN(4) {
 			n := r.IntN(slots)

@@ -470,7 +470,7 @@ func TestMemoryIsCut(t *testing.T) {
 	if !wait(q.errFD, 10*time.Second) {
 		t.Fatal("no error event")
 	}
-	must(t, c.memory.Truncate(highSize+mib))
+	must(t, c.memory.Truncate(highSize+lowSize))
 	if got := newClient(t, s, 1, 64).queues[0].do(1, typeIn, 0, 512); got.status != 0 {
 		t.Error(got)
 	}

@@ -82,8 +82,8 @@ type Server struct {
 	running      atomic.Int32 // rings that touch guest memory
 	writeThrough atomic.Bool  // a write completes when it is durable
 	wce          atomic.Uint32
-	dirty        atomic.Pointer[dirtyLog]
-	orphans      waiting // requests of a former life of the guest, still in Do
+	dirty        *dirtyLog // of the session
+	orphans      waiting   // requests of a former life of the guest, still in Do
 
 	mu     sync.Mutex
 	conn   *net.UnixConn // of the session
@@ -185,7 +185,7 @@ func (s *Server) accept() {
 // serve speaks with one hypervisor until its connection ends.
 func (s *Server) serve(conn *net.UnixConn) {
 	ctx, cancel := context.WithCancel(context.Background())
-	c := newSession(s, ctx, conn)
+	c := newSession(ctx, s, conn)
 	s.log.Info("a hypervisor has connected to the disk", "socket", s.cfg.Path)
 	s.connected.Store(true)
 	err := c.run()
@@ -220,7 +220,7 @@ func (s *Server) Close() error {
 	for _, r := range s.rings {
 		r.workers.Wait()
 	}
-	s.dropLog(nil)
+	s.setLog(nil)
 	if removed := os.Remove(s.cfg.Path); removed != nil && !errors.Is(removed, os.ErrNotExist) {
 		err = errors.Join(err, removed)
 	}

@@ -121,7 +121,7 @@ func (w *run) step(first bool) (q *work, next outcome, starved int) {
 	r := w.r
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	defer r.caught(&next)
+	defer func() { r.caught(recover(), &next) }()
 	if first {
 		w.idle--
 	}
@@ -164,11 +164,12 @@ func (w *run) step(first bool) (q *work, next outcome, starved int) {
 func (r *ring) offer(q *work) bool {
 	for q.state == isRead && q.Op != disk.OpRead {
 		taken, err := r.s.backend.Accept(&q.Request)
-		if err != nil {
+		switch {
+		case err != nil:
 			q.answer(statusIOErr)
-		} else if !taken {
+		case !taken:
 			return false
-		} else {
+		default:
 			q.step()
 		}
 	}
@@ -198,7 +199,7 @@ func (w *run) finish(q *work, err error) (done bool) {
 	defer r.mu.Unlock()
 	var next outcome
 	defer func() { done = done || next == ended }()
-	defer r.caught(&next)
+	defer func() { r.caught(recover(), &next) }()
 	if q.orphan {
 		r.recycle(q)
 		r.s.orphans.add(-1)
@@ -236,7 +237,7 @@ func (r *ring) complete(q *work) {
 			n := 0
 			for i, s := range q.Segments {
 				n += copy(s.Data, q.Buffer[n:])
-				r.s.dirty.Load().mark(q.gpas[i], uint64(len(s.Data)))
+				r.dirty.mark(q.gpas[i], uint64(len(s.Data)))
 			}
 			r.s.backend.Landed(&q.Request)
 		} else {
@@ -249,17 +250,22 @@ func (r *ring) complete(q *work) {
 	r.recycle(q)
 }
 
-// caught turns a fault of guest memory into the ring's end. It is deferred
-// under the ring's lock.
-func (r *ring) caught(next *outcome) {
-	e := recover()
+// caught turns a fault of guest memory, as recovered under the ring's lock,
+// into the ring's end.
+func (r *ring) caught(e any, next *outcome) {
 	if e == nil {
 		return
 	}
+	r.fail(memoryFault(e))
+	*next = ended
+}
+
+// memoryFault is the error of a recovered fault of mapped memory; it panics
+// again with anything else.
+func memoryFault(e any) error {
 	fault, ok := e.(runtime.Error)
 	if _, at := e.(interface{ Addr() uintptr }); !ok || !at {
 		panic(e)
 	}
-	r.fail(fmt.Errorf("guest memory is gone: %w", fault))
-	*next = ended
+	return fmt.Errorf("guest memory is gone: %w", fault)
 }
