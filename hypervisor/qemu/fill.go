@@ -28,7 +28,7 @@ const (
 	// fetchers is how many pages are fetched at a time, so that a slow block
 	// does not hold up the others; ahead, how many of them nobody waits for.
 	fetchers = 4
-	ahead    = 2
+	ahead    = 3
 	// cluster is how many pages, aligned, are fetched once one of them was
 	// wanted: what lies together is used together. 64 KiB.
 	cluster = 16
