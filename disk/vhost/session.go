@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"runtime/debug"
 
 	"golang.org/x/sys/unix"
@@ -33,7 +34,7 @@ type session struct {
 	reply []byte
 }
 
-func newSession(ctx context.Context, s *Server, conn *net.UnixConn) *session {
+func newSession(s *Server, ctx context.Context, conn *net.UnixConn) *session {
 	return &session{s: s, ctx: ctx, conn: conn, oob: make([]byte, unix.CmsgSpace(4*maxFDs))}
 }
 
@@ -61,7 +62,11 @@ func (c *session) run() (err error) {
 	debug.SetPanicOnFault(true)
 	defer func() {
 		if e := recover(); e != nil {
-			err = memoryFault(e)
+			fault, ok := e.(runtime.Error)
+			if _, at := e.(interface{ Addr() uintptr }); !ok || !at {
+				panic(e)
+			}
+			err = fmt.Errorf("guest memory is gone: %w", fault)
 		}
 	}()
 	for {
@@ -217,7 +222,7 @@ func (c *session) setFeatures(features uint64) error {
 	}
 	c.features = features
 	c.noteCache()
-	if l := c.s.dirty; l != nil {
+	if l := c.s.dirty.Load(); l != nil {
 		l.on.Store(features&featureLogAll != 0)
 	}
 	return nil
@@ -232,7 +237,7 @@ func (c *session) setLogBase(at span, fds descriptors) error {
 		return err
 	}
 	l.on.Store(c.features&featureLogAll != 0)
-	c.s.setLog(l)
+	c.s.dropLog(l)
 	return nil
 }
 
@@ -442,7 +447,7 @@ func (c *session) end() {
 		r.reset()
 		r.mu.Unlock()
 	}
-	c.s.setLog(nil)
+	c.s.dropLog(nil)
 	if c.mem != nil {
 		c.mem.file.release()
 	}
