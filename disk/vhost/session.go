@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"runtime"
 	"runtime/debug"
 
 	"golang.org/x/sys/unix"
@@ -34,7 +33,7 @@ type session struct {
 	reply []byte
 }
 
-func newSession(s *Server, ctx context.Context, conn *net.UnixConn) *session {
+func newSession(ctx context.Context, s *Server, conn *net.UnixConn) *session {
 	return &session{s: s, ctx: ctx, conn: conn, oob: make([]byte, unix.CmsgSpace(4*maxFDs))}
 }
 
@@ -62,11 +61,7 @@ func (c *session) run() (err error) {
 	debug.SetPanicOnFault(true)
 	defer func() {
 		if e := recover(); e != nil {
-			fault, ok := e.(runtime.Error)
-			if _, at := e.(interface{ Addr() uintptr }); !ok || !at {
-				panic(e)
-			}
-			err = fmt.Errorf("guest memory is gone: %w", fault)
+			err = memoryFault(e)
 		}
 	}()
 	for {
@@ -222,7 +217,7 @@ func (c *session) setFeatures(features uint64) error {
 	}
 	c.features = features
 	c.noteCache()
-	if l := c.s.dirty.Load(); l != nil {
+	if l := c.s.dirty; l != nil {
 		l.on.Store(features&featureLogAll != 0)
 	}
 	return nil
@@ -237,7 +232,7 @@ func (c *session) setLogBase(at span, fds descriptors) error {
 		return err
 	}
 	l.on.Store(c.features&featureLogAll != 0)
-	c.s.dropLog(l)
+	c.s.setLog(l)
 	return nil
 }
 
@@ -447,7 +442,7 @@ func (c *session) end() {
 		r.reset()
 		r.mu.Unlock()
 	}
-	c.s.dropLog(nil)
+	c.s.setLog(nil)
 	if c.mem != nil {
 		c.mem.file.release()
 	}
