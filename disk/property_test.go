@@ -171,6 +171,16 @@ func (w *world) checkpoint(arrives, release bool) {
 	s, b := w.sets[w.owner], w.sets[1-w.owner]
 	w.n++
 	w.check(s.Seal(w.n))
+	var sealed [2][]byte
+	for d := range w.live {
+		sealed[d] = slices.Clone(w.live[d])
+	}
+	for range rapid.IntRange(0, 2).Draw(w.t, "requests before it is sent") {
+		w.request()
+		if w.dead() {
+			return
+		}
+	}
 	sync, err := s.SyncWrites(w.n, 0)
 	if err != nil && w.dead() {
 		return
@@ -191,7 +201,7 @@ func (w *world) checkpoint(arrives, release bool) {
 	w.check(b.Commit(w.n, writes, state))
 	w.acked = w.n
 	for d := range w.live {
-		copy(w.commit[d], w.live[d])
+		copy(w.commit[d], sealed[d])
 		w.isCommit(b, d)
 	}
 	s.Synced(w.n)

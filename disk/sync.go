@@ -316,8 +316,9 @@ func (s *Set) Compare(h epoch.DiskHashes) (epoch.DiskDiffers, error) {
 }
 
 // SyncWrites returns up to limit bytes, at least one chunk, of what differs, and
-// counts it as sent with epoch n; limit 0 is everything. It reads the disk, as of
-// epoch n: a chunk that holds newer bytes waits for a later call.
+// counts it as sent with epoch n; limit 0 is everything. It reads the disk as of
+// epoch n, also while the guest runs on: what was accepted after Seal(n) lies in
+// the held log, and cannot leave it before n is committed.
 func (s *Set) SyncWrites(n epoch.Number, limit uint64) ([]epoch.DiskWrite, error) {
 	var writes []epoch.DiskWrite
 	bytes := uint64(0)
@@ -364,9 +365,6 @@ func (d *Device) syncWrites(n epoch.Number, limit uint64, bytes *uint64) (sent [
 		if s.closed {
 			return sent, nil, ErrClosed
 		}
-		if d.newerLocked(sector, sectors, s.boundLocked(n)) {
-			continue
-		}
 		// First the mark, then the bytes: a direct write that ends after this
 		// marks anew.
 		put(y.differ, &y.differs, c, false)
@@ -374,7 +372,7 @@ func (d *Device) syncWrites(n epoch.Number, limit uint64, bytes *uint64) (sent [
 		sent = append(sent, c)
 		data := make([]byte, int(sectors)*epoch.SectorSize)
 		var few [8]gap
-		gaps := d.lookLocked(data, sector, ^uint64(0), few[:0])
+		gaps := d.lookLocked(data, sector, s.boundLocked(n), few[:0])
 		s.mu.Unlock()
 		err := d.fillGaps(data, sector, gaps)
 		s.mu.Lock()
@@ -397,19 +395,6 @@ func (s *Set) boundLocked(n epoch.Number) uint64 {
 		}
 	}
 	return s.held.next
-}
-
-// newerLocked reports whether the log has bytes of one of the sectors that are
-// newer than the entries before bound.
-func (d *Device) newerLocked(sector uint64, sectors uint32, bound uint64) bool {
-	for sectors > 0 {
-		n, i, ok := d.overlay.run(sector, sectors)
-		if ok && i >= bound {
-			return true
-		}
-		sector, sectors = sector+uint64(n), sectors-n
-	}
-	return false
 }
 
 // Synced says that the backup has committed epoch n: what SyncWrites sent with
