@@ -26,7 +26,8 @@ import (
 
 const (
 	// fetchers is how many pages are fetched at a time, so that a slow block
-	// does not hold up the others; ahead, how many of them nobody waits for.
+	// does not hold up the others; ahead, how many of them QEMU does not wait
+	// for: what it waits for always finds a fetcher that nothing else occupies.
 	fetchers = 4
 	ahead    = 3
 	// cluster is how many pages, aligned, are fetched once one of them was
@@ -73,7 +74,7 @@ type filler struct {
 	near    queue          // nobody waits
 	walking bool           // fetch the rest, too
 	walked  epoch.GFN      // and have got here
-	behind  int            // fetches that nobody waits for
+	behind  int            // fetches that QEMU does not wait for
 	waiting int            // goroutines in fill
 	failing map[epoch.GFN]*failure
 	told    bool
@@ -175,21 +176,29 @@ func (f *filler) fetch() {
 	}
 }
 
-// next waits for a page to fetch. aside says that nobody waits for it. ok is
+// next waits for a page to fetch. aside says that QEMU does not wait for it. ok is
 // false when there is nothing more to do.
 func (f *filler) next() (page epoch.GFN, aside, ok bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for ; !f.closed && f.left > 0; f.work.Wait() {
-		for _, q := range []*queue{&f.asked, &f.wanted} {
-			for page, ok = q.pop(); ok; page, ok = q.pop() {
-				if f.take(page) {
-					f.around(page)
-					return page, false, true
-				}
+		for page, ok = f.asked.pop(); ok; page, ok = f.asked.pop() {
+			if f.take(page) {
+				f.around(page)
+				return page, false, true
 			}
 		}
-		if f.behind >= ahead || len(f.failing) >= maxFailing {
+		if f.behind >= ahead {
+			continue
+		}
+		for page, ok = f.wanted.pop(); ok; page, ok = f.wanted.pop() {
+			if f.take(page) {
+				f.around(page)
+				f.behind++
+				return page, true, true
+			}
+		}
+		if len(f.failing) >= maxFailing {
 			continue
 		}
 		for page, ok = f.near.pop(); ok; page, ok = f.near.pop() {

@@ -105,6 +105,7 @@ func TestRunsWhilePagesAreMissing(t *testing.T) {
 	next, err := sb.Run(ctx)
 	must(t, err)
 	drain(t, next)
+	t.Cleanup(shelf.open) // before it is destroyed
 	must(t, waitCounting(ctx, next))
 	g := next.(*Guest)
 	if got := g.vm.place.fillState(t); got != fillMissing {
