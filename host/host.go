@@ -63,6 +63,8 @@ type Guest struct {
 	Name string
 	Home ownership.HostID // boots the guest the first time
 	Peer ownership.HostID // the other host of the pair
+	// Hypervisor is the adapter's name, for checkpoint files.
+	Hypervisor string
 	// Driver runs the guest here.
 	Driver hypervisor.Driver
 	// Gate is the guest's way out. The Host closes it.
@@ -70,6 +72,8 @@ type Guest struct {
 	// Disks are the guest's; nil if it has none that can be written. The Host
 	// closes them, after the driver has let go of the guest.
 	Disks Disks
+	// History is what checkpoint files need of Disks; nil if they are.
+	History History
 	// Copies says that each host has a copy of its own of one of the disks.
 	Copies bool
 	// Primary and Backup make the two roles' settings for a lease length.
@@ -108,7 +112,7 @@ func New(cfg Config) (*Host, error) {
 			return nil, fmt.Errorf("guest %q is configured twice", g.Name)
 		}
 		h.managers[g.Name] = &manager{Guest: g, host: h, sessions: make(chan backup.Opened),
-			slog: cfg.Slog.With("guest", g.Name)}
+			restores: make(chan *restoring), slog: cfg.Slog.With("guest", g.Name)}
 	}
 	return h, nil
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"understudy/backup"
+	"understudy/checkpoint"
 	"understudy/hypervisor"
 	"understudy/ownership"
 	"understudy/primary"
@@ -24,10 +25,12 @@ type manager struct {
 	host     *Host
 	slog     *slog.Logger
 	sessions chan backup.Opened
+	restores chan *restoring
 
 	// Owned by run.
-	guest   hypervisor.Guest // held by this host, nil if none
-	running bool
+	guest    hypervisor.Guest // held by this host, nil if none
+	running  bool
+	giveBack func() // ends what the guest needs of a checkpoint file; nil: nothing
 
 	mu      sync.Mutex // the roles, for status and requests
 	role    string
@@ -35,6 +38,7 @@ type manager struct {
 	backup  *backup.Backup
 	problem string
 	state   ownership.Guest
+	pending *checkpoint.Pending // of a lazy restore, nil when it is over
 }
 
 // again is the pause before something that failed is tried again.
@@ -69,7 +73,7 @@ func (m *manager) play(ctx context.Context, state ownership.Guest) error {
 		if err := errors.Join(m.end(ctx), m.letGo(ctx)); err != nil {
 			return err
 		}
-		return m.changed(ctx, state)
+		return m.waitStopped(ctx, state)
 	case state.Owner != self && state.Phase == ownership.PhaseActivating && state.Previous == self:
 		// The new owner may yet give it back: keep it, paused and shut in, or as
 		// a former process left it.
@@ -173,6 +177,9 @@ func (m *manager) end(ctx context.Context) error {
 		}
 		m.guest = nil
 	}
+	if m.giveBack != nil {
+		m.giveBack()
+	}
 	if err := m.Driver.Clean(ctx); err != nil {
 		return fmt.Errorf("clean up what is left of the guest: %w", err)
 	}
@@ -208,6 +215,11 @@ func (m *manager) backupDisks() backup.Disks {
 
 // leave is the daemon going down.
 func (m *manager) leave() {
+	defer func() {
+		if m.giveBack != nil {
+			m.giveBack()
+		}
+	}()
 	if m.guest == nil {
 		return
 	}

@@ -33,7 +33,9 @@ type GuestStatus struct {
 	// were left out of checkpoints, while this host is the primary.
 	Disks    *disk.Status     `json:"disks,omitempty"`
 	Excluded *exclusion.Stats `json:"excluded,omitempty"`
-	Problem  string           `json:"problem,omitempty"`
+	// Missing pages of a lazy restore are still only in the checkpoint file.
+	Missing uint64 `json:"missing_pages,omitempty"`
+	Problem string `json:"problem,omitempty"`
 }
 
 // Protection answers of GuestStatus.Protected.
@@ -57,6 +59,9 @@ func (m *manager) status() GuestStatus {
 	m.mu.Lock()
 	st := GuestStatus{Name: m.Name, Host: m.host.cfg.Self, Role: m.role, Log: m.state, Problem: m.problem, Protected: ProtectedUnknown}
 	p, b := m.primary, m.backup
+	if m.pending != nil {
+		st.Missing = m.pending.Remaining()
+	}
 	m.mu.Unlock()
 	if now, ok := m.host.applied(m.Name); ok {
 		st.Log = now
@@ -160,6 +165,11 @@ func (h *Host) Stop(ctx context.Context, guest string) (ownership.Guest, error) 
 	if err := p.Ask(ctx, primary.RequestStop); err != nil {
 		return ownership.Guest{}, err
 	}
+	return m.stopped(ctx)
+}
+
+// stopped waits until the log says that the guest is stopped.
+func (m *manager) stopped(ctx context.Context) (ownership.Guest, error) {
 	return m.await(ctx, "the stop", func(s ownership.Guest) (bool, error) { return s.Desired == ownership.Stopped, nil })
 }
 
@@ -177,13 +187,17 @@ func (h *Host) Start(ctx context.Context, guest string) (ownership.Guest, error)
 		return state, fmt.Errorf("guest %q is not stopped: it runs on host %s", guest, state.Owner)
 	}
 	if m.Copies && state.Generation != 0 && state.Owner != h.cfg.Self {
-		// Only the owner's copies are known to be whole: nothing kept ours up to
-		// date while the guest ran unprotected, or stood still.
-		return state, fmt.Errorf("guest %q ran on host %s last, and only that host's copy of its disks is known to be complete: start it there, then switch over",
-			guest, state.Owner)
+		return state, m.notOurCopy(state)
 	}
 	// The manager finds itself the owner of a guest that is nowhere, and boots it.
 	return m.propose(ctx, state, ownership.Start, ownership.Backup{})
+}
+
+// notOurCopy: only the owner's copies are known to be whole. Nothing kept ours up
+// to date while the guest ran unprotected, or stood still.
+func (m *manager) notOurCopy(state ownership.Guest) error {
+	return fmt.Errorf("guest %q ran on host %s last, and only that host's copy of its disks is known to be complete: start it there, then switch over",
+		m.Name, state.Owner)
 }
 
 // Verify compares the guest's whole image on both hosts while it runs.

@@ -91,12 +91,20 @@ func (m *manager) boot(ctx context.Context, state ownership.Guest) error {
 // propose puts one command to the log. When its outcome is unknown, the caller
 // returns the error, and run reads the log through a barrier, which settles it.
 func (m *manager) propose(ctx context.Context, state ownership.Guest, kind ownership.Kind, b ownership.Backup) (ownership.Guest, error) {
+	return m.put(ctx, m.command(state, kind, b))
+}
+
+func (m *manager) command(state ownership.Guest, kind ownership.Kind, b ownership.Backup) ownership.Command {
+	return ownership.Command{ID: ownership.NewCommandID(), Guest: m.Name, Kind: kind,
+		Host: m.host.cfg.Self, Generation: state.Generation, Revision: state.Revision, Backup: b}
+}
+
+func (m *manager) put(ctx context.Context, c ownership.Command) (ownership.Guest, error) {
 	call, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	next, err := m.host.cfg.Log.Propose(call, ownership.Command{ID: ownership.NewCommandID(), Guest: m.Name, Kind: kind,
-		Host: m.host.cfg.Self, Generation: state.Generation, Revision: state.Revision, Backup: b})
+	next, err := m.host.cfg.Log.Propose(call, c)
 	if err != nil {
-		return next, fmt.Errorf("propose %s: %w", kind, err)
+		return next, fmt.Errorf("propose %s: %w", c.Kind, err)
 	}
 	return next, nil
 }

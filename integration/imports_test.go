@@ -44,8 +44,8 @@ var layers = map[string][]string{
 	"primary":  {"clock", "epoch", "exclusion", "hypervisor", "ownership", "protocol"},
 	"backup":   {"clock", "epoch", "exclusion", "hypervisor", "ownership", "protocol", "rebuild"},
 	"failover": {"clock", "epoch", "ownership"},
-	"host":     {"backup", "clock", "disk", "epoch", "exclusion", "hypervisor", "ownership", "primary", "protocol", "rebuild"},
-	"status":   {"backup", "clock", "disk", "epoch", "exclusion", "host", "hypervisor", "ownership", "primary", "protocol", "rebuild"},
+	"host":     {"backup", "checkpoint", "clock", "disk", "epoch", "exclusion", "hypervisor", "ownership", "primary", "protocol", "rebuild"},
+	"status":   {"backup", "checkpoint", "clock", "disk", "epoch", "exclusion", "host", "hypervisor", "ownership", "primary", "protocol", "rebuild"},
 
 	// At the top: the programs, and the demo that drives them.
 	"cmd/...":  {"..."},

@@ -45,36 +45,63 @@ func (c *Client) Operate(ctx context.Context, guest, operation string, result an
 var ErrNoDaemon = errors.New("no daemon answers: is understudyd running, and are you root?")
 
 func (c *Client) call(ctx context.Context, method, path string, result any) error {
-	req, err := http.NewRequestWithContext(ctx, method, "http://understudy"+path, nil)
+	resp, err := c.send(ctx, method, path, nil)
 	if err != nil {
 		return err
 	}
-	resp, err := c.http.Do(req)
-	switch {
-	case ctx.Err() != nil && err != nil:
-		return fmt.Errorf("%s: %w", c.socket, ctx.Err()) // given up, which says nothing of the daemon
-	case err != nil:
-		return fmt.Errorf("%s: %w: %w", c.socket, ErrNoDaemon, err)
-	}
 	defer func() { _ = resp.Body.Close() }()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, MaxBody+1))
-	switch {
-	case err != nil:
-		return fmt.Errorf("%s: read the answer: %w", c.socket, err)
-	case len(body) > MaxBody:
-		return fmt.Errorf("%s: the answer to %s has more than %d bytes", c.socket, path, MaxBody)
-	}
 	if resp.StatusCode/100 != 2 {
-		var e struct {
-			Error string `json:"error"`
-		}
-		if json.Unmarshal(body, &e) != nil || e.Error == "" {
-			e.Error = resp.Status
-		}
-		return errors.New(e.Error)
+		return c.refusal(resp)
+	}
+	body, err := c.body(resp)
+	if err != nil {
+		return err
 	}
 	if err := json.Unmarshal(body, result); err != nil {
 		return fmt.Errorf("%s: the answer to %s: %w", c.socket, path, err)
 	}
 	return nil
+}
+
+// send asks, and returns an answer whose body the caller closes.
+func (c *Client) send(ctx context.Context, method, path string, body io.Reader) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://understudy"+path, body)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.http.Do(req)
+	switch {
+	case ctx.Err() != nil && err != nil:
+		return nil, fmt.Errorf("%s: %w", c.socket, ctx.Err()) // given up, which says nothing of the daemon
+	case err != nil:
+		return nil, fmt.Errorf("%s: %w: %w", c.socket, ErrNoDaemon, err)
+	}
+	return resp, nil
+}
+
+// body reads an answer that is one value.
+func (c *Client) body(resp *http.Response) ([]byte, error) {
+	body, err := io.ReadAll(io.LimitReader(resp.Body, MaxBody+1))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("%s: read the answer: %w", c.socket, err)
+	case len(body) > MaxBody:
+		return nil, fmt.Errorf("%s: the answer to %s has more than %d bytes", c.socket, resp.Request.URL.Path, MaxBody)
+	}
+	return body, nil
+}
+
+// refusal is the error of an answer that is not 2xx.
+func (c *Client) refusal(resp *http.Response) error {
+	body, err := c.body(resp)
+	if err != nil {
+		return err
+	}
+	var e struct {
+		Error string `json:"error"`
+	}
+	if json.Unmarshal(body, &e) != nil || e.Error == "" {
+		e.Error = resp.Status
+	}
+	return errors.New(e.Error)
 }

@@ -6,6 +6,7 @@
 //	POST /api/v1/guests/NAME/switchover       → the log's new state
 //	POST /api/v1/guests/NAME/stop | start     → the log's new state
 //	POST /api/v1/guests/NAME/verify           → VerifyResult
+//	POST /api/v1/guests/NAME/checkpoint/…     → a stream (stream.go)
 //
 // An error is answered with a status code that is not 2xx and {"error": "…"}.
 package status
@@ -40,6 +41,7 @@ type Operations interface {
 	Stop(ctx context.Context, guest string) (ownership.Guest, error)
 	Start(ctx context.Context, guest string) (ownership.Guest, error)
 	Verify(ctx context.Context, guest string) (primary.VerifyResult, error)
+	Checkpoints
 }
 
 // Report is the answer to GET /api/v1/status.
@@ -77,6 +79,7 @@ func NewServer(ops Operations, static func() Report) *Server {
 	mux.HandleFunc("POST /api/v1/guests/{guest}/stop", s.operation(func(ctx context.Context, g string) (any, error) { return ops.Stop(ctx, g) }))
 	mux.HandleFunc("POST /api/v1/guests/{guest}/start", s.operation(func(ctx context.Context, g string) (any, error) { return ops.Start(ctx, g) }))
 	mux.HandleFunc("POST /api/v1/guests/{guest}/verify", s.operation(func(ctx context.Context, g string) (any, error) { return ops.Verify(ctx, g) }))
+	handleCheckpoints(mux, ops)
 	s.http = &http.Server{Handler: http.MaxBytesHandler(mux, MaxBody), ReadHeaderTimeout: 5 * time.Second,
 		MaxHeaderBytes: 64 << 10, IdleTimeout: time.Minute}
 	return s

@@ -24,6 +24,7 @@ import (
 	"go.uber.org/goleak"
 
 	"understudy/backup"
+	"understudy/checkpoint"
 	"understudy/epoch"
 	"understudy/host"
 	"understudy/ownership"
@@ -70,6 +71,26 @@ func (f *fake) Start(ctx context.Context, g string) (ownership.Guest, error) {
 
 func (f *fake) Verify(ctx context.Context, g string) (primary.VerifyResult, error) {
 	return f.verify, f.do(ctx, "verify", g)
+}
+
+func (f *fake) SaveCheckpoint(ctx context.Context, g string, r host.SaveRequest, p host.Progress) (host.SaveResult, error) {
+	for i := range uint64(1000) {
+		p(host.StageMemory, i, 999)
+	}
+	return host.SaveResult{Info: checkpoint.Info{Path: r.File, Guest: g}, Rounds: 3}, f.do(ctx, fmt.Sprintf("save %+v", r), g)
+}
+
+func (f *fake) RestoreCheckpoint(ctx context.Context, g string, r host.RestoreRequest, _ host.Progress) (host.RestoreResult, error) {
+	return host.RestoreResult{Log: f.state, Lazy: !r.Eager}, f.do(ctx, fmt.Sprintf("restore %+v", r), g)
+}
+
+func (f *fake) VerifyCheckpoint(ctx context.Context, g, file string, p host.Progress) (host.VerifyFileResult, error) {
+	p(host.StageVerify, 1, 2)
+	return host.VerifyFileResult{Disks: "stale"}, f.do(ctx, "verify "+file, g)
+}
+
+func (f *fake) RemoveCheckpoint(ctx context.Context, g, file string, keep bool) error {
+	return f.do(ctx, fmt.Sprintf("remove %s %t", file, keep), g)
 }
 
 // shortDir is a directory with a name short enough for Unix sockets.

@@ -29,6 +29,7 @@ type served struct {
 	*disk.Set
 	index   *exclusion.Index // nil: nothing is left out
 	servers []*vhost.Server
+	keepers []keeper
 	specs   []protocol.DiskSpec
 	key     epoch.PrintKey
 	copies  bool // each host has its own
@@ -102,6 +103,7 @@ func newDisks(o Options, self config.Host, g config.Guest, driver *qemu.Driver, 
 			return nil, fmt.Errorf("disk %d: %w", i, err)
 		}
 		stores = append(stores, one)
+		s.keepers = append(s.keepers, keeperOf(one, d))
 		cfg.Disks = append(cfg.Disks, disk.DiskConfig{Store: one, Serial: serial(g.Name, i)})
 		cfg.Unfenced = cfg.Unfenced || d.Unfenced
 		s.specs = append(s.specs, protocol.DiskSpec{Sectors: one.Sectors(), Store: string(d.Mode)})

@@ -41,7 +41,7 @@ func newGuest(o Options, self config.Host, g config.Guest) (host.Guest, error) {
 	me := ownership.HostID(self.Name)
 	return host.Guest{
 		Name: g.Name, Home: ownership.HostID(g.Host), Driver: driver, Gate: gate,
-		Disks: disks.orNone(), Copies: disks.copied(),
+		Disks: disks.orNone(), History: disks.history(), Copies: disks.copied(), Hypervisor: string(g.Hypervisor),
 		Primary: func(lease time.Duration) primary.Config {
 			c := primaryConfig(g, me, lease)
 			c.Disks, c.PrintKey = disks.shape()

@@ -3,7 +3,7 @@
 //
 // Exit status: 0 done, and what was asked is so; 1 it failed; 2 a wrong command
 // line or configuration; 3 (status) a guest is not protected; 4 (verify) memory
-// differs; 5 no daemon answers.
+// differs, or (checkpoint verify) the file cannot be restored here; 5 no daemon answers.
 package main
 
 import (
@@ -105,7 +105,7 @@ func root(f *common) *cobra.Command {
 	p.StringVar(&f.socket, "socket", "", "the daemon's `socket` (default: from the configuration)")
 	p.StringVarP(&f.output, "output", "o", "table", "table or json")
 	c.AddCommand(initCommand(f), configCommand(f), checkHostCommand(f), statusCommand(f),
-		switchoverCommand(f), stopCommand(f), startCommand(f), verifyCommand(f), demoCommand(f), selftestCommand(f))
+		switchoverCommand(f), stopCommand(f), startCommand(f), verifyCommand(f), checkpointCommand(f), demoCommand(f), selftestCommand(f))
 	return c
 }
 

@@ -10,6 +10,8 @@ package main
 //	                            "web"; its configuration is $CONFIG
 //	isjson                      the last output is one JSON value and nothing else
 //	nobody PROGRAM ARG…         runs a program without any rights
+//	checkpointfile FILE         makes a checkpoint file of a guest "lonely"
+//	damage FILE OFFSET          turns a byte of a file over
 
 import (
 	"bytes"
@@ -68,6 +70,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"exits": exits, "isjson": isJSON, "nobody": nobody, "pair": all.command,
+			"checkpointfile": checkpointFile, "damage": damage,
 		},
 	})
 }

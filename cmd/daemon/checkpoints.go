@@ -1,0 +1,246 @@
+package daemon
+
+// This file is the disks' part in checkpoint files (host.History), on the stores
+// that the disks stand on: their stamps, their pins, and the way back.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"understudy/checkpoint"
+	"understudy/config"
+	"understudy/disk/store"
+	"understudy/epoch"
+	"understudy/host"
+)
+
+// history are a guest's disks with a past.
+type history struct{ *served }
+
+// keeper is one disk's store, and its path as configured.
+type keeper struct {
+	*store.File
+	path string
+}
+
+func keeperOf(f *store.File, d config.Disk) keeper { return keeper{f, d.Path} }
+
+// history returns nil for a guest without disks of ours.
+func (s *served) history() host.History {
+	if s == nil {
+		return nil
+	}
+	return history{s}
+}
+
+// Finder is the index of what is on the disks.
+func (h history) Finder() (checkpoint.Finder, epoch.PrintKey) {
+	if h.index == nil {
+		return nil, h.key
+	}
+	return h.index, h.key
+}
+
+// Mark takes down the stores' stamps, or arms a pin at each.
+func (h history) Mark(pins string) (marked []checkpoint.Disk, err error) {
+	for i, d := range h.Status().Disks {
+		if !d.Writer {
+			return nil, fmt.Errorf("disk %d: this host is not its writer yet: try again when `understudy status` says that it is", i)
+		}
+	}
+	defer func() {
+		if err != nil && pins != "" {
+			err = errors.Join(err, h.Unpin(context.Background(), 0, pins))
+		}
+	}()
+	for i, k := range h.keepers {
+		d := checkpoint.Disk{ID: epoch.DiskID(i), Name: k.path, Store: h.specs[i].Store, Sectors: k.Sectors()}
+		if pins == "" {
+			stamp, err := k.Stamp()
+			if err != nil {
+				return nil, fmt.Errorf("disk %d: %w", i, err)
+			}
+			d.Stamp = stamp.String()
+		} else {
+			pin, err := k.Pin(host.PinPath(pins, d.ID), 0)
+			if err != nil {
+				return nil, fmt.Errorf("disk %d: %w", i, err)
+			}
+			d.Stamp, d.Pin = pin.Stamp.String(), pin.ID.String()
+		}
+		marked = append(marked, d)
+	}
+	return marked, nil
+}
+
+// Sync makes durable what the stores have.
+func (h history) Sync() error {
+	var errs []error
+	for _, k := range h.keepers {
+		errs = append(errs, k.Sync())
+	}
+	return errors.Join(errs...)
+}
+
+// Conditions says what the disks are now.
+func (h history) Conditions() (now []checkpoint.DiskCondition, err error) {
+	for i, k := range h.keepers {
+		r, err := k.Record()
+		if err != nil {
+			return nil, fmt.Errorf("disk %d: %w", i, err)
+		}
+		c := checkpoint.DiskCondition{ID: epoch.DiskID(i), Name: k.path, Sectors: k.Sectors(), Stamp: r.Stamp.String()}
+		for _, p := range r.Pins {
+			if p.Broken == "" {
+				c.Pins = append(c.Pins, p.ID.String())
+			}
+		}
+		now = append(now, c)
+	}
+	return now, nil
+}
+
+// changed returns the pin of a disk that was written to since it was marked, and
+// "" for one that was not, or has none any more.
+func (k keeper) changed(d checkpoint.Disk) (pin store.PinRecord, since bool, err error) {
+	r, err := k.Record()
+	if err != nil || r.Stamp.String() == d.Stamp {
+		return pin, false, err
+	}
+	for _, p := range r.Pins {
+		if p.ID.String() == d.Pin {
+			pin = p
+		}
+	}
+	return pin, true, nil
+}
+
+// Blocks reads through the pins, or what the disks have now where there is none.
+// release ends that.
+func (h history) Blocks(marked []checkpoint.Disk) (_ checkpoint.Blocks, release func(), err error) {
+	b := make(blocks, len(h.keepers))
+	var opened []*store.Pin
+	release = func() {
+		for _, p := range opened {
+			p.Close()
+		}
+	}
+	defer func() {
+		if err != nil {
+			release()
+		}
+	}()
+	for i, k := range h.keepers {
+		b[i] = k.File
+		at := slices.IndexFunc(marked, func(d checkpoint.Disk) bool { return int(d.ID) == i })
+		if at < 0 {
+			continue
+		}
+		r, _, err := k.changed(marked[at])
+		if err != nil {
+			return nil, nil, fmt.Errorf("disk %d: %w", i, err)
+		}
+		if r.Path == "" || r.Broken != "" {
+			continue
+		}
+		pin := k.armed(r.ID)
+		if pin == nil { // this host is not the writer
+			if pin, err = store.OpenPin(r.Path); err != nil {
+				return nil, nil, fmt.Errorf("disk %d: %w", i, err)
+			}
+			opened = append(opened, pin)
+		}
+		if b[i], err = pin.View(k.File); err != nil {
+			return nil, nil, fmt.Errorf("disk %d: %w", i, err)
+		}
+	}
+	return b, release, nil
+}
+
+func (k keeper) armed(id store.PinID) *store.Pin {
+	for _, p := range k.Pins() {
+		if p.ID == id {
+			return p
+		}
+	}
+	return nil
+}
+
+// blocks are disks by number.
+type blocks []store.Source
+
+// ReadSectors reads whole sectors of one.
+func (b blocks) ReadSectors(disk epoch.DiskID, sector uint64, dst []byte) error {
+	if int(disk) >= len(b) {
+		return fmt.Errorf("disk %d: the guest has %d", disk, len(b))
+	}
+	return b[disk].ReadAt(dst, sector)
+}
+
+// lockTime bounds the wait for the lock of a disk that nobody should have.
+const lockTime = 5 * time.Second
+
+// asWriter has f work on a disk that is nobody's now.
+func (k keeper) asWriter(ctx context.Context, g epoch.Generation, f func() error) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, lockTime)
+	defer cancel()
+	if err := k.Acquire(ctx, g); err != nil {
+		return err
+	}
+	if k.Shared() { // a copy of our own stays locked
+		defer func() { err = errors.Join(err, k.Release()) }()
+	}
+	return f()
+}
+
+// Rollback makes the disks what they were when they were pinned.
+func (h history) Rollback(ctx context.Context, g epoch.Generation, marked []checkpoint.Disk) error {
+	for _, d := range marked {
+		if int(d.ID) >= len(h.keepers) {
+			return fmt.Errorf("disk %d: the guest has %d", d.ID, len(h.keepers))
+		}
+		k := h.keepers[d.ID]
+		r, since, err := k.changed(d)
+		if err == nil && since {
+			err = k.asWriter(ctx, g, func() error {
+				pin := k.armed(r.ID)
+				if pin == nil {
+					return fmt.Errorf("its pin %s (%s) cannot be used: see the log", d.Pin, r.Path)
+				}
+				return pin.Rollback(k.File)
+			})
+		}
+		if err != nil {
+			return fmt.Errorf("disk %d (%s): %w", d.ID, d.Name, err)
+		}
+	}
+	return nil
+}
+
+// Unpin ends the pins that are kept beside a checkpoint file.
+func (h history) Unpin(ctx context.Context, g epoch.Generation, pins string) error {
+	var errs []error
+	for i, k := range h.keepers {
+		r, err := k.Record()
+		if err != nil {
+			errs = append(errs, fmt.Errorf("disk %d: %w", i, err))
+			continue
+		}
+		for _, p := range r.Pins {
+			if p.Path != host.PinPath(pins, epoch.DiskID(i)) {
+				continue
+			}
+			err := k.Unpin(p.ID)
+			if errors.Is(err, store.ErrNotWriter) && g != 0 {
+				err = k.asWriter(ctx, g, func() error { return k.Unpin(p.ID) })
+			}
+			if err != nil {
+				errs = append(errs, fmt.Errorf("disk %d: %w", i, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
