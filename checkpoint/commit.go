@@ -7,6 +7,7 @@ import (
 	"math/bits"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/klauspost/compress/s2"
 	"github.com/zeebo/xxh3"
@@ -64,6 +65,8 @@ func (w *Writer) commit(progress Progress) error {
 	if err := w.close(progress); err != nil {
 		return err
 	}
+	began := time.Now()
+	defer func() { w.synced = time.Since(began) }()
 	if err := w.temp.Sync(); err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -79,6 +80,7 @@ type Writer struct {
 
 	summary Summary
 	judged  bool // Stale has been called
+	synced  time.Duration
 	final   *Final
 	err     error // what ended it
 }
@@ -415,6 +417,9 @@ func (w *Writer) Abort() error {
 	}
 	return nil
 }
+
+// Synced returns how long Commit waited for the disk alone (fsync), at the end.
+func (w *Writer) Synced() time.Duration { return w.synced }
 
 // ready says why pages cannot be taken.
 func (w *Writer) ready(first epoch.GFN, count uint64) error {

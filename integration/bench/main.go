@@ -36,6 +36,12 @@ func main() {
 	if len(os.Args) > 1 && os.Args[1] == helperCommand {
 		os.Exit(dirty.HelperMain(os.Args[2:]))
 	}
+	if len(os.Args) > 1 && os.Args[1] == checkpointCommand {
+		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+		err := runSaved(ctx, os.Args[2:])
+		stop()
+		os.Exit(exit(err))
+	}
 	if len(os.Args) > 1 && os.Args[1] == standbyCommand {
 		// The terminal's interrupt is for the parent, whose end ends this one.
 		signal.Ignore(os.Interrupt, syscall.SIGTERM)

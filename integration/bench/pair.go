@@ -23,7 +23,6 @@ import (
 	"understudy/guest"
 	"understudy/guest/client"
 	"understudy/hypervisor/qemu"
-	"understudy/lab"
 	"understudy/primary"
 )
 
@@ -95,43 +94,13 @@ func newPair(ctx context.Context, p *place, o *options, mib int) (_ *pair, err e
 	return r, nil
 }
 
-// openGate makes the guest's way out: a TAP on the bridge of a namespace, with
-// the kernel's time limit, as a daemon makes it.
-func (r *pair) openGate(c qemu.Config) error {
+// openGate makes the guest's way out, as a daemon makes it.
+func (r *pair) openGate(c qemu.Config) (err error) {
 	if err := r.driver.Prepare(); err != nil {
 		return err
 	}
-	guestSide, hostSide := c.NICSockets(0)
-	frames, err := egress.OpenGuestSocket(egress.SocketConfig{Local: hostSide, Remote: guestSide, UID: -1, GID: -1})
-	if err != nil {
-		return err
-	}
-	if err := r.driver.Grant(hostSide); err != nil {
-		return errors.Join(err, frames.Close())
-	}
-	mac, err := net.ParseMAC(guestMAC)
-	if err != nil {
-		return errors.Join(err, frames.Close())
-	}
-	var tap *egress.TAP
-	var limit *egress.KernelGate
-	err = r.place.lab.Host(hostA).Do(func() (err error) {
-		if tap, err = egress.OpenTAP(egress.TAPConfig{Name: tapName, Bridge: lab.Bridge}); err != nil {
-			return err
-		}
-		if limit, err = egress.NewKernelGate(tapName); err != nil {
-			return errors.Join(err, tap.Close())
-		}
-		return nil
-	})
-	if err != nil {
-		return errors.Join(err, frames.Close())
-	}
-	r.gate, err = egress.NewGate(egress.Config{Guest: frames, Network: tap, Limit: limit, Clock: clock.Boot{}, MAC: mac, Log: r.place.Log})
-	if err != nil {
-		return errors.Join(err, frames.Close(), tap.Close(), limit.Close())
-	}
-	return nil
+	r.gate, err = r.place.openGate(c, tapName, r.driver.Grant)
+	return err
 }
 
 // connect dials a service of the guest from the client's namespace until it

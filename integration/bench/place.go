@@ -7,11 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
 
+	"understudy/clock"
+	"understudy/egress"
 	"understudy/guest"
 	"understudy/hypervisor/qemu"
 	"understudy/lab"
@@ -103,6 +106,42 @@ func (p *place) config(o *options, mib int, host string) (qemu.Config, error) {
 		RunDir: filepath.Join(p.Dir, host), ImageDir: filepath.Join(p.Images, host),
 		Helper: []string{self, helperCommand},
 	}, nil
+}
+
+// openGate makes a guest's way out: a TAP on the bridge of the primary's host,
+// with the kernel's time limit. grant gives the guest's QEMU the socket.
+func (p *place) openGate(c qemu.Config, tapName string, grant func(path string) error) (*egress.Gate, error) {
+	guestSide, hostSide := c.NICSockets(0)
+	frames, err := egress.OpenGuestSocket(egress.SocketConfig{Local: hostSide, Remote: guestSide, UID: -1, GID: -1})
+	if err != nil {
+		return nil, err
+	}
+	if err := grant(hostSide); err != nil {
+		return nil, errors.Join(err, frames.Close())
+	}
+	mac, err := net.ParseMAC(c.NICs[0].MAC)
+	if err != nil {
+		return nil, errors.Join(err, frames.Close())
+	}
+	var tap *egress.TAP
+	var limit *egress.KernelGate
+	err = p.lab.Host(hostA).Do(func() (err error) {
+		if tap, err = egress.OpenTAP(egress.TAPConfig{Name: tapName, Bridge: lab.Bridge}); err != nil {
+			return err
+		}
+		if limit, err = egress.NewKernelGate(tapName); err != nil {
+			return errors.Join(err, tap.Close())
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, errors.Join(err, frames.Close())
+	}
+	gate, err := egress.NewGate(egress.Config{Guest: frames, Network: tap, Limit: limit, Clock: clock.Boot{}, MAC: mac, Log: p.Log})
+	if err != nil {
+		return nil, errors.Join(err, frames.Close(), tap.Close(), limit.Close())
+	}
+	return gate, nil
 }
 
 // checkGuest says what to do if the guest was not built.
