@@ -250,9 +250,10 @@ func (g *Guest) finishFill(f *filler) {
 // endFill forgets a filler that was released. The caller holds tracking.
 func (g *Guest) endFill(f *filler) error {
 	f.close()
+	err := g.saveRecord(roleGuest, fillDone)
 	g.fill.Store(nil)
 	g.driver.log.Info("all of the guest's memory is there", "faults", f.faults.Load())
-	return g.saveRecord(roleGuest, fillDone)
+	return err
 }
 
 // attach begins to track writes.
