@@ -60,7 +60,7 @@ func (s *Set) beforeOverwrite(disk epoch.DiskID, sector uint64, sectors uint32) 
 func (s *Set) StandBy(ctx context.Context) error {
 	s.mu.Lock()
 	s.settling = true
-	s.role, s.mode, s.owned, s.until = roleStandBy, ModeHold, false, 0
+	s.role, s.mode, s.owned, s.heir, s.until = roleStandBy, ModeHold, false, false, 0
 	s.changed.tell()
 	err := s.restLocked(ctx)
 	s.mu.Unlock()
@@ -312,17 +312,18 @@ func (s *Set) ReadSectors(disk epoch.DiskID, sector uint64, dst []byte) error {
 }
 
 // Activate makes the disks those of an owner whose guest is about to run from
-// the last commit. Nothing is written, and no request served, before Own. With
-// the shared store, reads too wait until the former owner's lock is got, unless
-// SetConfig.Unfenced says otherwise. overwrite may be nil.
-func (s *Set) Activate(_ context.Context, overwrite func(disk epoch.DiskID, sector uint64, sectors uint32) error) error {
+// the last commit. Nothing is written, and no request served, before Own. After
+// Own it waits until a shared store's lock is got from the former owner, unless
+// SetConfig.Unfenced says otherwise; before it, reads wait for that. After an
+// error it may be called again. overwrite may be nil.
+func (s *Set) Activate(ctx context.Context, overwrite func(disk epoch.DiskID, sector uint64, sectors uint32) error) error {
 	s.mu.Lock()
 	if s.settling || s.role != roleStandBy && s.role != roleOwner {
 		s.mu.Unlock()
 		return errors.New("activating the disks: this host does not stand by for the guest")
 	}
-	if s.role == roleStandBy {
-		s.role, s.mode, s.owned, s.quiet = roleOwner, ModeHold, false, false
+	if s.role == roleStandBy || s.heir {
+		s.role, s.mode, s.owned, s.quiet, s.heir = roleOwner, ModeHold, s.heir, false, false
 		s.asOf, s.before = s.held.next, s.held.next
 		s.releaseAllLocked()
 		s.index.Forget()
@@ -339,7 +340,11 @@ func (s *Set) Activate(_ context.Context, overwrite func(disk epoch.DiskID, sect
 	}
 	s.changed.tell()
 	s.kick()
+	err := s.fencedLocked(ctx)
 	s.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("activating the disks: %w", err)
+	}
 	for _, d := range s.disks {
 		s.mu.Lock()
 		front := d.front
@@ -349,6 +354,21 @@ func (s *Set) Activate(_ context.Context, overwrite func(disk epoch.DiskID, sect
 		}
 		if err := d.Attach(front); err != nil {
 			return fmt.Errorf("activating the disks: %w", err)
+		}
+	}
+	return nil
+}
+
+// fencedLocked waits until no other host can write to our disks any more.
+func (s *Set) fencedLocked(ctx context.Context) error {
+	for _, d := range s.disks {
+		for s.owned && !s.unfenced && d.shared && !d.info.ReadOnly && !d.acquired {
+			if s.closed {
+				return ErrClosed
+			}
+			if err := s.waitLocked(ctx); err != nil {
+				return fmt.Errorf("disk %d: another host may still write to it: %w", d.id, errors.Join(err, d.problem))
+			}
 		}
 	}
 	return nil

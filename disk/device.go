@@ -222,7 +222,7 @@ func (d *Device) take(i uint64, e *entry) {
 // holdsLocked reports whether changes are accepted into the held log now.
 func (d *Device) holdsLocked() bool {
 	s := d.set
-	if s.closed || s.role != roleOwner || s.quiet || s.settling || d.info.ReadOnly {
+	if s.closed || s.role != roleOwner || s.heir || s.quiet || s.settling || d.info.ReadOnly {
 		return false
 	}
 	return s.mode == ModeHold || s.mode == ModePass && s.unfenced && d.shared && !d.acquired
@@ -371,7 +371,7 @@ func (d *Device) read(ctx context.Context, r *Request) error {
 
 func (d *Device) readableLocked() bool {
 	s := d.set
-	return !s.closed && s.role == roleOwner && !s.quiet && !s.settling && (d.acquired || s.unfenced || d.info.ReadOnly)
+	return !s.closed && s.role == roleOwner && !s.heir && !s.quiet && !s.settling && (d.acquired || s.unfenced || d.info.ReadOnly)
 }
 
 // gap is a run of sectors that the store has the newest bytes of.

@@ -60,9 +60,10 @@ type seal struct {
 // It is called before the guest runs here, at every new generation, and after a
 // Quiesce that led to nothing.
 //
-// A backup's disks that are owned without Activate are those of a guest that is
-// started anew: what was kept of its former life is worth nothing on a shared
-// disk, where its owner went on writing, and goes on to a copy of our own.
+// A backup's disks wait for Activate after it, or for Hold or Pass. Without
+// Activate they are those of a guest that is started anew: what was kept of its
+// former life is worth nothing on a shared disk, where its owner went on writing,
+// and goes on to a copy of our own.
 func (s *Set) Own(g epoch.Generation) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -70,10 +71,7 @@ func (s *Set) Own(g epoch.Generation) {
 		return
 	}
 	if s.role == roleStandBy {
-		s.dropSharedLocked()
-		s.role, s.asOf = roleOwner, ^uint64(0)
-		s.releaseAllLocked()
-		s.index.Forget()
+		s.heir = true
 	}
 	s.role, s.owned, s.quiet, s.generation = roleOwner, true, false, g
 	s.held.j.word(wordGeneration).Store(uint64(g))
@@ -249,6 +247,12 @@ func (s *Set) enter(m Mode) {
 		s.log.Error("the disks of a guest that runs elsewhere were to be used", "mode", m.String())
 		return
 	}
+	if s.heir {
+		s.heir, s.asOf = false, ^uint64(0)
+		s.dropSharedLocked()
+		s.releaseAllLocked()
+		s.index.Forget()
+	}
 	s.mode = m
 	s.spare = append(s.spare, s.seals...)
 	s.seals, s.last, s.pressed = s.seals[:0], 0, false
@@ -309,7 +313,7 @@ func (s *Set) Allow(until clock.Instant) error {
 // moment.
 func (d *Device) mayWriteLocked() bool {
 	s := d.set
-	if s.closed || s.quiet || s.settling || d.info.ReadOnly {
+	if s.closed || s.quiet || s.settling || s.heir || d.info.ReadOnly {
 		return false
 	}
 	switch s.role {

@@ -92,6 +92,7 @@ type Set struct {
 	role       role
 	mode       Mode
 	owned      bool // Own was called: the stores are acquired
+	heir       bool // Own found a backup's disks, and whether Activate follows is not known yet: nothing is begun
 	quiet      bool // Quiesce: nothing is begun
 	settling   bool // StandBy is under way: nothing is begun
 	closed     bool
