@@ -223,13 +223,17 @@ func (ix *Index) Forget() {
 	ix.recent.floor = ix.recent.last // what is under way now began before
 }
 
-// Redirtied moves into set, which is over an image of Config.Pages, the pages
-// that must be sent again.
+// Redirtied moves into set the pages that must be sent again. The image it is
+// over may be smaller than Config.Pages says, which is known before the guest is.
 func (ix *Index) Redirtied(set *epoch.PageSet) {
 	ix.mu.Lock()
 	defer ix.mu.Unlock()
 	if ix.redirty {
-		set.Union(ix.redirtied)
+		for first, count := range ix.redirtied.Runs {
+			if uint64(first) < set.Pages() {
+				set.AddRange(first, min(count, set.Pages()-uint64(first)))
+			}
+		}
 		ix.redirtied.Clear()
 		ix.redirty = false
 	}

@@ -1,6 +1,7 @@
 package exclusion
 
 import (
+	"bytes"
 	"sync"
 	"testing"
 
@@ -437,5 +438,22 @@ func TestTrafficBesideAnEncoder(t *testing.T) {
 	ix.Void()
 	if ix.Outstanding() != 0 || ix.Stats().Outstanding != 0 {
 		t.Errorf("%d outstanding", ix.Outstanding())
+	}
+}
+
+// TestAGuestMayBeSmallerThanItsIndex: the index is made before the guest is
+// known, with room for its largest image.
+func TestAGuestMayBeSmallerThanItsIndex(t *testing.T) {
+	ix := NewIndex(Config{Pages: 100, Key: 1})
+	page := bytes.Repeat([]byte{7, 1}, epoch.PageSize/2)
+	ix.ReadLanded(ix.ReadBegins(), 0, 8, 3, page)
+	if _, out := ix.Encoding(1).Exclude(3, page, false); !out {
+		t.Fatal("the page was not left out")
+	}
+	ix.Void()
+	set := epoch.NewPageSet(50)
+	ix.Redirtied(set)
+	if !set.Contains(3) || set.Count() != 1 {
+		t.Errorf("%d pages are to be sent again, want page 3", set.Count())
 	}
 }
