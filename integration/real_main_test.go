@@ -25,6 +25,7 @@ import (
 
 	"understudy/config"
 	"understudy/demo/world"
+	"understudy/guest/image"
 	"understudy/host"
 	"understudy/ownership"
 )
@@ -66,9 +67,13 @@ func newReal(t *testing.T, prefix string, guests ...world.Guest) *real {
 	if err != nil {
 		t.Fatal(err)
 	}
+	small, err := image.Small(t.Context(), images)
+	if err != nil {
+		t.Fatal(err)
+	}
 	q, err := world.NewQEMU(world.QEMUOptions{
 		Options: world.Options{Daemon: filepath.Join(programs, "understudyd"), Profile: config.Standard, Guests: guests, Prefix: prefix},
-		Kernel:  filepath.Join(images, "vmlinuz"), Initrd: filepath.Join(images, "initrd"),
+		Kernel:  filepath.Join(images, "vmlinuz"), Initrd: filepath.Join(images, "initrd"), Image: small,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -35,6 +35,18 @@ type served struct {
 	copies  bool // each host has its own
 }
 
+// Settled is disk.Set's, and says no while a hypervisor has yet to find our
+// sockets again, after this process was started anew under a guest: the requests
+// in flight are in nobody's hands then.
+func (s *served) Settled() bool {
+	for _, one := range s.servers {
+		if !one.Connected() {
+			return false
+		}
+	}
+	return s.Set.Settled()
+}
+
 // Close ends the front ends, then the disks.
 func (s *served) Close() error {
 	var errs []error
