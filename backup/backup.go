@@ -289,6 +289,9 @@ func (b *Backup) commit(ctx context.Context) Event {
 	s := b.session
 	stage := b.decoder.Stage()
 	stage.EachRun(b.table.Supersede)
+	for _, r := range stage.References() { // one that is true now may stand in for one that is not
+		b.table.Supersede(r.Page, 1)
+	}
 	if err := b.table.Bad(); err != nil && s.kind == epoch.KindCheckpoint {
 		return b.giveUp(fmt.Errorf("a page cannot be rebuilt: %w", err))
 	}
