@@ -7,7 +7,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
+	"sync"
 	"time"
 
 	"understudy/checkpoint"
@@ -122,17 +124,7 @@ func (k keeper) changed(d checkpoint.Disk) (pin store.PinRecord, since bool, err
 // release ends that.
 func (h history) Blocks(marked []checkpoint.Disk) (_ checkpoint.Blocks, release func(), err error) {
 	b := make(blocks, len(h.keepers))
-	var opened []*store.Pin
-	release = func() {
-		for _, p := range opened {
-			p.Close()
-		}
-	}
-	defer func() {
-		if err != nil {
-			release()
-		}
-	}()
+	var views []*view
 	for i, k := range h.keepers {
 		b[i] = k.File
 		at := slices.IndexFunc(marked, func(d checkpoint.Disk) bool { return int(d.ID) == i })
@@ -143,21 +135,77 @@ func (h history) Blocks(marked []checkpoint.Disk) (_ checkpoint.Blocks, release 
 		if err != nil {
 			return nil, nil, fmt.Errorf("disk %d: %w", i, err)
 		}
-		if r.Path == "" || r.Broken != "" {
-			continue
-		}
-		pin := k.armed(r.ID)
-		if pin == nil { // this host is not the writer
-			if pin, err = store.OpenPin(r.Path); err != nil {
-				return nil, nil, fmt.Errorf("disk %d: %w", i, err)
-			}
-			opened = append(opened, pin)
-		}
-		if b[i], err = pin.View(k.File); err != nil {
-			return nil, nil, fmt.Errorf("disk %d: %w", i, err)
+		if r.Path != "" && r.Broken == "" {
+			v := &view{keeper: k, pin: r}
+			views, b[i] = append(views, v), v
 		}
 	}
-	return b, release, nil
+	return b, func() {
+		for _, v := range views {
+			v.close()
+		}
+	}, nil
+}
+
+// view is a disk as it was when it was pinned. Who keeps the pin may change while
+// it is read: this host as the disk's writer, or nobody, who has it in a file.
+type view struct {
+	keeper
+	pin store.PinRecord
+
+	mu     sync.Mutex
+	live   *store.Pin // armed here when at was made; nil: opened is used
+	opened *store.Pin
+	at     *store.PinView
+}
+
+// ReadAt reads whole sectors.
+func (v *view) ReadAt(p []byte, sector uint64) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if err := v.look(); err != nil {
+		return err
+	}
+	err := v.at.ReadAt(p, sector)
+	if !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	if err := v.look(); err != nil { // it was let go in between
+		return err
+	}
+	return v.at.ReadAt(p, sector)
+}
+
+// look makes the view anew if somebody else keeps the pin now.
+func (v *view) look() (err error) {
+	armed := v.armed(v.pin.ID)
+	if v.at != nil && armed == v.live {
+		return nil
+	}
+	v.forget()
+	from := armed
+	if from == nil {
+		if v.opened, err = store.OpenPin(v.pin.Path); err != nil {
+			return err
+		}
+		from = v.opened
+	}
+	v.live = armed
+	v.at, err = from.View(v.File)
+	return err
+}
+
+func (v *view) forget() {
+	if v.opened != nil {
+		v.opened.Close()
+	}
+	v.live, v.opened, v.at = nil, nil, nil
+}
+
+func (v *view) close() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.forget()
 }
 
 func (k keeper) armed(id store.PinID) *store.Pin {
