@@ -43,6 +43,16 @@ type Totals struct {
 	DeltaPages  uint64 `json:"delta_pages"`
 	PackedPages uint64 `json:"packed_pages"` // compressed
 	RawPages    uint64 `json:"raw_pages"`
+	// ReferencePages travelled as the name of a disk block, CopyPages as that of
+	// an equal page. DiskWrites were sent with WriteBytes of data, of which
+	// WritePageBytes travelled as the name of a page; SyncBytes brought a copy of
+	// the disks up to date.
+	ReferencePages uint64 `json:"reference_pages"`
+	CopyPages      uint64 `json:"copy_pages"`
+	DiskWrites     uint64 `json:"disk_writes"`
+	WriteBytes     uint64 `json:"write_bytes"`
+	WritePageBytes uint64 `json:"write_page_bytes"`
+	SyncBytes      uint64 `json:"sync_bytes"`
 }
 
 // Percentiles summarise the last samples of a duration.
@@ -154,6 +164,12 @@ func (s *stats) sent(e epoch.EpochStats) {
 	t.DeltaPages += e.DeltaPages
 	t.PackedPages += e.PackedPages
 	t.RawPages += e.RawPages
+	t.ReferencePages += e.ReferencePages
+	t.CopyPages += e.CopyPages
+	t.DiskWrites += e.Writes
+	t.WriteBytes += e.WriteBytes
+	t.WritePageBytes += e.WritePageBytes
+	t.SyncBytes += e.SyncBytes
 }
 
 func (s *stats) connected(peer ownership.HostID, image epoch.Incarnation) {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"understudy/disk"
 	"understudy/host"
 	"understudy/ownership"
 	"understudy/primary"
@@ -67,6 +68,12 @@ func printStatus(w io.Writer, r status.Report) error {
 				left = 100 * (1 - float64(t.WireBytes)/float64(t.RawBytes))
 			}
 			p("  sent\t%s for %s of dirty pages (%.0f%% left out)\n", size(t.WireBytes), size(t.RawBytes), left)
+			if x := g.Excluded; x != nil {
+				p("  not sent\t%d pages read from the disk, %d found on it by content, %d equal to another, %d zero, %d unchanged\n",
+					x.Mapped, x.Indexed, x.Copied, t.ZeroPages, t.SamePages)
+				p("  sent all the same\t%d on no disk, %d changed since, %d whose block was overwritten, %d not verified there, %d past the limit\n",
+					x.Unknown, x.Changed, x.Overwritten, x.Unverified, x.Full)
+			}
 			p("  held output\t%d frames, %s\n", s.Held, size(uint64(max(0, s.HeldBytes))))
 			if s.LinkError != "" {
 				p("  last trouble\t%s\n", s.LinkError)
@@ -74,6 +81,9 @@ func printStatus(w io.Writer, r status.Report) error {
 		}
 		if s := g.Backup; s != nil {
 			p("  image\t%s, epoch %d, committed %v ago, could take over: %v\n", s.State, s.Epoch, s.EpochAge.Round(time.Millisecond), s.InSync)
+		}
+		if d := g.Disks; d != nil {
+			printDisks(p, *d)
 		}
 		if g.Problem != "" {
 			p("  problem\t%s\n", g.Problem)
@@ -83,6 +93,26 @@ func printStatus(w io.Writer, r status.Report) error {
 		}
 	}
 	return t.Flush()
+}
+
+func printDisks(p func(format string, a ...any), d disk.Status) {
+	p("  held writes\t%d, %s of at most %s (%s)\n", d.Writes, size(d.Bytes), size(d.Limit), d.Mode)
+	for i, one := range d.Disks {
+		state := "read here"
+		switch {
+		case one.Waiting:
+			state = "waits until another host lets go of it"
+		case one.Writer:
+			state = "written here"
+		}
+		if one.Differ+one.Compare > 0 {
+			state += fmt.Sprintf("; the backup's copy: %s to compare, %s to send", size(one.Compare), size(one.Differ))
+		}
+		p("  disk %d\t%s, %s, %s\n", i, size(one.Sectors*512), one.Store, state)
+	}
+	if d.Problem != "" {
+		p("  disk trouble\t%s\n", d.Problem)
+	}
 }
 
 // protectedText is the first thing an operator wants to know.

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"understudy/backup"
+	"understudy/disk"
+	"understudy/exclusion"
 	"understudy/host"
 	"understudy/ownership"
 	"understudy/primary"
@@ -55,7 +57,10 @@ func report() status.Report {
 				Primary: &primary.Status{Mode: primary.ModeProtected, ModeFor: 90 * time.Second, Backup: "beta",
 					Epoch: 4711, EpochAge: 21 * ms, Pause: primary.Percentiles{Median: 1234 * us, P99: 5678 * us},
 					Lag: primary.Percentiles{Median: 2500 * us, P99: 9 * ms}, Held: 3, HeldBytes: 4242,
-					Totals: primary.Totals{RawBytes: 10 << 20, WireBytes: 1 << 20}, LinkError: "session closed by the peer"}},
+					Totals: primary.Totals{RawBytes: 10 << 20, WireBytes: 1 << 20, ZeroPages: 5, SamePages: 6}, LinkError: "session closed by the peer"},
+				Excluded: &exclusion.Stats{Mapped: 1200, Indexed: 30, Copied: 4, Unknown: 77, Changed: 8, Overwritten: 9},
+				Disks: &disk.Status{Mode: "hold", Writes: 12, Bytes: 48 << 10, Limit: 64 << 20, Problem: "disk 0: no space left on device",
+					Disks: []disk.DiskStatus{{Sectors: 8 << 20, Store: "replicated", Writer: true, Differ: 64 << 10}}}},
 		},
 	}
 }
@@ -82,8 +87,13 @@ guest          web
   pause        1.23ms median, 5.68ms p99
   commit lag   2.5ms median, 9ms p99
   sent         1.0 MiB for 10.0 MiB of dirty pages (90% left out)
+  not sent     1200 pages read from the disk, 30 found on it by content, 4 equal to another, 5 zero, 6 unchanged
+  sent all the same 77 on no disk, 8 changed since, 9 whose block was overwritten, 0 not verified there, 0 past the limit
   held output  3 frames, 4.1 KiB
   last trouble session closed by the peer
+  held writes  12, 48.0 KiB of at most 64.0 MiB (hold)
+  disk 0       4.0 GiB, replicated, written here; the backup's copy: 0 B to compare, 64.0 KiB to send
+  disk trouble disk 0: no space left on device
   way out      network 52:54:00:12:34:56: held until its epoch is committed
   way out      disk /srv/web.raw: read only
 `
