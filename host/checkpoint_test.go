@@ -497,3 +497,31 @@ func TestAFileOfAnotherGuestIsRefused(t *testing.T) {
 	_, err = s.host.SaveCheckpoint(t.Context(), "web", SaveRequest{File: "/x"}, nil)
 	s.refused(err, "is not run by host a (its role here: stopped)")
 }
+
+// TestAnOperatorWhoGoesAwayStopsNothing: while the disks of a guest that is to
+// stop with its save cannot be drained, it stands still; given up, it runs on.
+func TestAnOperatorWhoGoesAwayStopsNothing(t *testing.T) {
+	s := newScene(t)
+	s.disk.fails = "drain"
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		_, err := s.host.SaveCheckpoint(ctx, "web", SaveRequest{File: filepath.Join(s.dir, "f"), Stop: true}, nil)
+		ended <- err
+	}()
+	s.until("the disks are to be drained", func() bool { return s.disk.has("drain") })
+	at := s.counter()
+	time.Sleep(5 * time.Millisecond)
+	if now := s.counter(); now != at {
+		t.Errorf("the guest went on from step %d to %d after its save", at, now)
+	}
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	s.counts(at + 50)
+	s.disk.mu.Lock()
+	s.disk.fails = ""
+	s.disk.mu.Unlock()
+	s.stop()
+}
