@@ -71,6 +71,7 @@ type stage struct {
 
 	measured []measure
 	mode     config.DiskMode // of the guest's disk
+	unfenced bool            // a shared disk is used before the other host is known to have let go
 }
 
 // measure is one figure for people.
@@ -97,7 +98,8 @@ func (s *stage) measures() string {
 // play tells one story. After one that failed the next gets a new pair.
 func (s *stage) play(t *testing.T, tell func(*stage)) {
 	if s.real == nil {
-		s.real = newReal(t, storyPrefix, world.Guest{Name: web, Home: world.HostA, Memory: 256 * config.MiB, Machine: "q35", Disk: s.mode})
+		s.real = newReal(t, storyPrefix, world.Guest{Name: web, Home: world.HostA, Memory: 256 * config.MiB, Machine: "q35",
+			Disk: s.mode, Unfenced: s.unfenced})
 	}
 	s.t, s.began = t, time.Now()
 	defer func() {
