@@ -65,7 +65,7 @@ func (h *history) match(sector uint64, content []byte) (lowest, highest int, ok 
 // checkDurable says what is wrong with a disk after a loss of power, if
 // anything is: it holds what was never written or not allowed yet, or something
 // from behind a barrier and not all from before it (RULES 13).
-func (h *history) checkDurable(durable []byte) error {
+func (h *history) checkDurable(durable []byte, barriers bool) error {
 	var high [sectors]int
 	newest := 0
 	for s := range uint64(sectors) {
@@ -74,6 +74,9 @@ func (h *history) checkDurable(durable []byte) error {
 			return fmt.Errorf("sector %d holds %x, which must not be there: of %d changes %d may be on the disk", s, durable[s*512:][:8], len(h.versions), h.limit())
 		}
 		high[s], newest = hi, max(newest, lo)
+	}
+	if !barriers {
+		return nil
 	}
 	barrier := 0
 	for i := range max(newest-1, 0) {

@@ -402,14 +402,14 @@ func (w *world) fall(h *host) {
 		h.losePower()
 	}
 	if w.plan.side == ownerDies {
-		w.checkDurable(h)
+		w.checkDurable(h, true)
 	}
 }
 
 // checkDurable looks at a host's disks after a loss of power.
-func (w *world) checkDurable(h *host) {
+func (w *world) checkDurable(h *host, barriers bool) {
 	for d := range disks {
-		if err := w.history[d].checkDurable(h.media[d].Durable()); err != nil {
+		if err := w.history[d].checkDurable(h.media[d].Durable(), barriers); err != nil {
 			w.violated("disk %d of host %s after a loss of power: %w", d, h.name, err)
 		}
 	}
