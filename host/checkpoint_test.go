@@ -209,6 +209,14 @@ func (d *oneDisk) Rollback(_ context.Context, _ epoch.Generation, marked []check
 	return d.do("rollback")
 }
 
+// Whole has it that a rollback which failed was begun.
+func (d *oneDisk) Whole() error {
+	if d.fails == "rollback" && d.has("rollback") {
+		return errors.New("half rolled back")
+	}
+	return nil
+}
+
 func (d *oneDisk) write(stamp string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -364,6 +372,27 @@ func TestAGuestGoesOnFromWhereItWasPinned(t *testing.T) {
 	s.must(s.host.RemoveCheckpoint(t.Context(), "web", filepath.Join(s.dir, "f"), false))
 	if !s.disk.has("unpin") {
 		t.Error("the pin was not ended")
+	}
+}
+
+func TestADiskHalfRolledBackIsNotBootedFrom(t *testing.T) {
+	s := newScene(t)
+	_, err := s.save("f", SaveRequest{Pin: true})
+	s.must(err)
+	s.disk.write("two")
+	s.stop()
+	s.disk.fails = "rollback"
+	_, err = s.restore("f", false)
+	s.refused(err, "restore again to resume that: rollback failed")
+	s.role("stopped")
+	_, err = s.host.Start(t.Context(), "web")
+	s.refused(err, `guest "web" is not booted: half rolled back`)
+	s.disk.mu.Lock()
+	s.disk.fails, s.disk.stamp = "", "three"
+	s.disk.mu.Unlock()
+	back, err := s.restore("f", false)
+	if err != nil || !back.RolledBack {
+		t.Errorf("%+v, %v", back, err)
 	}
 }
 

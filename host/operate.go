@@ -189,8 +189,22 @@ func (h *Host) Start(ctx context.Context, guest string) (ownership.Guest, error)
 	if m.Copies && state.Generation != 0 && state.Owner != h.cfg.Self {
 		return state, m.notOurCopy(state)
 	}
+	if err := m.whole(); err != nil {
+		return state, err
+	}
 	// The manager finds itself the owner of a guest that is nowhere, and boots it.
 	return m.propose(ctx, state, ownership.Start, ownership.Backup{})
+}
+
+// whole says why the guest must not be booted from its disks.
+func (m *manager) whole() error {
+	if m.History == nil {
+		return nil
+	}
+	if err := m.History.Whole(); err != nil {
+		return fmt.Errorf("guest %q is not booted: %w", m.Name, err)
+	}
+	return nil
 }
 
 // notOurCopy: only the owner's copies are known to be whole. Nothing kept ours up

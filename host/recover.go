@@ -75,6 +75,9 @@ func (m *manager) boot(ctx context.Context, state ownership.Guest) error {
 	if err := m.end(ctx); err != nil {
 		return err
 	}
+	if err := m.whole(); err != nil {
+		return err
+	}
 	guest, err := m.Driver.Start(ctx)
 	if err != nil {
 		return fmt.Errorf("start the guest: %w", err)

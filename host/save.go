@@ -45,6 +45,9 @@ type History interface {
 	// Rollback makes the disks what they were when marked. Nobody uses them, and
 	// this host owned the guest last, in generation g.
 	Rollback(ctx context.Context, g epoch.Generation, marked []checkpoint.Disk) error
+	// Whole says why the guest must not be booted from the disks: a rollback was
+	// begun and has not ended.
+	Whole() error
 	// Unpin ends the pins in files that PinPath names. g is as for Rollback, for
 	// disks that this host is not the writer of now; 0: it must be.
 	Unpin(ctx context.Context, g epoch.Generation, pins string) error

@@ -105,6 +105,22 @@ func (h history) Conditions() (now []checkpoint.DiskCondition, err error) {
 	return now, nil
 }
 
+// Whole says which disk must not be used, since its rollback has not ended.
+func (h history) Whole() error {
+	for i, k := range h.keepers {
+		r, err := k.Record()
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("disk %d: %w", i, err)
+		}
+		for _, p := range r.Pins {
+			if p.ID == r.Rolling {
+				return fmt.Errorf("disk %d (%s): %w: the one of pin %s", i, k.path, store.ErrTorn, p.Path)
+			}
+		}
+	}
+	return nil
+}
+
 // changed returns the pin of a disk that was written to since it was marked, and
 // "" for one that was not, or has none any more.
 func (k keeper) changed(d checkpoint.Disk) (pin store.PinRecord, since bool, err error) {
@@ -235,7 +251,7 @@ const lockTime = 5 * time.Second
 func (k keeper) asWriter(ctx context.Context, g epoch.Generation, f func() error) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, lockTime)
 	defer cancel()
-	if err := k.Acquire(ctx, g); err != nil {
+	if err := k.AcquireTorn(ctx, g); err != nil {
 		return err
 	}
 	if k.Shared() { // a copy of our own stays locked

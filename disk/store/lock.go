@@ -36,6 +36,9 @@ const (
 // overtaken.
 var ErrStale = errors.New("a newer owner has had the disk")
 
+// ErrTorn is returned by Acquire for a disk that was being rolled back.
+var ErrTorn = errors.New("a rollback of the disk was begun and has not ended: restore the checkpoint file again")
+
 // ErrLocked says that another process has the disk.
 var ErrLocked = errors.New("the disk is locked by another process")
 
@@ -62,14 +65,25 @@ func (f *File) Fencing() string {
 // of another owner, is refused with ErrStale. The record says g before the first
 // write: a takeover does not wait for it. It may be called again with a higher
 // generation.
+//
+// A disk whose rollback was begun and has not ended is refused with ErrTorn.
 func (f *File) Acquire(ctx context.Context, g epoch.Generation) error {
-	if err := f.acquire(ctx, g); err != nil {
+	return f.acquire(ctx, g, false)
+}
+
+// AcquireTorn is Acquire for whoever begins a rollback, or brings it to its end.
+func (f *File) AcquireTorn(ctx context.Context, g epoch.Generation) error {
+	return f.acquire(ctx, g, true)
+}
+
+func (f *File) acquire(ctx context.Context, g epoch.Generation, torn bool) error {
+	if err := f.lockAndBecome(ctx, g, torn); err != nil {
 		return fmt.Errorf("become the writer of disk %s in generation %d: %w", f.cfg.Path, g, err)
 	}
 	return nil
 }
 
-func (f *File) acquire(ctx context.Context, g epoch.Generation) error {
+func (f *File) lockAndBecome(ctx context.Context, g epoch.Generation, torn bool) error {
 	select {
 	case f.acquiring <- struct{}{}:
 	case <-ctx.Done():
@@ -84,7 +98,7 @@ func (f *File) acquire(ctx context.Context, g epoch.Generation) error {
 	}
 	f.gate.Lock()
 	defer f.gate.Unlock()
-	err := f.become(g)
+	err := f.become(g, torn)
 	if err != nil && f.cfg.Shared && !f.writer {
 		f.letGo()
 	}
@@ -105,7 +119,7 @@ func (f *File) letGo() {
 }
 
 // become makes us the writer. The lock is held, and the gate.
-func (f *File) become(g epoch.Generation) error {
+func (f *File) become(g epoch.Generation, torn bool) error {
 	if f.closed {
 		return ErrClosed
 	}
@@ -116,6 +130,8 @@ func (f *File) become(g epoch.Generation) error {
 	next := f.record
 	f.mu.Unlock()
 	switch {
+	case next.Rolling != (PinID{}) && !torn:
+		return fmt.Errorf("%w: to pin %s", ErrTorn, next.Rolling)
 	case g < next.Generation:
 		return fmt.Errorf("%w: generation %d, owner %s, since %v", ErrStale, next.Generation, next.Owner, next.Since)
 	case g == next.Generation && next.Owner != "" && f.cfg.Host != "" && next.Owner != f.cfg.Host:

@@ -248,6 +248,9 @@ func (f *File) Unpin(id PinID) error {
 	if i < 0 {
 		return fmt.Errorf("unpin disk %s: no pin %s is armed", f.cfg.Path, id)
 	}
+	if f.record.Rolling == id {
+		return fmt.Errorf("unpin disk %s: %w", f.cfg.Path, ErrTorn)
+	}
 	next := f.record
 	gone := next.Pins[i].Path
 	next.Pins = slices.Delete(slices.Clone(next.Pins), i, i+1)

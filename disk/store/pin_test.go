@@ -299,3 +299,51 @@ func FuzzPin(f *testing.F) {
 		}
 	})
 }
+
+// TestADiskHalfRolledBackIsNobodys: after a crash in a rollback only another
+// rollback gets the disk, on whatever host, until one has ended.
+func TestADiskHalfRolledBackIsNobodys(t *testing.T) {
+	dir := t.TempDir()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	cfg := Config{Path: makeFile(t, dir, 64), Shared: true, Direct: DirectNever, Host: "alpha"}
+	f := open(t, cfg)
+	must(f.Acquire(t.Context(), 1))
+	old := bytes.Repeat([]byte{1}, 4096)
+	must(f.WriteAt(old, 0))
+	pin, err := f.Pin(filepath.Join(dir, "pin"), 0)
+	must(err)
+	must(f.WriteAt(make([]byte, 4096), 0))
+	must(f.beginRolling(pin.ID)) // and dies
+	must(f.Release())
+	must(f.Close())
+
+	f, err = Open(cfg)
+	must(err)
+	t.Cleanup(func() { _ = f.Close() })
+	for range 2 {
+		if err := f.Acquire(t.Context(), 2); !errors.Is(err, ErrTorn) {
+			t.Fatalf("got %v, want ErrTorn", err)
+		}
+		if err := f.WriteAt(old, 8); !errors.Is(err, ErrNotWriter) {
+			t.Fatalf("a write to it: %v", err)
+		}
+	}
+	must(f.AcquireTorn(t.Context(), 1))
+	if err := f.Unpin(pin.ID); !errors.Is(err, ErrTorn) {
+		t.Errorf("its pin was ended: %v", err)
+	}
+	must(f.Pins()[0].Rollback(f))
+	must(f.Release())
+	must(f.Acquire(t.Context(), 2))
+	got := make([]byte, 4096)
+	must(f.ReadAt(got, 0))
+	if !bytes.Equal(got, old) {
+		t.Error("the disk is not what it was")
+	}
+	must(f.Unpin(pin.ID))
+}

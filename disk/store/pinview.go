@@ -151,8 +151,9 @@ type Target interface {
 }
 
 // Rollback makes the disk what it was when it was pinned; nobody else may write
-// to it meanwhile. After a crash in the middle it is called again. The pin stays
-// armed. A *File has its old write stamp again at the end.
+// to it meanwhile. After a crash in the middle it is called again; until it has
+// ended only AcquireTorn gets a *File. The pin stays armed. A *File has its old
+// write stamp again at the end.
 func (p *Pin) Rollback(disk Target) error {
 	if err := p.rollback(disk); err != nil {
 		return fmt.Errorf("roll back to pin %s: %w", p.Path, err)
@@ -168,6 +169,12 @@ func (p *Pin) rollback(disk Target) error {
 	live.mu.RLock()
 	end := live.end
 	live.mu.RUnlock()
+	f, recorded := disk.(*File)
+	if recorded {
+		if err := f.beginRolling(live.ID); err != nil {
+			return err
+		}
+	}
 	// Nothing of it is kept once more: all these blocks are.
 	_, read, err := scanPin(live.file, end, func(c oldContent, _ int64) error {
 		if c.kind == recordZero {
@@ -187,10 +194,24 @@ func (p *Pin) rollback(disk Target) error {
 	if err := live.whole(); err != nil {
 		return err
 	}
-	if f, ok := disk.(*File); ok {
+	if recorded {
 		return f.restoreStamp(live.Stamp)
 	}
 	return nil
+}
+
+// beginRolling notes, durably, that the disk is about to be neither old nor new.
+func (f *File) beginRolling(id PinID) error {
+	f.gate.Lock()
+	defer f.gate.Unlock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.known {
+		return ErrNotWriter
+	}
+	next := f.record
+	next.Rolling = id
+	return f.saveLocked(next)
 }
 
 // restoreStamp says that the disk is again what it was under a stamp.
@@ -203,7 +224,7 @@ func (f *File) restoreStamp(s Stamp) error {
 		return errors.Join(errors.New("the disk was let go meanwhile"), ErrNotWriter)
 	}
 	next := f.record
-	next.Stamp = s
+	next.Stamp, next.Rolling = s, PinID{}
 	if err := f.saveLocked(next); err != nil {
 		return err
 	}

@@ -43,6 +43,9 @@ type Record struct {
 	// Complete: a replicated disk's copy is known to be whole (SetComplete).
 	Complete bool        `json:"complete"`
 	Pins     []PinRecord `json:"pins,omitempty"`
+	// Rolling: a rollback to this pin was begun and has not ended; the disk is
+	// neither what it was nor what it is to be (AcquireTorn).
+	Rolling PinID `json:"rolling,omitzero"`
 }
 
 // PinRecord names an armed pin.
