@@ -5,6 +5,7 @@
 #   make test       everything: lint, unit tests, real guests, with the race detector
 #   make failovers  fifty failovers in a row
 #   make bench      figures, into build/bench.json
+#   make bench-disk the disk's speed beside QEMU's own, into build/bench-disk.json
 #   make lint fuzz guest guest-big clean
 
 GO            ?= go
@@ -20,7 +21,7 @@ BENCH_FLAGS   ?=
 GOTEST := $(GO) test -race -p 2 -timeout 12m
 
 .NOTPARALLEL:
-.PHONY: all build guest guest-big demo test failovers bench lint fuzz setup clean
+.PHONY: all build guest guest-big demo test failovers bench bench-disk lint fuzz setup clean
 
 all: build
 
@@ -49,6 +50,11 @@ failovers: setup build guest
 
 bench: setup guest
 	$(GO) run ./integration/bench --report build/bench.json $(BENCH_FLAGS)
+
+bench-disk: setup guest
+	@mkdir -p bin
+	$(GO) build -o bin/diskbench ./integration/diskbench
+	bin/diskbench -report build/bench-disk.json $(BENCH_FLAGS)
 
 lint: $(GOLANGCI_LINT)
 	@unformatted=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \
