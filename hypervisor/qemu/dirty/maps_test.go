@@ -79,7 +79,7 @@ func FuzzParseMaps(f *testing.F) {
 // A file mapped in pieces, out of order and with a part twice, is found whole.
 func TestFileRegions(t *testing.T) {
 	const page = epoch.PageSize
-	f := memfd(t, 16)
+	f := shmFile(t, 16)
 	mapAt := func(offset, length int64) uint64 {
 		b, err := unix.Mmap(int(f.Fd()), offset, int(length), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 		must(t, err)
@@ -108,7 +108,7 @@ func TestFileRegions(t *testing.T) {
 			t.Errorf("address %#x is frame %d, want %d (regions %v)", addr, at(addr), frame, regions)
 		}
 	}
-	if _, err := FileRegions(os.Getpid(), memfd(t, 1), 0); err == nil {
+	if _, err := FileRegions(os.Getpid(), shmFile(t, 1), 0); err == nil {
 		t.Fatal("a file that is not mapped was accepted")
 	}
 }

@@ -11,7 +11,7 @@
 //
 // What the scan cannot see: writes through other mappings of the same file
 // (our own disk back end reports those itself), and pages that were emptied
-// (see Holes, and do not let the target drop private memory).
+// (see Emptied, and do not let the target drop private memory).
 package dirty
 
 import (

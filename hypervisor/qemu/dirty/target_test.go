@@ -183,10 +183,7 @@ type target struct {
 // pages, as user and group uid, and with further files open.
 func startTarget(t testing.TB, pages uint64, uid uint32, also ...*os.File) *target {
 	t.Helper()
-	fd, err := unix.MemfdCreate("dirty-test", unix.MFD_CLOEXEC)
-	must(t, err)
-	tg := &target{t: t, file: os.NewFile(uintptr(fd), "memfd"), pages: pages}
-	must(t, tg.file.Truncate(int64(pages*epoch.PageSize)))
+	tg := &target{t: t, file: shmFile(t, pages), pages: pages}
 	tg.cmd = exec.Command("/proc/self/exe", "dirty-target", fmt.Sprint(pages))
 	tg.cmd.ExtraFiles = append([]*os.File{tg.file}, also...)
 	tg.cmd.Stderr = os.Stderr
