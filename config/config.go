@@ -9,7 +9,10 @@
 // of this project.
 package config
 
-import "slices"
+import (
+	"path/filepath"
+	"slices"
+)
 
 // Config is the whole file.
 type Config struct {
@@ -127,7 +130,8 @@ const (
 // Disk is one of a guest's disks.
 type Disk struct {
 	// Path is the image's file or block device; Paths overrides it on the
-	// hosts it names. A shared or replicated disk is raw.
+	// hosts it names. A name that ends in .qcow2 is a qcow2 image, every other
+	// is raw; a shared disk is raw.
 	Path  string            `toml:"path"`
 	Paths map[string]string `toml:"paths"`
 	Mode  DiskMode          `toml:"mode"`
@@ -148,6 +152,10 @@ func (d Disk) PathOn(host string) string {
 	}
 	return d.Path
 }
+
+// QCOW2 reports whether a path is that of a qcow2 image: by its name, since what
+// is in it may be the guest's doing.
+func (d Disk) QCOW2(path string) bool { return filepath.Ext(path) == ".qcow2" }
 
 // Served reports whether the disk is served by the daemon, so that its writes
 // obey output commit.

@@ -5,7 +5,6 @@ import (
 	"net"
 	"net/netip"
 	"path"
-	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -307,8 +306,14 @@ func (v *validator) disk(key string, d Disk, g Guest) {
 		}
 		return
 	}
-	if filepath.Ext(d.Path) == ".qcow2" {
-		v.add(key+"path", "%.80q: a %s disk is a raw image or a block device (qemu-img convert -O raw)", d.Path, d.Mode)
+	for _, path := range []string{d.PathOn(g.Host), d.PathOn(g.Backup)} {
+		switch {
+		case !d.QCOW2(path):
+		case d.Mode == Shared:
+			v.add(key+"path", "%.80q: a shared disk is a raw image or a block device (qemu-img convert -O raw)", path)
+		case d.Size != 0:
+			v.add(key+"size", "makes raw copies only; make %.80q with qemu-img create", path)
+		}
 	}
 	between(v, key+"queues", d.Queues, 1, maxQueues)
 	if d.Size != 0 && d.Mode != Replicated {

@@ -6,11 +6,13 @@ package daemon
 // host's part is.
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"path/filepath"
+	"time"
 
 	"understudy/clock"
 	"understudy/config"
@@ -107,10 +109,10 @@ func newDisks(o Options, self config.Host, g config.Guest, driver *qemu.Driver, 
 		if !d.Served() {
 			continue
 		}
-		one, err := store.Open(store.Config{
+		one, err := openStore(d, store.Config{
 			Path: d.PathOn(self.Name), Shared: d.Mode == config.Shared, Create: uint64(d.Size) / epoch.SectorSize,
 			StateDir: filepath.Join(dirs.State, "disks"), Host: self.Name, Log: cfg.Log,
-		})
+		}, c.RunDir)
 		if err != nil {
 			return nil, fmt.Errorf("disk %d: %w", i, err)
 		}
@@ -140,6 +142,23 @@ func newDisks(o Options, self config.Host, g config.Guest, driver *qemu.Driver, 
 		}
 	}
 	return s, nil
+}
+
+// imageWait bounds the start of the program that shows a qcow2 image.
+const imageWait = 10 * time.Second
+
+// openStore opens a raw disk, or an image through QEMU's storage daemon, which
+// knows its format better than we would.
+func openStore(d config.Disk, c store.Config, dir string) (*store.File, error) {
+	if !d.QCOW2(c.Path) {
+		return store.Open(c)
+	}
+	if err := prepareDir(dir, 0o755); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), imageWait)
+	defer cancel()
+	return store.OpenVia(ctx, c, store.Via{Dir: dir})
 }
 
 // serve opens the socket of one disk.
