@@ -172,9 +172,11 @@ func (c *counters) add(d counters) {
 	c.lates += d.lates
 }
 
-// violation is what the oracle throws, death what ends a host's part.
+// violation is what the oracle throws, death what ends a host's part, ending
+// what ends a story in which no host is left.
 type violation struct{ err error }
 type death struct{}
+type ending struct{}
 
 func (w *world) violated(format string, a ...any) { panic(violation{fmt.Errorf(format, a...)}) }
 
@@ -193,11 +195,13 @@ func play(t *testing.T, cfg config, seed uint64, broken string, plan, later stri
 		w = &world{cfg: cfg, broken: broken, dice: rand.New(rand.NewPCG(seed, 1)), plan: plan, later: later, seen: map[string]int{}, truths: map[epoch.Number]*truth{}}
 		defer func() {
 			if p := recover(); p != nil {
-				v, ok := p.(violation)
-				if !ok {
+				switch p := p.(type) {
+				case violation:
+					err = p.err
+				case ending:
+				default:
 					panic(p)
 				}
-				err = v.err
 			}
 			w.close()
 		}()
