@@ -14,6 +14,7 @@ import (
 	"understudy/config"
 	"understudy/demo"
 	"understudy/demo/world"
+	"understudy/guest/image"
 )
 
 // programs is the directory of understudy and understudyd.
@@ -38,6 +39,11 @@ func TestDemo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	small, err := image.Small(t.Context(), images)
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk := map[string]config.DiskMode{"qemu/first": config.Replicated, "qemu/again": config.Shared}
 	for _, guest := range []config.Hypervisor{config.Sim, config.QEMU} {
 		for _, turn := range []string{"first", "again"} {
 			t.Run(fmt.Sprintf("%s/%s", guest, turn), func(t *testing.T) {
@@ -49,7 +55,8 @@ func TestDemo(t *testing.T) {
 				report, err := demo.Run(ctx, demo.Options{
 					Guest: guest, Repeat: 1, Seed: 1, Profile: config.Standard, Memory: 256 * config.MiB, Machine: "q35",
 					Daemon: filepath.Join(programs, "understudyd"),
-					Kernel: filepath.Join(images, "vmlinuz"), Initrd: filepath.Join(images, "initrd"),
+					Kernel: filepath.Join(images, "vmlinuz"), Initrd: filepath.Join(images, "initrd"), Image: small,
+					Disk: disk[string(guest)+"/"+turn],
 					Say: t.Logf, Prefix: prefix, KeepLogs: logs,
 				})
 				if err != nil || !report.Passed {

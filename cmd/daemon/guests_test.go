@@ -14,7 +14,8 @@ import (
 )
 
 // TestTheExampleGuestIsWhatQEMUGets: init writes the example, so QEMU must be
-// given what it says, the format of its disk image included.
+// given what it says: a disk that we serve; and one that it opens itself, in the
+// format that its name says.
 func TestTheExampleGuestIsWhatQEMUGets(t *testing.T) {
 	c := config.Example()
 	self, _ := c.Host("alpha")
@@ -22,6 +23,11 @@ func TestTheExampleGuestIsWhatQEMUGets(t *testing.T) {
 	if err := got.Validate(); err != nil {
 		t.Errorf("the example is refused: %v", err)
 	}
+	if len(got.Served) != 1 || got.Served[0].Queues != 1 || len(got.Disks) != 0 {
+		t.Errorf("served disks %+v, others %+v, want one that is served", got.Served, got.Disks)
+	}
+	c.Guests[0].Disks = []config.Disk{{Path: "/srv/understudy/web.qcow2", Mode: config.Snapshot}}
+	got = qemuConfig(c, self, c.Guests[0], []string{"/helper"})
 	want := qemu.Disk{Path: "/srv/understudy/web.qcow2", Format: "qcow2", Snapshot: true}
 	if len(got.Disks) != 1 || got.Disks[0] != want {
 		t.Errorf("disks %+v, want %+v", got.Disks, want)
