@@ -57,7 +57,7 @@ func TestDemo(t *testing.T) {
 					Daemon: filepath.Join(programs, "understudyd"),
 					Kernel: filepath.Join(images, "vmlinuz"), Initrd: filepath.Join(images, "initrd"), Image: small,
 					Disk: disk[string(guest)+"/"+turn],
-					Say: t.Logf, Prefix: prefix, KeepLogs: logs,
+					Say:  t.Logf, Prefix: prefix, KeepLogs: logs,
 				})
 				if err != nil || !report.Passed {
 					for _, h := range world.Hosts() {
