@@ -119,6 +119,7 @@ type oneDisk struct {
 	state     []byte
 	did       []string
 	fails     string // what fails
+	locked    func() // is called when a rollback has locked the disk
 	writes    []epoch.DiskWrite
 }
 
@@ -202,7 +203,13 @@ func (d *oneDisk) Blocks([]checkpoint.Disk) (checkpoint.Blocks, func(), error) {
 	return d, func() {}, nil
 }
 
-func (d *oneDisk) Rollback(_ context.Context, _ epoch.Generation, marked []checkpoint.Disk) error {
+func (d *oneDisk) Rollback(ctx context.Context, _ epoch.Generation, marked []checkpoint.Disk, still func(context.Context) error) error {
+	if d.locked != nil {
+		d.locked()
+	}
+	if err := still(ctx); err != nil {
+		return err
+	}
 	d.mu.Lock()
 	d.stamp = d.pins[marked[0].Pin]
 	d.mu.Unlock()
@@ -393,6 +400,28 @@ func TestADiskHalfRolledBackIsNotBootedFrom(t *testing.T) {
 	back, err := s.restore("f", false)
 	if err != nil || !back.RolledBack {
 		t.Errorf("%+v, %v", back, err)
+	}
+}
+
+// TestAGuestStartedElsewhereKeepsItsDisk: the other host may be asked to start it
+// while this one is asked to restore it.
+func TestAGuestStartedElsewhereKeepsItsDisk(t *testing.T) {
+	s := newScene(t)
+	_, err := s.save("f", SaveRequest{Pin: true})
+	s.must(err)
+	s.disk.write("two")
+	s.stop()
+	s.disk.locked = func() {
+		now := s.log.now()
+		_, err := s.log.Propose(t.Context(), ownership.Command{ID: ownership.NewCommandID(), Guest: "web", Kind: ownership.Start, Host: "b",
+			Generation: now.Generation, Revision: now.Revision})
+		s.must(err)
+	}
+	_, err = s.restore("f", false)
+	s.refused(err, "was started or given away meanwhile")
+	s.role("backup")
+	if s.disk.has("rollback") {
+		t.Error("its disk was rolled back")
 	}
 }
 

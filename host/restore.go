@@ -52,6 +52,8 @@ type restoring struct {
 	done     chan error // gets one answer
 }
 
+var errMovedOn = errors.New("the guest was started or given away meanwhile: look at its status")
+
 // handOver is how long a manager may take to turn to a request.
 const handOver = 5 * time.Second
 
@@ -101,7 +103,10 @@ func (m *manager) waitStopped(ctx context.Context, state ownership.Guest) error 
 		return err
 	case r := <-m.restores:
 		cancel()
-		<-news
+		if err := <-news; err == nil {
+			r.done <- errors.Join(errMovedOn, r.file.Close())
+			return nil
+		}
 		return m.restore(ctx, state, r)
 	}
 }
@@ -128,8 +133,9 @@ func (m *manager) restore(ctx context.Context, state ownership.Guest, r *restori
 func (m *manager) revive(ctx context.Context, state ownership.Guest, r *restoring) (_ hypervisor.Guest, _ *checkpoint.Pending, next ownership.Guest, err error) {
 	// The request may be given up until the start is proposed.
 	call, cancel := context.WithCancel(ctx)
-	defer context.AfterFunc(r.ctx, cancel)()
 	defer cancel()
+	gone := context.AfterFunc(r.ctx, cancel)
+	defer gone()
 	if err := m.bringDisks(call, state, r); err != nil {
 		return nil, nil, next, err
 	}
@@ -174,7 +180,7 @@ func (m *manager) bringDisks(ctx context.Context, state ownership.Guest, r *rest
 			return fmt.Errorf("the disks of guest %q have to be rolled back, and host %s was the last to write to them: restore it there", m.Name, state.Owner)
 		}
 		r.progress.tell(StageDisks, 0, 0)
-		if err := m.History.Rollback(ctx, state.Generation, head.Disks); err != nil {
+		if err := m.History.Rollback(ctx, state.Generation, head.Disks, func(ctx context.Context) error { return m.still(ctx, state) }); err != nil {
 			return fmt.Errorf("roll the disks of guest %q back, restore again to resume that: %w", m.Name, err)
 		}
 		r.result.RolledBack = true
@@ -191,6 +197,15 @@ func (m *manager) bringDisks(ctx context.Context, state ownership.Guest, r *rest
 		return fmt.Errorf("checkpoint file %s: the guest's last writes: %w", r.file.Path(), err)
 	}
 	return nil
+}
+
+// still fails if the log says something newer.
+func (m *manager) still(ctx context.Context, state ownership.Guest) error {
+	now, err := m.read(ctx)
+	if err == nil && now.Revision != state.Revision {
+		err = errMovedOn
+	}
+	return err
 }
 
 // proposeStart proposes the start until its outcome is known: a start that was

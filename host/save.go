@@ -43,8 +43,9 @@ type History interface {
 	// until release.
 	Blocks(marked []checkpoint.Disk) (b checkpoint.Blocks, release func(), err error)
 	// Rollback makes the disks what they were when marked. Nobody uses them, and
-	// this host owned the guest last, in generation g.
-	Rollback(ctx context.Context, g epoch.Generation, marked []checkpoint.Disk) error
+	// this host owned the guest last, in generation g: still, asked when a disk is
+	// locked and before it is changed, says whether that holds.
+	Rollback(ctx context.Context, g epoch.Generation, marked []checkpoint.Disk, still func(ctx context.Context) error) error
 	// Whole says why the guest must not be booted from the disks: a rollback was
 	// begun and has not ended.
 	Whole() error

@@ -261,7 +261,7 @@ func (k keeper) asWriter(ctx context.Context, g epoch.Generation, f func() error
 }
 
 // Rollback makes the disks what they were when they were pinned.
-func (h history) Rollback(ctx context.Context, g epoch.Generation, marked []checkpoint.Disk) error {
+func (h history) Rollback(ctx context.Context, g epoch.Generation, marked []checkpoint.Disk, still func(context.Context) error) error {
 	for _, d := range marked {
 		if int(d.ID) >= len(h.keepers) {
 			return fmt.Errorf("disk %d: the guest has %d", d.ID, len(h.keepers))
@@ -273,6 +273,9 @@ func (h history) Rollback(ctx context.Context, g epoch.Generation, marked []chec
 				pin := k.armed(r.ID)
 				if pin == nil {
 					return fmt.Errorf("its pin %s (%s) cannot be used: see the log", d.Pin, r.Path)
+				}
+				if err := still(ctx); err != nil {
+					return err
 				}
 				return pin.Rollback(k.File)
 			})

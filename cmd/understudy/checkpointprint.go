@@ -9,6 +9,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"golang.org/x/sys/unix"
 
@@ -39,6 +40,16 @@ func printSaved(w io.Writer, r host.SaveResult) error {
 	return t.Flush()
 }
 
+// plain keeps what a file says from speaking to the terminal.
+func plain(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, s)
+}
+
 // less says how much smaller a file is than what it holds.
 func less(file, image uint64) string {
 	if image == 0 || file > image {
@@ -50,20 +61,20 @@ func less(file, image uint64) string {
 func printInfo(w io.Writer, i checkpoint.Info) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	p := func(format string, a ...any) { _, _ = fmt.Fprintf(t, format, a...) } // Flush tells errors
-	p("checkpoint\tof guest %s on %s, generation %d, %s\n", i.Guest, i.Hypervisor, i.Generation, i.Created.Format(time.RFC3339))
+	p("checkpoint\tof guest %s on %s, generation %d, %s\n", plain(i.Guest), plain(i.Hypervisor), i.Generation, i.Created.Format(time.RFC3339))
 	p("  file\t%s, id %s, version %d\n", i.Path, i.ID, i.Version)
 	p("  size\t%s for %s of memory%s\n", size(i.FileBytes), size(i.ImageBytes), less(i.FileBytes, i.ImageBytes))
 	p("  made of\tpages %s, index %s, machine %s, devices %s, disks %s\n",
 		size(i.RecordBytes), size(i.IndexBytes), size(i.MachineBytes), size(i.DeviceBytes), size(i.DiskBytes))
 	for _, l := range i.Chain[min(1, len(i.Chain)):] {
-		p("  builds on\t%s, %s, %s\n", l.Path, l.Created.Format(time.RFC3339), size(l.Bytes))
+		p("  builds on\t%s, %s, %s\n", plain(l.Path), l.Created.Format(time.RFC3339), size(l.Bytes))
 	}
 	for _, d := range i.Disks {
 		kept := "must be unchanged"
 		if d.Pin != "" {
 			kept = "pinned"
 		}
-		p("  disk %d\t%s (%s), %s, %s\n", d.ID, d.Name, d.Store, size(d.Sectors*epoch.SectorSize), kept)
+		p("  disk %d\t%s (%s), %s, %s\n", d.ID, plain(d.Name), plain(d.Store), size(d.Sectors*epoch.SectorSize), kept)
 	}
 	p("\n  pages\t%d\t\n", i.Pages)
 	c := i.Summary.Pages

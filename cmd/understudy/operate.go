@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"understudy/disk"
+	"understudy/epoch"
 	"understudy/host"
 	"understudy/ownership"
 	"understudy/primary"
@@ -84,6 +85,9 @@ func printStatus(w io.Writer, r status.Report) error {
 		}
 		if d := g.Disks; d != nil {
 			printDisks(p, *d)
+		}
+		if g.Missing > 0 {
+			p("  restoring\t%s of memory are still only in the checkpoint file\n", size(g.Missing*epoch.PageSize))
 		}
 		if g.Problem != "" {
 			p("  problem\t%s\n", g.Problem)
