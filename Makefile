@@ -5,6 +5,7 @@
 #   make test       everything: lint, unit tests, real guests, with the race detector
 #   make failovers  fifty failovers in a row
 #   make bench      figures, into build/bench.json
+#   make bench-checkpoint   checkpoint files beside QEMU's own, into build/bench-checkpoint.json and .svg
 #   make bench-disk the disk's speed beside QEMU's own, into build/bench-disk.json
 #   make lint fuzz guest guest-big clean
 
@@ -55,6 +56,9 @@ bench-disk: setup guest
 	@mkdir -p bin
 	$(GO) build -o bin/diskbench ./integration/diskbench
 	bin/diskbench -report build/bench-disk.json $(BENCH_FLAGS)
+
+bench-checkpoint: guest-big
+	$(GO) run ./integration/bench checkpoint --report build/bench-checkpoint.json --plot build/bench-checkpoint.svg $(BENCH_FLAGS)
 
 lint: $(GOLANGCI_LINT)
 	@unformatted=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \

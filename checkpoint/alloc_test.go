@@ -51,7 +51,7 @@ func TestPagesAllocateNothing(t *testing.T) {
 	}
 
 	save(t, path, m, d, Options{})
-	p, err := newPending(mustOpen(t, path), d)
+	p, err := newPending(mustOpen(t, path), d, false)
 	if err != nil {
 		t.Fatal(err)
 	}

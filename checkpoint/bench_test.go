@@ -93,7 +93,7 @@ func BenchmarkContent(b *testing.B) {
 	path := filepath.Join(benchDir(b), "web")
 	save(b, path, m, d, Options{})
 	f := mustOpen(b, path)
-	p, err := newPending(f, d)
+	p, err := newPending(f, d, false)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -34,7 +34,9 @@ type Pending struct {
 
 var _ hypervisor.Filler = (*Pending)(nil)
 
-func newPending(file *File, blocks Blocks) (*Pending, error) {
+// newPending makes the Pending of a file, without its records if those are in the
+// image already.
+func newPending(file *File, blocks Blocks, onlyReferences bool) (*Pending, error) {
 	p := &Pending{
 		file: file, blocks: blocks,
 		missing: epoch.NewPageSet(file.head.Pages),
@@ -42,7 +44,7 @@ func newPending(file *File, blocks Blocks) (*Pending, error) {
 		done:    make(chan struct{}),
 	}
 	err := file.each(func(page epoch.GFN, r *resolved) {
-		if r.entry.kind() != kindZero {
+		if k := r.entry.kind(); k == kindBlock || k == kindRecord && !onlyReferences {
 			p.missing.Add(page)
 			p.left++
 		}

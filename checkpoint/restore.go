@@ -12,9 +12,13 @@ import (
 // A restore makes a standby and fills it, at once or as the guest goes:
 //
 //	eager: Standby → walk → WritePages … → Load
-//	lazy:  Standby → Load(Pending) → the machine touches pages → Pending
+//	lazy:  Standby → walk, but for references → WritePages … → Load(Pending) →
+//	       the machine touches pages → Pending
 //
-// What a lazy restore reads before Load is the index: 8 bytes a page, packed.
+// A lazy restore leaves for later what has to be gathered from all over a disk.
+// The pages in the file are mostly those that the guest needs first, and come
+// quicker all at once than one by one; only of a file with many of them, they
+// are left for later, too: it then reads the index alone before Load.
 
 // RestoreOptions says how.
 type RestoreOptions struct {
@@ -62,21 +66,40 @@ func restore(ctx context.Context, file *File, driver hypervisor.Driver, blocks B
 	if got := standby.Pages(); got != file.head.Pages {
 		return nil, nil, fmt.Errorf("the machine has an image of %d pages, the file of %d", got, file.head.Pages)
 	}
-	if opts.Lazy {
-		pending, err := newPending(file, blocks)
-		if err != nil {
-			return nil, nil, err
-		}
-		return standby, pending, standby.Load(ctx, device, pending)
-	}
 	w := &walk{
 		file: file, blocks: blocks, visit: standby.WritePages, progress: opts.Progress,
 		fault: func(d Damage) error { return d.Err },
 	}
-	if err := w.run(ctx); err != nil {
+	if !opts.Lazy {
+		if err := w.run(ctx); err != nil {
+			return nil, nil, err
+		}
+		return standby, nil, standby.Load(ctx, device, nil)
+	}
+	atOnce := file.stored() <= maxAtOnce
+	if atOnce {
+		w.blocks = nil
+		if err := w.run(ctx); err != nil {
+			return nil, nil, err
+		}
+	}
+	pending, err := newPending(file, blocks, atOnce)
+	if err != nil {
 		return nil, nil, err
 	}
-	return standby, nil, standby.Load(ctx, device, nil)
+	return standby, pending, standby.Load(ctx, device, pending)
+}
+
+// maxAtOnce is how many bytes of records a lazy restore reads before the guest
+// runs: some 0.2 s.
+const maxAtOnce = 128 << 20
+
+// stored is the size of the records of the file and of all it builds on.
+func (f *File) stored() (bytes uint64) {
+	for ; f != nil; f = f.parent {
+		bytes += f.table.of(sectionRecords).stored
+	}
+	return bytes
 }
 
 // noBlocks are the disks of a guest that has none.

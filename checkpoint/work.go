@@ -18,7 +18,7 @@ import (
 // pages, reads it into a buffer that stays in its processor's cache, decides
 // on each page while it is there, and collects those that must be stored:
 //
-//	cursor → ReadPages → zero? → as stored? → as in the parent? → on a disk?
+//	cursor → hole? → ReadPages → zero? → as stored? → as in the parent? → on a disk?
 //	→ stored already? → open record, full → s2 → written at the file's end
 //
 // There is no queue between them and no order to keep: the index says where a
@@ -30,6 +30,13 @@ const takePages = 64
 // source is where pages come from.
 type source interface {
 	ReadPages(first epoch.GFN, dst []byte) error
+}
+
+// sparse is a source that knows, without a look at them, that pages are zero:
+// they were never touched, or given back.
+type sparse interface {
+	// Hole returns how many of count pages from first on are known to be zero.
+	Hole(first epoch.GFN, count uint64) uint64
 }
 
 // memory is a run of pages in memory.
@@ -182,6 +189,17 @@ func (k *worker) work(ctx context.Context, from source, c *cursor) {
 func (k *worker) run(ctx context.Context, from source, first epoch.GFN, count int) error {
 	if err := ctx.Err(); err != nil {
 		return err
+	}
+	if s, ok := from.(sparse); ok {
+		n := int(s.Hole(first, uint64(count)))
+		for range n {
+			k.set(first, entry(kindZero), epoch.Fingerprint{}, Hole)
+			first++
+		}
+		k.given += uint64(n)
+		if count -= n; count == 0 {
+			return nil
+		}
 	}
 	b := k.read[:count*epoch.PageSize]
 	if err := from.ReadPages(first, b); err != nil {

@@ -27,6 +27,7 @@ type Driver struct {
 
 	mu   sync.Mutex
 	kvm  *bool          // whether KVM works here, once it was tried
+	said *answers       // what the QEMU program said of itself when it was asked last
 	ours map[place]bool // every place this Driver has made
 }
 
@@ -497,7 +498,7 @@ func (v *vm) end() error {
 }
 
 func (d *Driver) look(ctx context.Context) (*local, error) {
-	p, err := askProgram(ctx, d.cfg.QEMU)
+	p, err := d.ask(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -168,6 +168,18 @@ func (g *Guest) ReadPages(first epoch.GFN, dst []byte) error {
 	return nil
 }
 
+// Hole returns how many of count pages from first on are known to be zero, since
+// nothing was ever written there (package checkpoint, sparse).
+func (g *Guest) Hole(first epoch.GFN, count uint64) uint64 {
+	g.life.RLock()
+	defer g.life.RUnlock()
+	page := uint64(first)
+	if g.over || page >= g.main || g.fill.Load() != nil { // what is missing still is a hole, too
+		return 0
+	}
+	return g.vm.ram.hole(page, min(count, g.main-page))
+}
+
 // Fill returns when the pages are in the image.
 func (g *Guest) Fill(first epoch.GFN, count uint64) error {
 	if err := g.fill.Load().fill(first, count); err != nil {

@@ -132,6 +132,29 @@ func (r *ramFile) read(first uint64, dst []byte) error {
 	return nil
 }
 
+// hole returns how many of count pages from first on are a hole now.
+func (r *ramFile) hole(first, count uint64) uint64 {
+	if r.isThere(first) {
+		return 0
+	}
+	raw, err := r.file.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	from, data := int64(first*epoch.PageSize), int64(0)
+	var seekErr error
+	err = raw.Control(func(fd uintptr) { data, seekErr = unix.Seek(int(fd), from, unix.SEEK_DATA) })
+	switch {
+	case err != nil:
+		return 0
+	case errors.Is(seekErr, unix.ENXIO): // to the end
+		return count
+	case seekErr != nil:
+		return 0
+	}
+	return min(count, uint64(data-from)/epoch.PageSize)
+}
+
 // readUnknown reads pages that may be holes, and learns of those that hold
 // something that they are there. Their page tables are filled here, outside of
 // what is hot.
@@ -182,14 +205,21 @@ func (r *ramFile) write(first uint64, data []byte) error {
 // writeUnknown writes pages of a file that this process has created: what it
 // does not know to be there is a hole, or reserved and zero.
 func (r *ramFile) writeUnknown(first uint64, data []byte) error {
-	for i := uint64(0); len(data) > 0; i++ {
-		if page := data[:epoch.PageSize]; !isZero(page) {
-			if _, err := r.file.WriteAt(page, int64((first+i)*epoch.PageSize)); err != nil {
+	for len(data) > 0 {
+		// A run of pages that are all to be written, or all to stay holes.
+		n, zero := 0, isZero(data[:epoch.PageSize])
+		for n < len(data) && isZero(data[n:n+epoch.PageSize]) == zero {
+			n += epoch.PageSize
+		}
+		if !zero {
+			if _, err := r.file.WriteAt(data[:n], int64(first*epoch.PageSize)); err != nil {
 				return fmt.Errorf("write guest memory: %w", err)
 			}
-			r.setThere(first + i)
+			for i := range uint64(n / epoch.PageSize) {
+				r.setThere(first + i)
+			}
 		}
-		data = data[epoch.PageSize:]
+		first, data = first+uint64(n/epoch.PageSize), data[n:]
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -161,10 +162,13 @@ func (s saver) Image(ctx context.Context, image hypervisor.Image, set *epoch.Pag
 
 // save makes a checkpoint file of the guest, which runs on unless it is to stay.
 func (g *own) save(ctx context.Context, path string, stay bool) (s savedSample, err error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return s, err
+	}
 	spec := g.guest.Spec()
 	begin := time.Now()
 	w, err := checkpoint.Create(path, checkpoint.Head{Guest: guestName, Hypervisor: "qemu", Created: begin, Generation: 1,
-		Pages: spec.Pages, Key: g.disks.key, Machine: spec.Machine}, checkpoint.Options{Finder: g.disks.index, Replace: true})
+		Pages: spec.Pages, Key: g.disks.key, Machine: spec.Machine}, checkpoint.Options{Finder: g.disks.index})
 	if err != nil {
 		return s, err
 	}
@@ -239,7 +243,9 @@ func (g *own) end() error { return errors.Join(g.leave(), g.image.undo()) }
 // restored is how long a restore took.
 type restored struct {
 	answer time.Duration // until the guest answered
-	run    time.Duration // until the machine ran
+	opened time.Duration // until the file was read as far as needed
+	loaded time.Duration // until the machine was loaded
+	run    time.Duration // until it ran
 	whole  time.Duration // until all of its memory was there
 }
 
@@ -294,10 +300,12 @@ func (g *own) bring(ctx context.Context, path string, m primary.Moment, lazy boo
 	if err := set.Commit(1, m.Writes, m.DiskState); err != nil {
 		return err
 	}
+	r.opened = time.Since(begin)
 	standby, pending, err := checkpoint.Restore(ctx, file, g.driver, set, checkpoint.RestoreOptions{Lazy: lazy})
 	if err != nil {
 		return err
 	}
+	r.loaded = time.Since(begin)
 	var overwrite func(epoch.DiskID, uint64, uint32) error
 	if pending != nil {
 		overwrite = pending.Overwrite

@@ -80,6 +80,7 @@ type SaveFigures struct {
 // RestoreFigures are of one way to restore.
 type RestoreFigures struct {
 	Answer  float64   `json:"answer_seconds"`
+	Loaded  float64   `json:"loaded_seconds,omitempty"`
 	Run     float64   `json:"running_seconds,omitempty"`
 	Whole   float64   `json:"memory_whole_seconds"`
 	Samples []float64 `json:"samples_seconds"`
@@ -111,6 +112,7 @@ func saveFigures(all []savedSample) SaveFigures {
 func restoreFigures(all []restored) RestoreFigures {
 	answer := pick(all, func(r restored) float64 { return r.answer.Seconds() })
 	f := RestoreFigures{
+		Loaded:  median(pick(all, func(r restored) float64 { return r.loaded.Seconds() })),
 		Run:     median(pick(all, func(r restored) float64 { return r.run.Seconds() })),
 		Whole:   median(pick(all, func(r restored) float64 { return r.whole.Seconds() })),
 		Samples: append([]float64(nil), answer...),
@@ -293,11 +295,13 @@ type ProtectedRow struct {
 
 // ProtectedComparison is one workload with exclusion beside without.
 type ProtectedComparison struct {
-	Name        string  `json:"name"`
-	WireLess    float64 `json:"wire_bytes_less"`
-	PauseRatio  float64 `json:"pause_ratio"`
-	Pause99     float64 `json:"pause_p99_ratio"`
-	CPURatio    float64 `json:"cpu_per_page_ratio"`
-	LeftOut     float64 `json:"share_of_dirty_pages_left_out"`
-	SecondsLess float64 `json:"work_seconds_less"`
+	Name string `json:"name"`
+	// WireLess is how much less is sent per epoch; WirePerRawLess, per dirty byte.
+	WireLess       float64 `json:"wire_bytes_less"`
+	WirePerRawLess float64 `json:"wire_per_dirty_byte_less"`
+	PauseRatio     float64 `json:"pause_ratio"`
+	Pause99        float64 `json:"pause_p99_ratio"`
+	CPURatio       float64 `json:"cpu_per_page_ratio"`
+	SecondsRatio   float64 `json:"work_seconds_ratio"`
+	LeftOut        float64 `json:"share_of_dirty_pages_left_out"`
 }

@@ -46,6 +46,7 @@ const leaseTime = 10 * time.Second
 type task struct {
 	Here, There qemu.Config // the guest on the backup's host, on the primary's
 	Place       place
+	Disk        string // that both hosts reach; "": the guest has none
 	Verbose     bool
 }
 
@@ -149,6 +150,18 @@ func standBy(ctx context.Context, t task, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	var disks host.Disks
+	var specs []protocol.DiskSpec
+	if t.Disk != "" {
+		if err := driver.Prepare(); err != nil {
+			return errors.Join(err, gate.Close())
+		}
+		s, err := serve(t.Here, driver, &copied{path: t.Disk}, hostB, true, log)
+		if err != nil {
+			return errors.Join(err, gate.Close())
+		}
+		disks, specs = s, s.spec
+	}
 	h, err := host.New(host.Config{
 		Self: hostB, Log: newGrants(), Clock: clock.Boot{}, Slog: log,
 		Accept: func(ctx context.Context) (protocol.Session, ownership.HostID, error) {
@@ -159,10 +172,12 @@ func standBy(ctx context.Context, t task, log *slog.Logger) error {
 			return daemon.Session{Session: s}, ownership.HostID(s.Peer()), nil
 		},
 		Guests: []host.Guest{{
-			Name: guestName, Home: hostA, Peer: hostA, Driver: driver, Gate: gate,
+			Name: guestName, Home: hostA, Peer: hostA, Driver: driver, Gate: gate, Disks: disks,
 			Primary: func(l time.Duration) primary.Config { return primary.DefaultConfig(guestName, hostB, l) },
 			Backup: func(l time.Duration) backup.Config {
-				return backup.DefaultConfig(guestName, hostB, l, t.Here.Memory+64<<20)
+				c := backup.DefaultConfig(guestName, hostB, l, t.Here.Memory+sideBytes)
+				c.Disks = specs
+				return c
 			},
 			Dial: func(context.Context) (protocol.Session, error) {
 				return nil, errors.New("this host runs no guest")
@@ -170,7 +185,7 @@ func standBy(ctx context.Context, t task, log *slog.Logger) error {
 		}},
 	})
 	if err != nil {
-		return errors.Join(err, gate.Close())
+		return errors.Join(err, gate.Close()) // the process ends, and the disk with it
 	}
 	fmt.Println(port.Addr())
 	return h.Run(ctx)
