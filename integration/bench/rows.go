@@ -30,7 +30,7 @@ func works() []work {
 	return []work{
 		{"boot", "after boot", nil, nil, false},
 		{"read", "reading a source tree", []string{"read-tree"}, []string{"read-tree files=6000"}, true},
-		{"compile", "compile job", []string{"compile"}, []string{"compile files=12"}, false},
+		{"compile", "compile job", []string{"compile files=60"}, []string{"compile files=12"}, false},
 		{"mail", "mail spool (PostMark-like)", []string{"postmark files=2000 transactions=4000"}, []string{"postmark"}, false},
 		{"database", "database load", []string{"database ops=6000"}, []string{"database ops=500"}, false},
 		{"idle", "idle after work", []string{"read-tree files=8000", "compile files=40", "database ops=1000", "idle seconds=10"},

@@ -178,12 +178,13 @@ func runSaved(ctx context.Context, args []string) (err error) {
 		}
 		defer pprof.StopCPUProfile()
 	}
-	if err = errors.Join(b.run(ctx, base, report), b.close(), p.close()); err != nil {
+	err = errors.Join(b.run(ctx, base, report), b.close(), p.close())
+	if err != nil && len(report.Rows)+len(report.Protection) == 0 {
 		return err
 	}
 	report.Seconds = time.Since(begin).Seconds()
 	report.conclude()
-	return report.write(&o)
+	return errors.Join(err, report.write(&o)) // what was measured of a run that failed, too
 }
 
 func (b *savedBench) run(ctx context.Context, base string, report *SavedReport) error {
@@ -201,8 +202,9 @@ func (b *savedBench) run(ctx context.Context, base string, report *SavedReport) 
 		report.Rows = append(report.Rows, row)
 	}
 	if slices.Contains(b.o.rows, protectRow) {
-		var err error
-		if report.Protection, err = b.measureProtection(ctx); err != nil {
+		rows, err := b.measureProtection(ctx)
+		report.Protection = rows
+		if err != nil {
 			return err
 		}
 	}
