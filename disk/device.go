@@ -27,6 +27,7 @@ type Device struct {
 	set      *Set
 	id       epoch.DiskID
 	store    Store
+	split    splitter // store, if it is one
 	shared   bool
 	info     Info
 	bounce   bounce
@@ -63,6 +64,7 @@ func newDevice(s *Set, id epoch.DiskID, c DiskConfig) *Device {
 			MaxSectors: epoch.MaxWriteSectors, MaxZeroSectors: epoch.MaxZeroSectors,
 		},
 	}
+	d.split, _ = c.Store.(splitter)
 	if !d.shared && !c.ReadOnly {
 		d.sync = newSyncState(d.info.Sectors)
 	}
@@ -317,12 +319,17 @@ func (d *Device) change(r *Request, ticket uint64) error {
 	if err := d.store.WriteAt(buf.b, r.Sector); err != nil {
 		return err
 	}
-	walk := pageWalk{segments: r.Segments}
-	for at := 0; at+epoch.PageSize <= len(buf.b); at += epoch.PageSize {
-		page := walk.next()
-		s.index.WriteDone(ticket, d.id, r.Sector+uint64(at/epoch.SectorSize), page, buf.b[at:at+epoch.PageSize])
-	}
+	d.written(r, ticket, buf.b)
 	return nil
+}
+
+// written tells the index what a direct write has brought to the store.
+func (d *Device) written(r *Request, ticket uint64, content []byte) {
+	walk := pageWalk{segments: r.Segments}
+	for at := 0; at+epoch.PageSize <= len(content); at += epoch.PageSize {
+		page := walk.next()
+		d.set.index.WriteDone(ticket, d.id, r.Sector+uint64(at/epoch.SectorSize), page, content[at:at+epoch.PageSize])
+	}
 }
 
 func (d *Device) end(r *Request, ticket uint64, err error) {

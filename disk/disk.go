@@ -51,6 +51,7 @@ type Request struct {
 
 	// Ticket is the backend's own: when the request was begun.
 	Ticket uint64
+	bounce *buffer // the backend's own: what a Transfer writes
 }
 
 // Info is what the guest is told of a disk.
@@ -92,6 +93,30 @@ type Backend interface {
 	// before the front end reads or writes them through its mapping (RULES 18).
 	// It costs a nil check once everything is filled.
 	Fill(page epoch.GFN, count int) error
+}
+
+// Transfer is what is left of a request for its front end to do: one read or
+// write of a file. Without Data there is nothing left.
+type Transfer struct {
+	File   int // descriptor
+	Write  bool
+	Data   []byte // stays where it is
+	Offset int64  // bytes
+}
+
+// Splitter is a Backend whose Do can be split in two around the wait for the
+// disk, so that the front end may have many requests under way without a
+// goroutine for each:
+//
+//	Begin ── ok ──> the front end makes the transfer ──> End, with what came of it
+//	   └── not ok ──> Do
+type Splitter interface {
+	Backend
+	// Begin begins a request, without waiting, that was not accepted. After an
+	// ok End follows, exactly once, and Do does not.
+	Begin(r *Request) (t Transfer, ok bool)
+	// End is what Do would have returned.
+	End(r *Request, err error) error
 }
 
 // Frontend is the device as the guest's capture sees it.

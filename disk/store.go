@@ -32,6 +32,15 @@ type Store interface {
 	Close() error
 }
 
+// splitter is a Store whose reads and writes the caller may make itself, with
+// the descriptor, if it says so (store.File). It does not if there is more to a
+// request than that. EndWrite follows every StartWrite that was ok.
+type splitter interface {
+	StartRead(p []byte, sector uint64) (fd int, offset int64, ok bool)
+	StartWrite(p []byte, sector uint64) (fd int, offset int64, ok bool)
+	EndWrite()
+}
+
 // rewriter is a Store that goes on failing Sync after the system lost buffered
 // writes (fsync(2), "EIO"), until it is told that everything since the last
 // successful Sync was written again.

@@ -246,3 +246,35 @@ func (r *ranges) unlock(s span) {
 	r.busy = r.busy[:len(r.busy)-1]
 	r.free.Broadcast()
 }
+
+// StartRead and StartWrite are ReadAt and WriteAt up to the system call, for a
+// caller that makes it itself (io_uring(7)), if there is nothing else to do. A
+// write is under way until EndWrite, which must follow.
+
+// StartRead returns the descriptor and the offset in bytes to read p from.
+func (f *File) StartRead(p []byte, sector uint64) (fd int, offset int64, ok bool) {
+	offset = int64(sector * epoch.SectorSize)
+	if f.via != nil || f.check(len(p), sector) != nil || len(p) == 0 || !f.align.fits(p, offset) {
+		return -1, 0, false
+	}
+	return f.fd, offset, true
+}
+
+// StartWrite returns the descriptor and the offset in bytes to write p to.
+func (f *File) StartWrite(p []byte, sector uint64) (fd int, offset int64, ok bool) {
+	offset = int64(sector * epoch.SectorSize)
+	if f.via != nil || f.check(len(p), sector) != nil || len(p) == 0 || !f.align.fits(p, offset) || f.align.io > epoch.SectorSize {
+		return -1, 0, false
+	}
+	if !f.gate.TryRLock() {
+		return -1, 0, false
+	}
+	if f.closed || !f.writer || f.pristine.Load() || len(f.pins) > 0 {
+		f.gate.RUnlock()
+		return -1, 0, false
+	}
+	return f.fd, offset, true
+}
+
+// EndWrite says that a write is over.
+func (f *File) EndWrite() { f.gate.RUnlock() }

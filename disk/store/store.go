@@ -81,6 +81,7 @@ type File struct {
 	sectors uint64
 	block   bool // a block device
 	data    *os.File
+	fd      int // of data, for StartRead and StartWrite
 	locker  locker
 	side    sidecar
 
@@ -217,6 +218,9 @@ func (f *File) openData(path string) error {
 	if !want {
 		f.data, err = os.OpenFile(path, flags, 0)
 		f.align = alignment{memory: 1, io: epoch.SectorSize}
+		if err == nil {
+			f.fd = int(f.data.Fd())
+		}
 		return err
 	}
 	f.data, err = os.OpenFile(path, flags|unix.O_DIRECT, 0)
@@ -226,6 +230,7 @@ func (f *File) openData(path string) error {
 	if err != nil {
 		return err
 	}
+	f.fd = int(f.data.Fd())
 	f.align, err = probeAlignment(f.data)
 	return err
 }

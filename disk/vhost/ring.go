@@ -75,7 +75,8 @@ type ring struct {
 
 	flight   []*work // by head: taken and not completed
 	inFlight int
-	pending  []*work // of those, what the next start or step takes on first
+	pending  []*work  // of those, what the next start or step takes on first
+	stranded []*batch // whose requests the kernel has for ever
 	free     []*work
 	counter  uint64
 	dirty    *dirtyLog
@@ -154,9 +155,10 @@ func (r *ring) start(ctx context.Context, mem *memory, region *inflightRegion, f
 	r.availIdx = r.lastAvail
 	w := &run{r: r, ctx: ctx, kick: file, lead: make(chan struct{}, 1), workers: 1, idle: 1}
 	w.lead <- struct{}{}
+	w.wake = -1
 	r.run = w
 	r.s.running.Add(1)
-	r.workers.Go(w.work)
+	r.workers.Go(w.begin)
 	return nil
 }
 
@@ -199,6 +201,7 @@ func (r *ring) halt() {
 	}
 	w.over.Store(true)
 	_ = w.kick.Close() // ends the wait of the worker that leads
+	w.rouse()
 	r.run = nil
 	r.s.running.Add(-1)
 	r.s.budget.wake()

@@ -5,7 +5,9 @@ package vhost
 // accepts, and goes to sleep on the guest's kick when there is nothing. When a
 // request must go through Backend.Do the leader first hands the lead to a
 // follower and then does it itself, so that a request is carried by one
-// goroutine from kick to interrupt and a slow one stops none behind it.
+// goroutine from kick to interrupt and a slow one stops none behind it. Where
+// the backend can split Do and the system has io_uring(7), one goroutine does
+// all that instead (batch.go).
 
 import (
 	"context"
@@ -40,8 +42,9 @@ type work struct {
 	order    uint64 // ascending as taken
 	written  uint32 // bytes of guest memory, with the status byte
 	statusAt piece
-	gpas     []uint64 // of the segments
-	file     *mapping // kept mapped
+	gpas     []uint64      // of the segments
+	file     *mapping      // kept mapped
+	transfer disk.Transfer // begun, for batch
 }
 
 // answer decides the request's outcome.
@@ -55,8 +58,17 @@ type run struct {
 	lead chan struct{} // holds one token: the lead
 	over atomic.Bool   // halted; for those who wait without the ring's lock
 	buf  [8]byte
+	wake int // eventfd: there is something for batch to look at; -1: nobody waits for it
 
 	workers, idle int // under the ring's lock; idle ones wait for the lead
+}
+
+// begin carries the ring's requests out, in the best way there is.
+func (w *run) begin() {
+	if split, ok := w.r.s.backend.(disk.Splitter); ok && w.batch(split) {
+		return
+	}
+	w.work()
 }
 
 // work is one worker.
@@ -197,13 +209,24 @@ func (w *run) finish(q *work, err error) (done bool) {
 	r := w.r
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if done = w.settle(q, err); done {
+		w.idle++
+		r.notify()
+	}
+	return done
+}
+
+// settle brings a request that the backend is through with to the guest, and
+// reports whether there is no more to do for it. The ring's lock is held; the
+// caller notifies the guest.
+func (w *run) settle(q *work, err error) (done bool) {
+	r := w.r
 	var next outcome
 	defer func() { done = done || next == ended }()
 	defer func() { r.caught(recover(), &next) }()
 	if q.orphan {
 		r.recycle(q)
 		r.s.orphans.add(-1)
-		w.idle++
 		return true
 	}
 	switch {
@@ -218,15 +241,12 @@ func (w *run) finish(q *work, err error) (done bool) {
 	if r.run == nil {
 		// Guest memory must not be touched: the next start goes on with it.
 		r.pending = append(r.pending, q)
-		w.idle++
 		return true
 	}
 	if !r.offer(q) {
 		q.state = isDoing
 		return false
 	}
-	r.notify()
-	w.idle++
 	return true
 }
 

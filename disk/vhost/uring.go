@@ -1,0 +1,188 @@
+package vhost
+
+// This file is an io_uring(7): a queue of reads and writes that the kernel is
+// handed many of at a time, and that tells when each is over. It is for one
+// thread.
+//
+//	prepare … ─> enter: submit all, wait for one ─> completions
+
+import (
+	"fmt"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// From <linux/io_uring.h>.
+const (
+	uringSetupCoopTaskrun  = 1 << 8
+	uringSetupSingleIssuer = 1 << 12
+	uringSetupDeferTaskrun = 1 << 13
+	uringFeatSingleMmap    = 1 << 0
+	uringFeatNoDrop        = 1 << 1
+	uringEnterGetevents    = 1 << 0
+	uringOffRings          = 0
+	uringOffEntries        = 0x10000000
+
+	uringOpPollAdd = 6
+	uringOpRead    = 22
+	uringOpWrite   = 23
+)
+
+type uringOffsets struct {
+	head, tail, mask, entries, flags, dropped, array, resv uint32
+	user                                                   uint64
+}
+
+// uringParams is struct io_uring_params; a completion ring's offsets have other
+// names, in the same places: overflow for flags, cqes for dropped.
+type uringParams struct {
+	sqEntries, cqEntries, flags, cpu, idle, features, wq uint32
+	resv                                                 [3]uint32
+	sq, cq                                               uringOffsets
+}
+
+// uringEntry is struct io_uring_sqe.
+type uringEntry struct {
+	op, flags uint8
+	priority  uint16
+	fd        int32
+	offset    uint64
+	addr      uint64
+	length    uint32
+	opFlags   uint32
+	user      uint64
+	_         [3]uint64
+}
+
+// uringDone is struct io_uring_cqe.
+type uringDone struct {
+	user   uint64
+	result int32
+	flags  uint32
+}
+
+const (
+	uringParamsSize = 120
+	uringEntrySize  = 64
+	uringDoneSize   = 16
+)
+
+// uring is the ring.
+type uring struct {
+	fd       int
+	rings    []byte
+	table    []byte
+	entries  []uringEntry
+	dones    []uringDone
+	sqHead   *uint32
+	sqTail   *uint32
+	cqHead   *uint32
+	cqTail   *uint32
+	prepared uint32 // entries that the kernel has not been told of
+}
+
+// newUring makes a ring that entries operations fit into at once. The calling
+// goroutine is locked to its thread, and alone uses the ring.
+func newUring(entries int) (_ *uring, err error) {
+	p := uringParams{flags: uringSetupSingleIssuer | uringSetupDeferTaskrun | uringSetupCoopTaskrun}
+	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, uintptr(entries), uintptr(unsafe.Pointer(&p)), 0)
+	if errno != 0 {
+		return nil, fmt.Errorf("io_uring_setup: %w", errno)
+	}
+	u := &uring{fd: int(fd)}
+	defer func() {
+		if err != nil {
+			u.close()
+		}
+	}()
+	if want := uint32(uringFeatSingleMmap | uringFeatNoDrop); p.features&want != want {
+		return nil, fmt.Errorf("io_uring has the features %#x, want %#x", p.features, want)
+	}
+	size := max(p.sq.array+4*p.sqEntries, p.cq.dropped+uringDoneSize*p.cqEntries)
+	flags := unix.MAP_SHARED | unix.MAP_POPULATE
+	if u.rings, err = unix.Mmap(u.fd, uringOffRings, int(size), unix.PROT_READ|unix.PROT_WRITE, flags); err != nil {
+		return nil, fmt.Errorf("map an io_uring: %w", err)
+	}
+	if u.table, err = unix.Mmap(u.fd, uringOffEntries, int(uringEntrySize*p.sqEntries), unix.PROT_READ|unix.PROT_WRITE, flags); err != nil {
+		return nil, fmt.Errorf("map an io_uring's entries: %w", err)
+	}
+	word := func(off uint32) *uint32 { return (*uint32)(unsafe.Pointer(&u.rings[off])) }
+	u.sqHead, u.sqTail, u.cqHead, u.cqTail = word(p.sq.head), word(p.sq.tail), word(p.cq.head), word(p.cq.tail)
+	u.entries = unsafe.Slice((*uringEntry)(unsafe.Pointer(&u.table[0])), p.sqEntries)
+	u.dones = unsafe.Slice((*uringDone)(unsafe.Pointer(&u.rings[p.cq.dropped])), p.cqEntries)
+	for i := range p.sqEntries {
+		*word(p.sq.array + 4*i) = i
+	}
+	return u, nil
+}
+
+func (u *uring) close() {
+	for _, m := range [][]byte{u.table, u.rings} {
+		if m != nil {
+			_ = unix.Munmap(m)
+		}
+	}
+	_ = unix.Close(u.fd)
+}
+
+// prepare adds an operation, which the next enter submits. The memory that it
+// names has to stay where it is until its completion.
+func (u *uring) prepare(e uringEntry) error {
+	tail := *u.sqTail
+	if tail-atomic.LoadUint32(u.sqHead) == uint32(len(u.entries)) {
+		if err := u.enter(0); err != nil {
+			return err
+		}
+	}
+	u.entries[tail&uint32(len(u.entries)-1)] = e
+	atomic.StoreUint32(u.sqTail, tail+1)
+	u.prepared++
+	return nil
+}
+
+// poll prepares to be told when fd can be read.
+func (u *uring) poll(fd int, user uint64) error {
+	return u.prepare(uringEntry{op: uringOpPollAdd, fd: int32(fd), opFlags: unix.POLLIN, user: user})
+}
+
+// transfer prepares a read or write of p, which is not empty.
+func (u *uring) transfer(op uint8, fd int, p []byte, offset int64, user uint64) error {
+	return u.prepare(uringEntry{
+		op: op, fd: int32(fd), offset: uint64(offset), addr: uint64(uintptr(unsafe.Pointer(&p[0]))), length: uint32(len(p)), user: user,
+	})
+}
+
+// enter submits what was prepared and waits for that many completions.
+func (u *uring) enter(wait int) error {
+	for {
+		n, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(u.fd), uintptr(u.prepared), uintptr(wait), uringEnterGetevents, 0, 0)
+		switch errno {
+		case 0:
+			u.prepared -= uint32(n)
+			if u.prepared == 0 {
+				return nil
+			}
+		case unix.EINTR:
+		case unix.EAGAIN, unix.EBUSY:
+			// No memory for more, or completions to be taken first.
+			if u.ready() > 0 {
+				return nil
+			}
+		default:
+			return fmt.Errorf("io_uring_enter: %w", errno)
+		}
+	}
+}
+
+// ready is how many completions there are.
+func (u *uring) ready() int { return int(atomic.LoadUint32(u.cqTail) - *u.cqHead) }
+
+// next takes the next completion; there is one.
+func (u *uring) next() uringDone {
+	head := *u.cqHead
+	d := u.dones[head&uint32(len(u.dones)-1)]
+	atomic.StoreUint32(u.cqHead, head+1)
+	return d
+}
