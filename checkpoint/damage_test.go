@@ -221,6 +221,9 @@ func tryAll(t testing.TB, path string, m *image, d *disk) error {
 		if err == nil && lazy {
 			err = s.(*image).touch(rand.New(rand.NewPCG(1, 2)))
 		}
+		if err == nil { // whoever restores gives this to the disks
+			_, err = f.DiskState()
+		}
 		if (err != nil) != (report.Err() != nil) {
 			t.Fatalf("lazy %t: verify says %v, restore %v", lazy, report.Err(), err)
 		}
