@@ -148,7 +148,7 @@ func (c *Core) absorb(ev Event) {
 			c.loads = c.cfg.Loads
 			c.emit(Warn{fmt.Sprintf("the image cannot be made whole: %v", ev.Err)})
 		} else {
-			c.emit(GiveUp{ev.Err})
+			c.emit(GiveUp(ev))
 		}
 	case Loaded:
 		c.machine = machineLoaded

@@ -24,9 +24,9 @@ const (
 	batchEntries = 256
 	batchBytes   = 8 << 20
 	// mergeBytes bounds the copy that makes one write of adjacent small ones.
-	mergeBytes = 1 << 20
-	backoffMin = 10 * time.Millisecond
-	backoffMax = 5 * time.Second
+	mergeBytes   = 1 << 20
+	backoffFirst = 10 * time.Millisecond
+	backoffMost  = 5 * time.Second
 )
 
 // errPaused ends a batch half way because nothing may be written now.
@@ -81,7 +81,7 @@ func (d *Device) flush(ctx context.Context) {
 		if err != nil && !errors.Is(err, errPaused) {
 			d.failures++
 			select {
-			case <-time.After(min(backoffMax, backoffMin<<min(d.failures-1, 10))):
+			case <-time.After(min(backoffMost, backoffFirst<<min(d.failures-1, 10))):
 			case <-d.set.done:
 				return
 			}

@@ -272,11 +272,14 @@ func (s *Store) Acquire(ctx context.Context, g epoch.Generation) error {
 	for {
 		s.m.mu.Lock()
 		if s.m.writer == nil || s.m.writer == s {
-			defer s.m.mu.Unlock()
-			if g < s.m.generation {
+			stale := g < s.m.generation
+			if !stale {
+				s.m.writer, s.m.generation = s, g
+			}
+			s.m.mu.Unlock()
+			if stale {
 				return ErrStale
 			}
-			s.m.writer, s.m.generation = s, g
 			return nil
 		}
 		ch := s.m.changed

@@ -263,7 +263,7 @@ func (d *daemon) explain(err error) error {
 	}
 	select {
 	case <-d.ended:
-		return fmt.Errorf("%w (storage daemon: %v: %s)", err, d.err, d.said.text())
+		return fmt.Errorf("%w (storage daemon: %w: %s)", err, d.err, d.said.text())
 	default:
 		return err
 	}

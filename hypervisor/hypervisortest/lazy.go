@@ -171,7 +171,7 @@ func takesOverWithMissingPages(t testing.TB, h Harness) {
 	}
 	s.copyPages(again, back, all)
 	for range s.Rounds {
-		state = s.checkpoint(again, back)
+		s.checkpoint(again, back)
 		s.workOn(again)
 	}
 	s.must(again.Fill(0, again.Pages()), "fill all pages")
@@ -188,7 +188,7 @@ func takesOverWithMissingPages(t testing.TB, h Harness) {
 	}
 	// A few more, now that the filling is over.
 	for range s.Rounds {
-		state = s.checkpoint(again, back)
+		s.checkpoint(again, back)
 		s.workOn(again)
 	}
 	state = s.checkpoint(again, back)

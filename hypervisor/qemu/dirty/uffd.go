@@ -71,10 +71,9 @@ type uffdioCopy struct {
 type faultEvent struct {
 	event   uint8
 	_       [7]uint8
-	flags   uint64
+	_       uint64 // flags
 	address uint64
-	thread  uint32
-	_       uint32
+	_       uint64 // thread
 }
 
 // pageRegion is struct page_region: pages [start, end), in bytes.
