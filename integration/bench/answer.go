@@ -7,7 +7,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -26,9 +25,12 @@ const (
 func firstAnswer(ctx context.Context, from *lab.Host, address string, begin time.Time) (time.Duration, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	answers := make(chan time.Time)
-	asking := make(chan error, 1)
+	asking := make(chan struct{})
 	dial := func(ctx context.Context) (net.Conn, error) { return from.Dial(ctx, "tcp", address) }
-	go func() { asking <- askOften(ctx, dial, answers) }() // ends with ctx
+	go func() { // ends with ctx
+		defer close(asking)
+		askOften(ctx, dial, answers)
+	}()
 	var at time.Time
 	var err error
 	select {
@@ -37,11 +39,12 @@ func firstAnswer(ctx context.Context, from *lab.Host, address string, begin time
 		err = fmt.Errorf("the guest at %s does not answer: %w", address, ctx.Err())
 	}
 	cancel()
-	return at.Sub(begin), errors.Join(err, <-asking)
+	<-asking
+	return at.Sub(begin), err
 }
 
 // askOften asks until ctx ends, and returns after every question has ended.
-func askOften(ctx context.Context, dial func(context.Context) (net.Conn, error), answers chan<- time.Time) error {
+func askOften(ctx context.Context, dial func(context.Context) (net.Conn, error), answers chan<- time.Time) {
 	tick := time.NewTicker(askEvery)
 	defer tick.Stop()
 	open := 0
@@ -71,7 +74,6 @@ func askOften(ctx context.Context, dial func(context.Context) (net.Conn, error),
 	for ; open > 0; open-- {
 		<-ended
 	}
-	return nil
 }
 
 // ask asks the guest for its boot id.

@@ -141,16 +141,15 @@ func (g *own) primaryConfig() primary.Config {
 	return c
 }
 
-// Saved is what a save came to. Times are in seconds but for Pause.
+// savedSample is what one save came to.
 type savedSample struct {
-	bytes   uint64        // of the file
-	took    time.Duration // from the request to the file under its name
-	synced  time.Duration // of it, waiting for the disk (fsync)
-	pause   time.Duration
-	rounds  int
-	pages   checkpoint.Counts
-	moment  primary.Moment
-	summary checkpoint.Summary
+	bytes  uint64        // of the file
+	took   time.Duration // from the request to the file under its name
+	synced time.Duration // of it, waiting for the disk (fsync)
+	pause  time.Duration
+	rounds int
+	pages  checkpoint.Counts
+	moment primary.Moment
 }
 
 // saver gives a primary's pages to a checkpoint file.
@@ -204,7 +203,7 @@ func (g *own) save(ctx context.Context, path string, stay bool) (s savedSample, 
 	}
 	s.took = time.Since(begin)
 	s.synced += w.Synced()
-	s.bytes, s.pages, s.summary = info.FileBytes, info.Summary.Pages, info.Summary
+	s.bytes, s.pages = info.FileBytes, info.Summary.Pages
 	s.pause, s.rounds = s.moment.Pause, s.moment.Rounds
 	return s, nil
 }
@@ -243,7 +242,6 @@ func (g *own) end() error { return errors.Join(g.leave(), g.image.undo()) }
 // restored is how long a restore took.
 type restored struct {
 	answer time.Duration // until the guest answered
-	opened time.Duration // until the file was read as far as needed
 	loaded time.Duration // until the machine was loaded
 	run    time.Duration // until it ran
 	whole  time.Duration // until all of its memory was there
@@ -300,7 +298,6 @@ func (g *own) bring(ctx context.Context, path string, m primary.Moment, lazy boo
 	if err := set.Commit(1, m.Writes, m.DiskState); err != nil {
 		return err
 	}
-	r.opened = time.Since(begin)
 	standby, pending, err := checkpoint.Restore(ctx, file, g.driver, set, checkpoint.RestoreOptions{Lazy: lazy})
 	if err != nil {
 		return err
