@@ -111,6 +111,10 @@ type Guest struct {
 	Disks  []Disk `toml:"disk"`
 	// User runs the QEMU process.
 	User string `toml:"user"`
+	// FreePageReporting lets the guest give memory that it does not use back to
+	// the host, by a virtio-balloon; such memory is not copied either. The
+	// guest's kernel has to know of it (Linux 5.7: PAGE_REPORTING).
+	FreePageReporting bool `toml:"free_page_reporting"`
 }
 
 // DiskMode says what becomes of a guest's writes to a disk.

@@ -178,6 +178,7 @@ func TestEveryProblemIsTold(t *testing.T) {
 		{"hasty detach", func(c *Config) { first(c).Protection.DetachAfter = Duration(300 * time.Millisecond) }, "guest.web.protection.detach_after: 300ms is not between 400ms (two heartbeats, one epoch) and 10m0s"},
 		{"verify", func(c *Config) { first(c).Protection.VerifyEvery = Duration(time.Millisecond) }, "guest.web.protection.verify_every: "},
 		{"disk of a simulated guest", func(c *Config) { first(c).Hypervisor = Sim }, "guest.web.disk: is of no use to a simulated guest"},
+		{"free memory of a simulated guest", func(c *Config) { first(c).Hypervisor, first(c).FreePageReporting = Sim, true }, "guest.web.free_page_reporting: is of no use to a simulated guest"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			config := Example()

@@ -93,6 +93,7 @@ func (w *writer) guest(g Guest, lease Duration) {
 		w.option("initrd", g.Initrd, "", "")
 		w.option("append", g.Append, "", "the kernel's command line")
 		w.option("user", g.User, d.User, "runs QEMU")
+		w.option("free_page_reporting", g.FreePageReporting, false, "the guest gives memory that it does not use back to the host")
 	}
 	for _, disk := range g.Disks {
 		w.text("", "[[guest.disk]]")

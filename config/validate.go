@@ -236,7 +236,7 @@ func (v *validator) machine(key string, g Guest) {
 		}{
 			{"machine", g.Machine != ""}, {"cpu", g.CPU != ""}, {"accel", g.Accel != ""},
 			{"kernel", g.Kernel != ""}, {"initrd", g.Initrd != ""}, {"append", g.Append != ""},
-			{"user", g.User != ""}, {"disk", len(g.Disks) > 0},
+			{"user", g.User != ""}, {"disk", len(g.Disks) > 0}, {"free_page_reporting", g.FreePageReporting},
 		} {
 			if one.set {
 				v.add(key+one.key, "is of no use to a simulated guest (hypervisor = %q)", Sim)

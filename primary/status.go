@@ -22,6 +22,7 @@ type Status struct {
 	EpochAge  time.Duration    `json:"epoch_age_ns"` // since it was sealed
 	Remaining uint64           `json:"remaining"`    // pages of an initial synchronisation
 	Pages     uint64           `json:"pages"`        // of the image
+	Freed     uint64           `json:"freed_pages"`  // given back by the guest, since it came to this host
 	LinkError string           `json:"last_error,omitempty"`
 	Held      int              `json:"held_frames"`
 	HeldBytes int64            `json:"held_bytes"`
@@ -199,6 +200,9 @@ func (p *Primary) Status() Status {
 			Device: s.device.percentiles().Median, Scan: s.scan.percentiles().Median,
 			Copy: s.copied.percentiles().Median, Resume: s.resume.percentiles().Median},
 		Totals: s.totals,
+	}
+	if g, ok := p.Guest.(interface{ Freed() uint64 }); ok {
+		st.Freed = g.Freed()
 	}
 	if s.epoch > 0 {
 		st.EpochAge = now.Sub(s.sealedAt)

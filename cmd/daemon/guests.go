@@ -111,6 +111,7 @@ func qemuConfig(all *config.Config, self config.Host, g config.Guest, helper []s
 		Name: g.Name, Memory: uint64(g.Memory), CPUs: g.CPUs, Machine: g.Machine, CPU: g.CPU, Accel: g.Accel,
 		Kernel: g.Kernel, Initrd: g.Initrd, Append: g.Append, User: g.User,
 		RunDir: dir, ImageDir: filepath.Join(dir, "memory"), Helper: helper,
+		FreePageReporting: g.FreePageReporting,
 	}
 	for _, d := range g.Disks {
 		if d.Served() {

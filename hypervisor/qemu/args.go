@@ -126,6 +126,9 @@ func (c *Config) shape(m machine) []string {
 	if c.Console != "" {
 		a = append(a, "-serial", "chardev:console")
 	}
+	if c.FreePageReporting {
+		a = append(a, "-device", fmt.Sprintf("virtio-balloon-%s,id=balloon,free-page-reporting=on,deflate-on-oom=on", bus))
+	}
 	return slices.Concat(a, c.ExtraArgs)
 }
 

@@ -75,6 +75,11 @@ type Config struct {
 	// Reserve takes a memory file's whole size from the tmpfs at once, so
 	// that the host cannot run out of it later.
 	Reserve bool
+	// FreePageReporting gives the guest a virtio-balloon by which it tells of
+	// memory that it does not use, some 2 s after it was freed. The host has it
+	// back, and it need not be copied to the other host, until the guest uses it
+	// again. Equal on both hosts; not together with Reserve.
+	FreePageReporting bool
 	// User is the account that QEMU runs as when we are root; "" is nobody.
 	// It needs no right but to read kernel, initrd and disks.
 	User string
@@ -272,6 +277,9 @@ func (c *Config) validate() error {
 		checkPath("image directory", c.ImageDir, false))
 	if len(c.RunDir) > maxSocketPath-len("/vm-0123456789abcdef/qmp") {
 		bad("run directory %q is too long for the sockets in it", c.RunDir)
+	}
+	if c.Reserve && c.FreePageReporting {
+		bad("memory that is reserved cannot be given back: turn off one of Reserve and FreePageReporting")
 	}
 	if len(c.Helper) == 0 || !filepath.IsAbs(c.Helper[0]) {
 		bad("helper %q: want the absolute path of a program first", c.Helper)

@@ -43,7 +43,7 @@ var allowedOptions = map[string]bool{
 // first prefix that fits counts.
 var refusedDevices = []struct{ prefix, why, remedy string }{
 	{"vfio", "a passed-through device writes to memory and to the world by itself", "use a virtio device"},
-	{"virtio-balloon", "memory that the balloon gives back vanishes without being seen as written", "leave the balloon out"},
+	{"virtio-balloon", "memory that it gives back is looked for only if the configuration knows of it", "set free page reporting in the guest's configuration"},
 	{"virtio-mem", "memory that comes and goes is not tracked", "give the guest its memory at start"},
 	{"virtio-pmem", "a write to persistent memory is a write to a disk that nobody holds back", "use a disk"},
 	{"nvdimm", "a write to persistent memory is a write to a disk that nobody holds back", "use a disk"},

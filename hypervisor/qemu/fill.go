@@ -169,7 +169,9 @@ func (f *filler) fetch() {
 			err = f.pager.Copy(page, content)
 		}
 		if err == nil {
-			f.ram.setThere(uint64(page))
+			if !f.ram.frees() { // QEMU has mapped it, we have not
+				f.ram.setThere(uint64(page))
+			}
 			f.from.Filled(page)
 		}
 		f.settle(page, aside, err)

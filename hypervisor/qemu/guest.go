@@ -126,6 +126,7 @@ func (g *Guest) Resume(ctx context.Context) error {
 	}
 	g.stopping.Store(false)
 	g.paused.Store(false)
+	g.vm.ram.unsettle()
 	if err := g.vm.client.Execute(ctx, "cont", nil, nil); err != nil {
 		return g.failed("resume", err)
 	}
@@ -207,7 +208,11 @@ func (g *Guest) CollectDirty(set *epoch.PageSet) error {
 			return g.failed("collect dirty pages", err)
 		}
 	}
-	if err := g.collect(set); err != nil {
+	err := g.collect(set)
+	if err == nil {
+		err = g.vm.ram.collectFreed(set, &g.paused)
+	}
+	if err != nil {
 		// The next call attaches anew, and reports every page.
 		err = errors.Join(err, g.tracker.Close())
 		g.tracker = nil
@@ -276,6 +281,11 @@ func (g *Guest) attach(ctx context.Context) error {
 }
 
 func (g *Guest) attachLocked(ctx context.Context) error {
+	if g.driver.cfg.FreePageReporting {
+		if err := g.vm.ram.watch(); err != nil {
+			return err
+		}
+	}
 	pid := g.vm.proc.identity.PID
 	regions, err := dirty.FileRegions(pid, g.vm.ram.file, 0)
 	if err != nil {
@@ -287,6 +297,10 @@ func (g *Guest) attachLocked(ctx context.Context) error {
 	g.tracker, err = dirty.Attach(ctx, dirty.Config{PID: pid, Helper: g.driver.cfg.Helper, Regions: regions})
 	return err
 }
+
+// Freed returns how many pages the guest has given back, as CollectDirty has
+// found them.
+func (g *Guest) Freed() uint64 { return g.vm.ram.freed.Load() }
 
 // AppendDeviceState appends the state of vCPUs and devices. About 0.7 ms.
 func (g *Guest) AppendDeviceState(ctx context.Context, dst []byte) ([]byte, error) {

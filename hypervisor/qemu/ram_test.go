@@ -3,6 +3,7 @@ package qemu
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -96,5 +97,29 @@ func TestFullTmpfsIsAnError(t *testing.T) {
 	}
 	if _, err := createRAM(&Config{Memory: mib}, filepath.Join(openDir(t), "more"), account{}); err == nil {
 		t.Fatal("a memory file was made outside of a tmpfs")
+	}
+}
+
+// Zeros over pages that are there: cleared, or made a hole.
+func BenchmarkZeros(b *testing.B) {
+	const pages = 512
+	r := newRAM(b, memoryDir(b), pages*epoch.PageSize)
+	defer func() { must(b, r.close()) }()
+	full, zeros := bytes.Repeat([]byte{1}, pages*epoch.PageSize), make([]byte, pages*epoch.PageSize)
+	for _, n := range []int{8, 32, 128, pages} {
+		for name, write := range map[string]func(uint64, []byte) error{
+			"cleared": func(first uint64, data []byte) error { copy(r.mem[first*epoch.PageSize:], data); return nil },
+			"hole":    func(first uint64, data []byte) error { return r.punch(first, uint64(len(data))/epoch.PageSize) },
+		} {
+			b.Run(fmt.Sprintf("%dpages/%s", n, name), func(b *testing.B) {
+				for range b.N {
+					b.StopTimer()
+					must(b, r.write(0, full))
+					copy(r.mem, full) // mapped
+					b.StartTimer()
+					must(b, write(0, zeros[:n*epoch.PageSize]))
+				}
+			})
+		}
 	}
 }
