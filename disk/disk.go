@@ -96,10 +96,12 @@ type Backend interface {
 }
 
 // Transfer is what is left of a request for its front end to do: one read or
-// write of a file. Without Data there is nothing left.
+// write of a file, or an fdatasync(2) of it. Without Data or Sync there is
+// nothing left.
 type Transfer struct {
 	File   int // descriptor
 	Write  bool
+	Sync   bool
 	Data   []byte // stays where it is
 	Offset int64  // bytes
 }

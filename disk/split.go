@@ -7,20 +7,40 @@ import (
 )
 
 // This file is Do in two halves, for the requests that need nothing but the
-// store: a read of which the held log has nothing or all, and a write of a guest
-// that is not protected. Everything else goes through Do.
+// store: a read of which the held log has nothing or all, and a write or flush of
+// a guest that is not protected. Everything else goes through Do.
 
 var _ Splitter = (*Device)(nil)
 
 // Begin begins a request. See Splitter.
 func (d *Device) Begin(r *Request) (t Transfer, ok bool) {
-	if d.split == nil || r.Op != OpRead && r.Op != OpWrite || d.check(r) != nil {
+	if d.split == nil || d.check(r) != nil {
 		return t, false
 	}
-	if r.Op == OpRead {
+	switch r.Op {
+	case OpRead:
 		return d.beginRead(r)
+	case OpWrite:
+		return d.beginWrite(r)
+	case OpFlush:
+		return d.beginFlush()
 	}
-	return d.beginWrite(r)
+	return t, false
+}
+
+func (d *Device) beginFlush() (t Transfer, ok bool) {
+	s := d.set
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !d.beginsLocked() {
+		return t, false
+	}
+	if t.File, ok = d.split.StartSync(); ok {
+		t.Sync = true
+		d.direct++
+		s.count.direct++
+	}
+	return t, ok
 }
 
 func (d *Device) beginRead(r *Request) (t Transfer, ok bool) {
@@ -92,6 +112,13 @@ func (d *Device) beginsLocked() bool {
 
 // End ends a request that Begin began. See Splitter.
 func (d *Device) End(r *Request, err error) error {
+	if r.Op == OpFlush {
+		if err = d.split.EndSync(err); err != nil {
+			rewritten(d.store) // see change
+		}
+		d.end(r, 0, err)
+		return err
+	}
 	if err != nil {
 		err = fmt.Errorf("disk %d, %d sectors from %d on: %w", d.id, r.Sectors, r.Sector, err)
 	}

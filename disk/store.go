@@ -34,11 +34,14 @@ type Store interface {
 
 // splitter is a Store whose reads and writes the caller may make itself, with
 // the descriptor, if it says so (store.File). It does not if there is more to a
-// request than that. EndWrite follows every StartWrite that was ok.
+// request than that. EndWrite follows every StartWrite that was ok, and EndSync
+// every StartSync, with what came of it; it returns what Sync would.
 type splitter interface {
 	StartRead(p []byte, sector uint64) (fd int, offset int64, ok bool)
 	StartWrite(p []byte, sector uint64) (fd int, offset int64, ok bool)
 	EndWrite()
+	StartSync() (fd int, ok bool)
+	EndSync(err error) error
 }
 
 // rewriter is a Store that goes on failing Sync after the system lost buffered

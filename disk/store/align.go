@@ -247,9 +247,9 @@ func (r *ranges) unlock(s span) {
 	r.free.Broadcast()
 }
 
-// StartRead and StartWrite are ReadAt and WriteAt up to the system call, for a
-// caller that makes it itself (io_uring(7)), if there is nothing else to do. A
-// write is under way until EndWrite, which must follow.
+// StartRead, StartWrite and StartSync are ReadAt, WriteAt and Sync up to the
+// system call, for a caller that makes it itself (io_uring(7)), if there is
+// nothing else to do. A write is under way until EndWrite, which must follow.
 
 // StartRead returns the descriptor and the offset in bytes to read p from.
 func (f *File) StartRead(p []byte, sector uint64) (fd int, offset int64, ok bool) {
@@ -278,3 +278,9 @@ func (f *File) StartWrite(p []byte, sector uint64) (fd int, offset int64, ok boo
 
 // EndWrite says that a write is over.
 func (f *File) EndWrite() { f.gate.RUnlock() }
+
+// StartSync returns the descriptor to call fdatasync(2) on. EndSync must follow.
+func (f *File) StartSync() (fd int, ok bool) { return f.fd, f.via == nil && !f.lost.Load() }
+
+// EndSync is given what fdatasync(2) returned, and returns what Sync would.
+func (f *File) EndSync(err error) error { return f.synced(err) }

@@ -394,7 +394,12 @@ func (f *File) Sync() error {
 	if f.lost.Load() {
 		return fmt.Errorf("sync disk %s: %w", f.cfg.Path, ErrNotDurable)
 	}
-	if err := fdatasync(f.data); err != nil {
+	return f.synced(fdatasync(f.data))
+}
+
+// synced takes note of what fdatasync(2) returned.
+func (f *File) synced(err error) error {
+	if err != nil {
 		if !f.align.direct && !errors.Is(err, os.ErrClosed) {
 			f.lost.Store(true)
 			err = errors.Join(ErrNotDurable, err)

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"understudy/disk"
+	"understudy/epoch"
 )
 
 // Who a completion is for, beside the transfers.
@@ -27,6 +28,10 @@ const (
 	forKick = 1<<32 + iota
 	forWake
 )
+
+// portion is how many bytes are copied before the disk, or the guest, gets what
+// there is so far to work on.
+const portion = 256 << 10
 
 // transfer is one that the kernel has, or a free place for one.
 type transfer struct {
@@ -63,7 +68,7 @@ func (w *run) batch(split disk.Splitter) bool {
 	debug.SetPanicOnFault(true)
 	b := &batch{w: w, split: split, kick: -1}
 	if err := b.open(); err != nil {
-		w.r.s.log.Debug("no io_uring: requests are carried out by a goroutine each", "error", err)
+		w.r.s.log.Info("no io_uring: requests are carried out by a goroutine each", "error", err)
 		return false
 	}
 	w.r.s.orphans.none(w.over.Load)
@@ -136,7 +141,12 @@ func (w *run) rouse() {
 func (b *batch) gather() (more, done bool) {
 	r := b.w.r
 	r.mu.Lock()
+	bytes := 0
 	for _, f := range b.over {
+		if bytes += len(f.q.Buffer); bytes >= portion && r.run != nil {
+			bytes = 0
+			r.notify()
+		}
 		if !b.w.settle(f.q, f.err) {
 			b.carry(f.q)
 		}
@@ -173,7 +183,11 @@ func (b *batch) take() (starved int, more bool) {
 	r := b.w.r
 	var next outcome
 	defer func() { r.caught(recover(), &next) }()
+	bytes := 0
 	for range 2 * int(r.num) {
+		if bytes >= portion {
+			return 0, true
+		}
 		if len(b.begun) == len(b.free) || b.asides >= r.s.cfg.Workers {
 			return 0, false // whoever makes room makes us look again
 		}
@@ -195,6 +209,9 @@ func (b *batch) take() (starved int, more bool) {
 		}
 		q.state = isDoing
 		b.carry(q)
+		if q.Op == disk.OpWrite { // carried by now, but not over
+			bytes += int(q.Sectors) * epoch.SectorSize
+		}
 	}
 	return 0, true // others want the lock too
 }
@@ -235,7 +252,7 @@ func (b *batch) aside(q *work) {
 
 // prepare hands a request that was begun to the kernel.
 func (b *batch) prepare(q *work) {
-	if len(q.transfer.Data) == 0 {
+	if len(q.transfer.Data) == 0 && !q.transfer.Sync {
 		b.end(q, nil)
 		return
 	}
@@ -250,11 +267,16 @@ func (b *batch) prepare(q *work) {
 // again prepares what is left of a transfer.
 func (b *batch) again(place uint32) {
 	t := &b.places[place].t
-	op := uint8(uringOpRead)
-	if t.Write {
-		op = uringOpWrite
+	var err error
+	switch {
+	case t.Sync:
+		err = b.ring.sync(t.File, uint64(place))
+	case t.Write:
+		err = b.ring.transfer(uringOpWrite, t.File, t.Data, t.Offset, uint64(place))
+	default:
+		err = b.ring.transfer(uringOpRead, t.File, t.Data, t.Offset, uint64(place))
 	}
-	if err := b.ring.transfer(op, t.File, t.Data, t.Offset, uint64(place)); err != nil {
+	if err != nil {
 		b.finish(place, err)
 	}
 }
@@ -305,6 +327,8 @@ func (b *batch) completed(place uint32, result int32) {
 		b.again(place)
 	case result < 0:
 		b.finish(place, unix.Errno(-result))
+	case t.Sync:
+		b.finish(place, nil)
 	case result == 0:
 		b.finish(place, io.ErrUnexpectedEOF)
 	case int(result) < len(t.Data):

@@ -25,9 +25,12 @@ const (
 	uringOffRings          = 0
 	uringOffEntries        = 0x10000000
 
+	uringOpFsync   = 3
 	uringOpPollAdd = 6
 	uringOpRead    = 22
 	uringOpWrite   = 23
+
+	uringFsyncDatasync = 1
 )
 
 type uringOffsets struct {
@@ -152,6 +155,11 @@ func (u *uring) transfer(op uint8, fd int, p []byte, offset int64, user uint64) 
 	return u.prepare(uringEntry{
 		op: op, fd: int32(fd), offset: uint64(offset), addr: uint64(uintptr(unsafe.Pointer(&p[0]))), length: uint32(len(p)), user: user,
 	})
+}
+
+// sync prepares an fdatasync(2).
+func (u *uring) sync(fd int, user uint64) error {
+	return u.prepare(uringEntry{op: uringOpFsync, fd: int32(fd), opFlags: uringFsyncDatasync, user: user})
 }
 
 // enter submits what was prepared and waits for that many completions.

@@ -98,6 +98,13 @@ type Report struct {
 	Protected []Row `json:"protected,omitempty"`
 }
 
+// Who is compared with whom.
+var (
+	hostRatios      = [][2]string{{nameOurs, nameQSD}}
+	guestRatios     = [][2]string{{nameOurs, nameQSD}, {nameOurs, nameQEMU}}
+	protectedRatios = [][2]string{{nameProtected, nameUnprotected}}
+)
+
 func main() {
 	if len(os.Args) > 1 {
 		switch os.Args[1] {
@@ -159,6 +166,11 @@ func run(ctx context.Context, o *options) (err error) {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
+	for rows, pairs := range map[*[]Row][][2]string{&report.Host: hostRatios, &report.Guest: guestRatios, &report.Protected: protectedRatios} {
+		for i := range *rows {
+			(*rows)[i].compare(pairs)
+		}
+	}
 	report.Seconds = time.Since(begin).Seconds()
 	return report.write(o, os.Stdout)
 }
@@ -177,8 +189,8 @@ func (r *Report) write(o *options, w io.Writer) error {
 		}
 	}
 	return errors.Join(
-		table(w, "Without a guest: a driver of our own", r.Host, [][2]string{{nameOurs, nameQSD}}),
-		table(w, "In a Linux guest under emulation, O_DIRECT", r.Guest, [][2]string{{nameOurs, nameQSD}, {nameOurs, nameQEMU}}),
-		table(w, "The same guest on our disk, unprotected and protected", r.Protected, [][2]string{{nameProtected, nameUnprotected}}),
+		table(w, "Without a guest: a driver of our own", r.Host, hostRatios),
+		table(w, "In a Linux guest under emulation, O_DIRECT", r.Guest, guestRatios),
+		table(w, "The same guest on our disk, unprotected and protected", r.Protected, protectedRatios),
 	)
 }

@@ -1,7 +1,7 @@
 package main
 
 // The report: for each load what every back end reached, the median of the
-// rounds, and ratios of medians, which alone count on a shared machine.
+// rounds, and of the ratios of each round, which alone count on a shared machine.
 
 import (
 	"fmt"
@@ -25,6 +25,8 @@ type Row struct {
 	// Sides are the back ends' medians, Samples what they are of.
 	Sides   map[string]Sample   `json:"sides"`
 	Samples map[string][]Sample `json:"samples"`
+	// Ratios are of IOPS, "one:other".
+	Ratios map[string]float64 `json:"ratios"`
 	order   []string
 }
 
@@ -69,12 +71,24 @@ func quantile(values []float64, q float64) float64 {
 	return sorted[i] + (at-float64(i))*(sorted[i+1]-sorted[i])
 }
 
-// speed is IOPS of one side as a multiple of another's.
+// speed is IOPS of one side as a multiple of another's: the median over the
+// rounds, since what is measured side by side has met the same machine.
 func (r *Row) speed(side, of string) float64 {
-	if r.Sides[of].IOPS == 0 {
-		return 0
+	var ratios []float64
+	for i, s := range r.Samples[of] {
+		if i < len(r.Samples[side]) && s.IOPS > 0 {
+			ratios = append(ratios, r.Samples[side][i].IOPS/s.IOPS)
+		}
 	}
-	return r.Sides[side].IOPS / r.Sides[of].IOPS
+	return median(ratios)
+}
+
+// compare notes the ratios of the sides in pairs.
+func (r *Row) compare(pairs [][2]string) {
+	r.Ratios = map[string]float64{}
+	for _, p := range pairs {
+		r.Ratios[p[0]+":"+p[1]] = r.speed(p[0], p[1])
+	}
 }
 
 // line is the row for whoever watches.
@@ -103,7 +117,9 @@ func table(w io.Writer, title string, rows []Row, ratios [][2]string) error {
 		head += fmt.Sprintf("%s : %s\t", r[0], r[1])
 	}
 	_, _ = fmt.Fprintln(t, head)
+	var all []float64
 	for _, row := range rows {
+		all = append(all, row.speed(ratios[0][0], ratios[0][1]))
 		line := row.Load + "\t"
 		for _, side := range row.order {
 			s := row.Sides[side]
@@ -114,5 +130,9 @@ func table(w io.Writer, title string, rows []Row, ratios [][2]string) error {
 		}
 		_, _ = fmt.Fprintln(t, line)
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(w, "%s : %s, median of all loads: %.2f\n", ratios[0][0], ratios[0][1], median(all))
+	return err
 }
