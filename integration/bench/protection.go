@@ -66,7 +66,7 @@ func (b *savedBench) measureProtection(ctx context.Context) (rows []ProtectedRow
 	if err != nil {
 		return nil, err
 	}
-	there.Served, there.Append = b.own.cfg.Served, b.own.cfg.Append
+	there.Served, there.Append, there.FreePageReporting = b.own.cfg.Served, b.own.cfg.Append, b.own.cfg.FreePageReporting
 	standby, err := startStandby(task{Here: there, There: b.own.cfg, Place: *b.place, Disk: b.image.path, Verbose: b.o.verbose})
 	if err != nil {
 		return nil, err

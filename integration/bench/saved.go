@@ -51,6 +51,7 @@ type savedOptions struct {
 	repeat int
 	plot   string
 	tmpfs  bool
+	free   string // whose guest tells of free memory
 }
 
 const savedHelp = `bench checkpoint measures checkpoint files of a real Linux guest of 1 GiB with a
@@ -87,6 +88,7 @@ func parseSavedOptions(args []string, w io.Writer) (savedOptions, error) {
 	f.IntVar(&o.repeat, "repeat", 0, "saves and restores of each kind (0: 3, quick 1)")
 	f.BoolVar(&o.quick, "quick", false, "once, with less work")
 	f.BoolVar(&o.tmpfs, "tmpfs", false, "keep the files in memory, disks as well: no figure has a disk's speed in it")
+	f.StringVar(&o.free, "free-pages", "both", "`whose` guest tells its host of free memory (balloon): both, ours or none")
 	f.StringVar(&o.machine, "machine", "q35", "QEMU machine `type`")
 	f.IntVar(&o.cpus, "cpus", 1, "virtual processors")
 	f.StringVar(&o.accel, "accel", "tcg", "accelerator: kvm or tcg")
@@ -117,6 +119,9 @@ func parseSavedOptions(args []string, w io.Writer) (savedOptions, error) {
 	}
 	if o.output != "text" && o.output != "json" {
 		errs = append(errs, fmt.Errorf("--output %q: want text or json", o.output))
+	}
+	if o.free != "both" && o.free != "ours" && o.free != "none" {
+		errs = append(errs, fmt.Errorf("--free-pages %q: want both, ours or none", o.free))
 	}
 	switch {
 	case o.repeat < 0:
@@ -227,13 +232,14 @@ func (b *savedBench) prepare(base string) error {
 		return err
 	}
 	root := guest.Disk{Device: guest.FirstDisk, Dir: guest.RootDir}
-	mine.Served = []qemu.ServedDisk{{}}
+	mine.Served, mine.FreePageReporting = []qemu.ServedDisk{{}}, b.o.free != "none"
 	mine.Append = guest.Boot{Address: guestAddress, Disk: root}.CommandLine()
 	if b.own, err = newOwn(b, mine, b.image); err != nil {
 		return err
 	}
 	other := mine
 	other.RunDir = filepath.Join(dir, "stock")
+	other.FreePageReporting = b.o.free == "both"
 	other.Served, other.NICs = nil, []qemu.NIC{{MAC: stockMAC}}
 	other.Append = guest.Boot{Address: stockAddress, Disk: root}.CommandLine()
 	if b.stock, err = newStockGuest(b, other, base); err != nil {

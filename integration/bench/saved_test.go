@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"understudy/checkpoint"
 	"understudy/disk/store"
 	"understudy/epoch"
@@ -158,6 +160,14 @@ func TestADiskIsBroughtBack(t *testing.T) {
 	c.image.mark()
 	write(3, 'x', 1)
 	write(0, 'y', 24)
+	z := bytes.Repeat([]byte("z"), epoch.PageSize)
+	if fd, at, ok := c.StartWrite(z, 48); ok {
+		_, err := unix.Pwrite(fd, z, at)
+		c.EndWrite()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
 	middle := now()
 	c.image.mark()
 	write(7, 'z', 2)

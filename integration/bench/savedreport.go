@@ -153,6 +153,7 @@ func newSavedReport(o *savedOptions) *SavedReport {
 	return &SavedReport{Time: base.Time, Machine: base.Machine, Notes: []string{
 		fmt.Sprintf("Guests of %d MiB, the same work in both: ours with a served raw disk (O_DIRECT), QEMU's with its own virtio-blk on a qcow2 overlay (its default cache). %s, %d saves and restores of each kind in turn, medians; %s.",
 			o.mib, "One guest of each kind per row, freshly booted", o.repeat, where),
+		fmt.Sprintf("Guests that tell their host of free memory (virtio-balloon, free page reporting): %s.", map[string]string{"both": "both", "ours": "ours only", "none": "none"}[o.free]),
 		"migrate: to a file descriptor, default capabilities, bandwidth unlimited, the guest running; QEMU 7.2 has no mapped-ram and no multifd to a file. savevm: into the qcow2, the guest stopped.",
 		"A save's time is from the request until the file is complete under its name; \"without fsync\" leaves out the wait for the disk on both sides (migrate does not wait by itself, savevm does).",
 		"A restore's time is from the request, the QEMU not started yet and the file not in the page cache, until a TCP request to the guest is answered.",

@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -37,7 +38,7 @@ type stock struct {
 // end and the memory's.
 func stockArguments(c qemu.Config, append, disk, socket string) []string {
 	guestSide, hostSide := c.NICSockets(0)
-	return []string{
+	args := []string{
 		"-no-user-config", "-nodefaults", "-display", "none", "-machine", c.Machine, "-accel", c.Accel, "-cpu", "qemu64,enforce=on",
 		"-smp", fmt.Sprint(c.CPUs), "-m", fmt.Sprintf("size=%dM", c.Memory>>20),
 		"-kernel", c.Kernel, "-initrd", c.Initrd, "-append", append,
@@ -46,6 +47,10 @@ func stockArguments(c qemu.Config, append, disk, socket string) []string {
 		"-device", fmt.Sprintf("virtio-net-pci,netdev=net0,mac=%s,romfile=", c.NICs[0].MAC),
 		"-qmp", "unix:" + socket + ",server=on,wait=off", "-msg", "timestamp=off",
 	}
+	if c.FreePageReporting {
+		args = slices.Concat(args, []string{"-device", "virtio-balloon-pci,free-page-reporting=on,disable-legacy=on"})
+	}
+	return args
 }
 
 // stockIncoming is the descriptor of the file that a machine is restored from.
