@@ -27,7 +27,7 @@ type Row struct {
 	Samples map[string][]Sample `json:"samples"`
 	// Ratios are of IOPS, "one:other".
 	Ratios map[string]float64 `json:"ratios"`
-	order   []string
+	order  []string
 }
 
 func newRow(load string, block int) Row {
