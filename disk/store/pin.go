@@ -11,6 +11,7 @@ package store
 // record, so that they go on when the disk is opened again.
 
 import (
+	"bytes"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -197,7 +198,7 @@ func (p *Pin) append(f *File, first, last uint64) error {
 
 func allZero(b []byte) bool {
 	// The first byte is zero, and each equals the one before it.
-	return len(b) == 0 || b[0] == 0 && string(b[1:]) == string(b[:len(b)-1])
+	return len(b) == 0 || b[0] == 0 && bytes.Equal(b[1:], b[:len(b)-1])
 }
 
 // noteBroken puts into the disk's record that a pin is broken.

@@ -185,7 +185,7 @@ func (s *stock) close() error {
 	if err := s.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
-	<-s.ended // killed
+	_ = <-s.ended // killed
 	return nil
 }
 
