@@ -49,6 +49,33 @@ func (s *served) Settled() bool {
 	return s.Set.Settled()
 }
 
+// Seal is disk.Set's, and fails in a pause that shows the same: QEMU may find
+// out only then that it has lost us before. The guest goes on, and the next
+// pause shows the requests in flight.
+func (s *served) Seal(n epoch.Number) error {
+	if err := s.found(); err != nil {
+		return err
+	}
+	return s.Set.Seal(n)
+}
+
+// Snapshot is disk.Set's, with the same exception.
+func (s *served) Snapshot() ([]epoch.DiskWrite, []byte, error) {
+	if err := s.found(); err != nil {
+		return nil, nil, err
+	}
+	return s.Set.Snapshot()
+}
+
+func (s *served) found() error {
+	for _, one := range s.servers {
+		if !one.Connected() {
+			return errors.New("the requests in flight on a disk are not known: its hypervisor has to set it up again, which it does when the guest goes on")
+		}
+	}
+	return nil
+}
+
 // Close ends the front ends, then the disks.
 func (s *served) Close() error {
 	var errs []error

@@ -54,6 +54,8 @@ type ring struct {
 	addrSet               bool
 	base                  uint16
 	baseSet               bool // since the ring was halted
+	known                 bool // base or lastAvail is the ring's, on this connection
+	lost                  bool // it was asked for when it was not known; started it is known again
 	kickFD, callFD, errFD int  // -1: none
 	enabled               bool
 	restored              *flightState // from another host, for the first start
@@ -152,6 +154,8 @@ func (r *ring) start(ctx context.Context, mem *memory, region *inflightRegion, f
 		r.begin()
 	}
 	r.shape, r.baseSet, r.restored = r.shapeNow(), false, nil
+	r.known = true
+	r.setLost(false)
 	r.availIdx = r.lastAvail
 	w := &run{r: r, ctx: ctx, kick: file, lead: make(chan struct{}, 1), workers: 1, idle: 1}
 	w.lead <- struct{}{}
@@ -170,6 +174,11 @@ func (r *ring) begin() {
 	r.lastAvail = r.base
 	heads, counter := r.part.recover(int(r.num), r.usedIdx)
 	r.counter = counter
+	if r.base-r.usedIdx > r.num { // less was taken than was returned, or more than fits
+		r.lastAvail = r.usedIdx
+		r.s.log.Warn("the hypervisor begins a ring where it cannot be: it goes on behind what was returned to the guest",
+			"ring", r.index, "base", r.base, "used", r.usedIdx)
+	}
 	switch f := r.restored; {
 	case f != nil && f.shape == r.shapeNow() && f.last == r.base && int(f.last-r.usedIdx) == len(f.heads):
 		heads = f.heads
@@ -246,6 +255,19 @@ func (s *Server) orphanHalted() {
 	}
 }
 
+// setLost notes whether where the ring stands is in nobody's hands.
+func (r *ring) setLost(lost bool) {
+	if r.lost == lost {
+		return
+	}
+	r.lost = lost
+	if lost {
+		r.s.lost.Add(1)
+	} else {
+		r.s.lost.Add(-1)
+	}
+}
+
 // setFD replaces one of the ring's descriptors.
 func setFD(at *int, fd int) {
 	if *at >= 0 {
@@ -263,6 +285,8 @@ func (r *ring) reset() {
 	}
 	r.num, r.addr, r.addrSet, r.enabled = 0, vringAddr{}, false, false
 	r.base, r.baseSet, r.shape, r.lastAvail = 0, true, ringShape{}, 0
+	r.known = false
+	r.setLost(false)
 	r.mem, r.part, r.desc, r.avail, r.used = nil, nil, piece{}, piece{}, piece{}
 	r.chain.clear()
 }

@@ -370,7 +370,7 @@ func (c *session) setRing(kind request, m message, fds descriptors) error {
 		if m.num > 0xffff || r.run != nil {
 			return fmt.Errorf("ring %d starts at %d, or runs", m.index, m.num)
 		}
-		r.base, r.baseSet = uint16(m.num), true
+		r.base, r.baseSet, r.known = uint16(m.num), true, true
 	case setVringKick:
 		if fd < 0 {
 			return fmt.Errorf("ring %d without a kick: polling is not offered", m.index)
@@ -418,6 +418,12 @@ func (c *session) update(r *ring) error {
 }
 
 // getVringBase halts a ring. What was taken counts as taken: it is in flight.
+//
+// QEMU 7.2 may ask it of a ring that was never set up on this connection: it did
+// not notice that the one before was lost (see answer). Any number would be
+// wrong, and it would begin the ring there. A reply of the wrong size it counts as
+// a failure (vhost_virtqueue_stop), and takes the index of the used ring: which is
+// right, since what lies behind that is in the region of requests in flight.
 func (c *session) getVringBase(index int) ([]byte, error) {
 	r, err := c.ring(index)
 	if err != nil {
@@ -427,6 +433,11 @@ func (c *session) getVringBase(index int) ([]byte, error) {
 	defer r.mu.Unlock()
 	r.halt()
 	setFD(&r.kickFD, -1)
+	if !r.known {
+		c.s.log.Warn("the hypervisor stops a ring that it has never set up here: it has missed that its connection was lost", "ring", index)
+		r.setLost(true)
+		return []byte{}, nil
+	}
 	last := r.lastAvail
 	if r.baseSet {
 		last = r.base // it never ran with it

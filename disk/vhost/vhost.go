@@ -80,6 +80,7 @@ type Server struct {
 
 	connected    atomic.Bool
 	running      atomic.Int32 // rings that touch guest memory
+	lost         atomic.Int32 // rings of which nobody knows where they stand
 	writeThrough atomic.Bool  // a write completes when it is durable
 	wce          atomic.Uint32
 	dirty        *dirtyLog // of the session
@@ -236,8 +237,10 @@ func (s *Server) Stopped() bool { return s.running.Load() == 0 }
 // Connected reports whether a hypervisor is connected. A guest that was paused
 // while none was (the daemon was started anew and the hypervisor has yet to
 // come back) must not be checkpointed in that pause: the requests in flight are
-// known only when the rings have been started again.
-func (s *Server) Connected() bool { return s.connected.Load() }
+// known only when the rings have been started again. So it is, and Connected says
+// no, when a hypervisor that has missed the end of the former daemon stops its
+// rings; they start again when the guest goes on.
+func (s *Server) Connected() bool { return s.connected.Load() && s.lost.Load() == 0 }
 
 // waiting counts things that others wait for to be gone.
 type waiting struct {

@@ -1,7 +1,9 @@
 package qemu
 
 import (
+	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"sync"
 	"testing"
@@ -75,15 +77,19 @@ func (d *memoryDisk) listen(t testing.TB, on *Driver) *vhost.Server {
 	return s
 }
 
-// Our own back end, ended and started anew. QEMU 7.2 connects again without a
-// greeting if the guest stood still when the connection was lost.
+// Our own back end, ended and started anew, three times and in every order of
+// its ends: while the guest runs, and while it stands still. QEMU 7.2 does not
+// notice an end of the second kind; it goes on with the next connection without
+// a greeting, notices no later end either, and comes back at a stop and cont.
 func TestOwnBackEndStartsAnew(t *testing.T) {
-	for name, still := range map[string][]bool{"while the guest runs": {false, false}, "while the guest stands still": {true, true}} {
-		t.Run(name, func(t *testing.T) {
+	for order := range 8 {
+		still := []bool{order&4 != 0, order&2 != 0, order&1 != 0}
+		t.Run(fmt.Sprint(still), func(t *testing.T) {
 			t.Parallel()
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
-			d, content := newDriver(t, diskConfig(t)), newMemoryDisk(t)
+			hosts, content := newPair(t, diskConfig(t)), newMemoryDisk(t)
+			d := hosts.a
 			old := content.listen(t, d)
 			g, err := d.Start(ctx)
 			must(t, err)
@@ -96,6 +102,7 @@ func TestOwnBackEndStartsAnew(t *testing.T) {
 				}
 				must(t, old.Close())
 				old = content.listen(t, d)
+				eventually(ctx, t, "QEMU connects again", old.Connected)
 				client := g.(*Guest).vm.client
 				must(t, d.awaitDisks(ctx, client))
 				must(t, g.Pause(ctx))
@@ -104,6 +111,11 @@ func TestOwnBackEndStartsAnew(t *testing.T) {
 				}
 				must(t, g.Resume(ctx))
 				waitDisk(ctx, t, g)
+			}
+			said, err := os.ReadFile(hosts.consoleA)
+			must(t, err)
+			if bytes.Contains(said, []byte("wrong")) {
+				t.Fatalf("the guest says %q", said)
 			}
 		})
 	}
