@@ -169,6 +169,14 @@ type Finder interface {
 	FindPrint(page epoch.GFN, print epoch.Fingerprint) (ref epoch.Reference, mapped, ok bool)
 }
 
+// Constant is a Finder that knows when all it has found still holds: as long as
+// Losses returns what it returned before. It spares Writer.Stale to ask again for
+// every reference.
+type Constant interface {
+	Finder
+	Losses() uint64
+}
+
 // Blocks reads the guest's disks as they were at the checkpoint. It may be
 // called from several goroutines.
 type Blocks interface {

@@ -80,6 +80,8 @@ type Writer struct {
 
 	summary Summary
 	judged  bool // Stale has been called
+	unasked bool // of references that the parent has
+	losses  uint64
 	synced  time.Duration
 	final   *Final
 	err     error // what ended it
@@ -131,6 +133,10 @@ func create(path string, head Head, opts Options) (*Writer, error) {
 		prints:  make([]epoch.Fingerprint, head.Pages),
 		reasons: make([]Reason, head.Pages),
 		copies:  newCopyTable(head.Pages),
+	}
+	w.unasked = opts.Parent != nil
+	if c, ok := opts.Finder.(Constant); ok {
+		w.losses = c.Losses()
 	}
 	rand.Read(w.salt[:])
 	first, reason := entry(kindAbsent), reasonAbsent
@@ -326,7 +332,8 @@ func (w *Writer) Zero(first epoch.GFN, count uint64) error {
 // not written it: the block that was referenced in its place, here or in the
 // parent, does not hold its content any more. It is called while the guest
 // stands still, before the last Image, and earlier as often as one likes, which
-// keeps what it finds then small.
+// keeps what it finds then small. With a Constant finder that has lost nothing
+// since, it returns at once.
 func (w *Writer) Stale(set *epoch.PageSet) error {
 	if err := w.ready(0, 0); err != nil {
 		return err
@@ -335,6 +342,14 @@ func (w *Writer) Stale(set *epoch.PageSet) error {
 		return w.fail(fmt.Errorf("a set over %d pages, the file is for %d", set.Pages(), w.head.Pages))
 	}
 	w.judged = true
+	if c, ok := w.opts.Finder.(Constant); ok {
+		// Asked first: what is lost meanwhile counts for the next time.
+		losses := c.Losses()
+		if losses == w.losses && !w.unasked {
+			return nil
+		}
+		w.losses, w.unasked = losses, false
+	}
 	for i, e := range w.entries {
 		f := epoch.GFN(i)
 		var print epoch.Fingerprint

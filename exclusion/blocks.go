@@ -28,6 +28,7 @@ type blocks struct {
 	hand    int    // of the clock that looks for a slot to give away
 	alive   int
 	evicted uint64
+	lost    uint64 // extents that died, were replaced or given away, and calls of forget
 }
 
 // slot is one extent. Slots are named by their index plus one; 0 is none.
@@ -62,6 +63,7 @@ func (b *blocks) forget() {
 	clear(b.starts)
 	clear(b.prints)
 	b.slots, b.hand, b.alive = b.slots[:0], 0, 0
+	b.lost++
 }
 
 // chainOf returns the chain of the extents that begin in an aligned block.
@@ -161,6 +163,7 @@ func (b *blocks) unlinkPrint(name uint32) {
 	s.nextPrint, s.prevPrint = 0, 0
 	s.live, s.used = false, false
 	b.alive--
+	b.lost++
 }
 
 // overwrite makes every extent dead that has a sector in from..to.

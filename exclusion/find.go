@@ -20,3 +20,13 @@ func (ix *Index) FindPrint(page epoch.GFN, print epoch.Fingerprint) (ref epoch.R
 	s.used = true
 	return epoch.Reference{Page: page, Disk: s.disk, Sector: s.sector, Print: print}, reason == Mapped, true
 }
+
+// Losses changes whenever something that FindPrint has found may be found no
+// more: a block was overwritten, its place in the table was given away, it ceased
+// to be verified, or all was forgotten. While it is the same, whatever was found
+// since holds.
+func (ix *Index) Losses() uint64 {
+	ix.mu.Lock()
+	defer ix.mu.Unlock()
+	return ix.blocks.lost + ix.unsure
+}

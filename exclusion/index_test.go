@@ -457,3 +457,45 @@ func TestAGuestMayBeSmallerThanItsIndex(t *testing.T) {
 		t.Errorf("%d pages are to be sent again, want page 3", set.Count())
 	}
 }
+
+// Losses changes with everything that may make FindPrint's answer untrue, and
+// with nothing else.
+func TestLosses(t *testing.T) {
+	ix := NewIndex(Config{Pages: 8, Key: 1, MaxBlocks: 2})
+	found := func(page epoch.GFN, v byte) bool {
+		_, _, ok := ix.FindPrint(page, epoch.PrintKey(1).Of(filled(v)))
+		return ok
+	}
+	learn := func(sector uint64, page epoch.GFN, v byte) func() {
+		return func() { readOf(ix, 0, sector, page, filled(v)) }
+	}
+	for _, step := range []struct {
+		name   string
+		do     func()
+		loses  bool
+		learnt bool // page 1 still has its block
+	}{
+		{"a read", learn(8, 1, 'a'), false, true},
+		{"another read", learn(16, 2, 'b'), false, true},
+		{"the same read again", learn(8, 1, 'a'), false, true},
+		{"a write elsewhere", func() { ix.Landed(ix.Accepted(0, 80, 8, true)) }, false, true},
+		{"a write over another block", func() { ix.Landed(ix.Accepted(0, 16, 8, true)) }, true, true},
+		{"sectors not verified", func() { ix.SetVerified(0, 8, 9, false) }, true, false},
+		{"and verified again", func() { ix.SetVerified(0, 8, 9, true) }, false, true},
+		{"a held write over part of it", func() { ix.Accepted(0, 15, 1, false) }, true, false},
+		{"a read again", learn(8, 1, 'a'), false, true},
+		{"one that fills the table", learn(24, 3, 'c'), false, true},
+		{"all forgotten", ix.Forget, true, false},
+		{"learnt anew", func() { learn(8, 1, 'a')(); learn(24, 3, 'c')() }, false, true},
+		{"reads that push others out", func() { learn(32, 4, 'd')(); learn(40, 5, 'e')(); learn(48, 6, 'f')() }, true, false},
+	} {
+		before := ix.Losses()
+		step.do()
+		if lost := ix.Losses() != before; lost != step.loses {
+			t.Errorf("%s: something is lost: %t", step.name, lost)
+		}
+		if found(1, 'a') != step.learnt {
+			t.Errorf("%s: page 1 is found: %t", step.name, !step.learnt)
+		}
+	}
+}
