@@ -288,7 +288,7 @@ func TestEndsInTheMiddleOfAFill(t *testing.T) {
 				go func() { waits <- sb.ReadPages(distant, make([]byte, epoch.PageSize)) }()
 				release()
 				must(t, sb.Reset(ctx))
-				_ = <-waits
+				t.Logf("the read beside it: %v", <-waits)
 				must(t, sb.Load(ctx, state, shelf))
 				return
 			case "destroy the standby":
@@ -304,7 +304,7 @@ func TestEndsInTheMiddleOfAFill(t *testing.T) {
 			release()
 			if way == "destroy" {
 				must(t, next.Destroy())
-				_ = <-waits
+				t.Logf("the fill under way: %v", <-waits)
 				return
 			}
 			// Detach brings the filling to its end, and the guest can be adopted.

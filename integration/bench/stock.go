@@ -185,7 +185,10 @@ func (s *stock) close() error {
 	if err := s.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
-	_ = <-s.ended // killed
+	var killed *exec.ExitError
+	if err := <-s.ended; err != nil && !errors.As(err, &killed) {
+		return err
+	}
 	return nil
 }
 
