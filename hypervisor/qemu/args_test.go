@@ -30,6 +30,7 @@ func TestArgumentsGolden(t *testing.T) {
 	served, servedMicro := pc, microvm
 	served.Served = []ServedDisk{{}, {Socket: "/run/two.sock", Queues: 4, QueueSize: 256}}
 	servedMicro.Served = []ServedDisk{{Queues: 1}}
+	served.FreePageReporting, servedMicro.FreePageReporting = true, true
 	tests := map[string]struct {
 		c        Config
 		machine  machine
@@ -110,6 +111,7 @@ func TestValidate(t *testing.T) {
 		"long socket":         {func(c *Config) { c.NICs[0].HostSocket = "/" + strings.Repeat("x", 107) }, "longer than", false},
 		"long run directory":  {func(c *Config) { c.RunDir = "/" + strings.Repeat("x", 100) }, "too long", false},
 		"no helper":           {func(c *Config) { c.Helper = nil }, "helper", false},
+		"reserved and freed":  {func(c *Config) { c.Reserve, c.FreePageReporting = true, true }, "FreePageReporting", false},
 		"balloon":             {extra("-device", "virtio-balloon-pci"), "balloon", true},
 		"vfio":                {extra("-device", "vfio-pci,host=01:00.0"), "passed-through", true},
 		"ivshmem":             {extra("-device", "ivshmem-plain,memdev=x"), "shared memory", true},

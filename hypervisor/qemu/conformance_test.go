@@ -13,11 +13,17 @@ import (
 )
 
 func TestConformance(t *testing.T) {
+	t.Run("plain", func(t *testing.T) { conforms(t, false, 3) })
+	t.Run("free-page reporting", func(t *testing.T) { conforms(t, true, 1) })
+}
+
+func conforms(t *testing.T, frees bool, rounds int) {
 	var dirs []string
 	hypervisortest.Run(t, hypervisortest.Harness{
 		NewPair: func(t testing.TB) (a, b hypervisor.Driver) {
 			here := testConfig(t, "q35")
 			here.ExtraArgs = []string{"-device", "pvpanic"}
+			here.FreePageReporting = frees
 			there := onAnotherHost(t, here)
 			dirs = []string{here.RunDir, here.ImageDir, there.RunDir, there.ImageDir}
 			return newDriver(t, here), newDriver(t, there)
@@ -46,6 +52,7 @@ func TestConformance(t *testing.T) {
 				func(m *machineSpec) { m.Kernel = "00" },
 				func(m *machineSpec) { m.Initrd = "00" },
 				func(m *machineSpec) { m.Shape = append(m.Shape, "-device", "e1000") },
+				func(m *machineSpec) { m.Shape = append(m.Shape, "-device", "virtio-balloon-pci") },
 				func(m *machineSpec) { m.Blocks[1].Total += 4096; m.Blocks[2].Total -= 4096 },
 				func(m *machineSpec) { m.Blocks[1].Name = m.Blocks[2].Name },
 				func(m *machineSpec) { m.Devices = nil },
@@ -62,6 +69,6 @@ func TestConformance(t *testing.T) {
 			}
 			return foreign
 		},
-		Rounds: 3,
+		Rounds: rounds,
 	})
 }
