@@ -35,7 +35,7 @@ func TestFreedPagesAreFound(t *testing.T) {
 	must(t, err)
 	defer func() { must(t, unix.Munmap(others)) }()
 	var paused atomic.Bool
-	rng := rand.New(rand.NewPCG(5, 6))
+	rng, last := rand.New(rand.NewPCG(5, 6)), uint64(0)
 	written := epoch.NewPageSet(pages) // what the scan would say
 	image := make([]byte, pages*epoch.PageSize)
 	buf := make([]byte, pages*epoch.PageSize)
@@ -52,6 +52,9 @@ func TestFreedPagesAreFound(t *testing.T) {
 		paused.Store(false)
 		for range rng.IntN(40) {
 			page := rng.Uint64N(pages)
+			if rng.IntN(2) == 0 { // where something was freed not long ago
+				page = min(last+rng.Uint64N(20), pages-1)
+			}
 			n := min(1+rng.Uint64N(20), pages-page)
 			switch rng.IntN(6) {
 			case 0, 1:
@@ -62,6 +65,7 @@ func TestFreedPagesAreFound(t *testing.T) {
 					t.Fatal("nobody wrote that")
 				}
 			case 3: // the guest tells that it is free
+				last = page
 				must(t, punchFile(r.file, page, n))
 				written.RemoveRange(epoch.GFN(page), n) // what the scan does not see any more
 			case 4: // somebody reads while the guest runs
