@@ -67,6 +67,7 @@ func (d *demoFlags) add(c *cobra.Command) {
 	c.Flags().Var(&textValue{&d.Epoch, "epoch"}, "epoch", "adaptive, or a fixed time")
 	c.Flags().StringVar(&d.images, "images", "build/guest", "directory of the guest's kernel and initrd (make guest)")
 	c.Flags().StringVar(&d.Daemon, "daemon", "", "the understudyd program (default: beside this one)")
+	c.Flags().StringVar(&d.Prefix, "prefix", "usdemo", "begins the names of network namespaces and directories; two demos side by side need two")
 	c.Flags().StringVar(&d.KeepLogs, "keep-logs", "", "keep the daemons' logs in this directory")
 }
 
