@@ -3,15 +3,15 @@ package main
 // A guest as understudy runs, saves and restores it: a served disk, a primary
 // without a backup, and checkpoint files.
 //
-//	boot ─> save … (the guest runs on) ─> save, stay ─> restore, lazily or eagerly,
-//	until it answers ─> the disk as it was ─> …
+//	boot ─> work ─> save …, the last one with a mark of the disk ─> work ─> … ─> leave
+//	─> restore the last file, lazily or eagerly, until it answers ─> the disk as it was
+//	─> … ─> the disk as it was at the mark before ─> restore that one's file ─> …
 
 import (
 	"context"
 	"errors"
 	"fmt"
 	"os"
-	"sync/atomic"
 	"time"
 
 	"understudy/checkpoint"
@@ -35,7 +35,7 @@ type own struct {
 	image  *copied
 
 	disks   *served
-	guest   *staying
+	guest   *qemu.Guest
 	primary *primary.Primary
 	stop    context.CancelFunc
 	ended   chan error
@@ -43,19 +43,6 @@ type own struct {
 	control *client.Control
 	file    *checkpoint.File    // that it was restored from
 	pending *checkpoint.Pending // lazily
-}
-
-// staying is a guest that does not run on after its last save.
-type staying struct {
-	*qemu.Guest
-	stays atomic.Bool
-}
-
-func (s *staying) Resume(ctx context.Context) error {
-	if s.stays.Load() {
-		return nil
-	}
-	return s.Guest.Resume(ctx)
 }
 
 func newOwn(b *savedBench, cfg qemu.Config, img *copied) (_ *own, err error) {
@@ -121,7 +108,7 @@ func (g *own) boot(ctx context.Context, exclude bool, c primary.Config, d primar
 
 // adopt keeps reading a guest's events.
 func (g *own) adopt(started hypervisor.Guest) {
-	g.guest, g.drained = &staying{Guest: started.(*qemu.Guest)}, make(chan struct{})
+	g.guest, g.drained = started.(*qemu.Guest), make(chan struct{})
 	events, drained := started.Events(), g.drained
 	go func() { // ends with the guest
 		defer close(drained)
@@ -159,8 +146,9 @@ func (s saver) Image(ctx context.Context, image hypervisor.Image, set *epoch.Pag
 	return s.Writer.Image(ctx, image, set, nil)
 }
 
-// save makes a checkpoint file of the guest, which runs on unless it is to stay.
-func (g *own) save(ctx context.Context, path string, stay bool) (s savedSample, err error) {
+// save makes a checkpoint file of the guest, which runs on. With mark, the disk
+// can be brought back to what it is at that moment.
+func (g *own) save(ctx context.Context, path string, mark bool) (s savedSample, err error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return s, err
 	}
@@ -176,9 +164,11 @@ func (g *own) save(ctx context.Context, path string, stay bool) (s savedSample, 
 			err = errors.Join(err, w.Abort())
 		}
 	}()
-	g.guest.stays.Store(stay)
 	var disks []checkpoint.Disk
 	s.moment, err = g.primary.Save(ctx, saver{w}, func(primary.Moment) error {
+		if mark { // the guest stands still
+			g.image.mark()
+		}
 		stamp, err := g.disks.store.Stamp()
 		disks = []checkpoint.Disk{{ID: 0, Name: "disk", Store: "shared", Sectors: g.disks.store.Sectors(), Stamp: stamp.String()}}
 		return err
@@ -237,7 +227,7 @@ func (g *own) leave() error {
 }
 
 // end is leave, and the disk as it was before boot.
-func (g *own) end() error { return errors.Join(g.leave(), g.image.undo()) }
+func (g *own) end() error { return errors.Join(g.leave(), g.image.undoAll()) }
 
 // restored is how long a restore took.
 type restored struct {

@@ -59,6 +59,9 @@ func (r *SavedReport) svg() []byte {
 		for j := range r.Rows {
 			left := plotMargin + j*group
 			for k, v := range p.of(&r.Rows[j]) {
+				if v == 0 { // not measured
+					continue
+				}
 				h := int(ratio(v, most) * (plotHeight - 20))
 				x := left + k*plotBar
 				_, _ = fmt.Fprintf(&b, `<rect x="%d" y="%d" width="%d" height="%d" fill="%s"/>`+"\n", x, bottom-h, plotBar-2, h, colours[k])

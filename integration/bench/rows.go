@@ -1,7 +1,10 @@
 package main
 
-// One row of the table: two guests of the same kind do the same work, one on each
-// system, and are saved and restored in turn.
+// The rows of the table are the working day of two guests of the same kind, one on
+// each system:
+//
+//	boot ─> work ─> saves in turn ─> the next row's work ─> … ─> both are ended
+//	─> restores in turn of the last row ─> the disks as they were a row before ─> …
 
 import (
 	"context"
@@ -13,6 +16,7 @@ import (
 	"time"
 
 	"understudy/guest/client"
+	"understudy/primary"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,18 +27,19 @@ type work struct {
 	title string
 	steps []string // workloads, one after the other
 	quick []string
-	reads bool // a row of which the issue asks more
+	reads bool // a row of which more is asked
+	// restores: it is restored as well, for which its files stay until the end.
+	restores bool
 }
 
 func works() []work {
 	return []work{
-		{"boot", "after boot", nil, nil, false},
-		{"read", "reading a source tree", []string{"read-tree"}, []string{"read-tree files=6000"}, true},
-		{"compile", "compile job", []string{"compile files=60"}, []string{"compile files=12"}, false},
-		{"mail", "mail spool (PostMark-like)", []string{"postmark files=2000 transactions=4000"}, []string{"postmark"}, false},
-		{"database", "database load", []string{"database ops=6000"}, []string{"database ops=500"}, false},
-		{"idle", "idle after work", []string{"read-tree files=8000", "compile files=40", "database ops=1000", "idle seconds=10"},
-			[]string{"read-tree files=2000", "compile files=4", "idle seconds=3"}, true},
+		{"boot", "after boot", nil, nil, false, true},
+		{"read", "reading a source tree", []string{"read-tree"}, []string{"read-tree files=6000"}, true, true},
+		{"compile", "compile job", []string{"compile files=60"}, []string{"compile files=12"}, false, false},
+		{"mail", "mail spool (PostMark-like)", []string{"postmark files=2000 transactions=4000"}, []string{"postmark"}, false, false},
+		{"database", "database load", []string{"database ops=6000"}, []string{"database ops=500"}, false, false},
+		{"idle", "idle after work", []string{"idle seconds=10"}, []string{"idle seconds=3"}, true, true},
 	}
 }
 
@@ -66,82 +71,135 @@ func do(ctx context.Context, c *client.Control, steps []string) (said []string, 
 	return said, nil
 }
 
-// measureRow measures one row.
-func (b *savedBench) measureRow(ctx context.Context, w work) (r SavedRow, err error) {
-	r = SavedRow{Name: w.name, Title: w.title, Reads: w.reads, MiB: b.o.mib}
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("%s: %w", w.title, err)
+// day is the rows that are measured of one guest of each kind, one after the other.
+type day struct {
+	b     *savedBench
+	works []work
+	rows  []SavedRow
+	last  []primary.Moment // of ours, as each row's last file has it
+}
+
+// measureDay measures the rows: the guests boot once, their caches stay from row to
+// row.
+func (b *savedBench) measureDay(ctx context.Context, works []work) (_ []SavedRow, err error) {
+	d := &day{b: b, works: works}
+	defer func() { err = errors.Join(err, b.stock.leave(), b.own.end()) }()
+	for i := range works {
+		if err := d.measureSaves(ctx, i); err != nil {
+			return d.rows, fmt.Errorf("%s: %w", works[i].title, err)
 		}
-		err = errors.Join(err, b.stock.leave(), b.own.end())
-	}()
-	b.say("%s: booting and working", w.title)
-	type worked struct {
-		said []string
-		err  error
 	}
-	beside := make(chan worked, 1)
-	go func() { // ends before this function does: it is waited for
-		var d worked
-		if d.err = b.stock.boot(ctx); d.err == nil {
-			d.said, d.err = do(ctx, b.stock.control, w.stepsFor(b.o.quick))
+	if err := errors.Join(b.own.leave(), b.stock.end()); err != nil {
+		return d.rows, err
+	}
+	for i := len(works) - 1; i >= 0; i-- {
+		// What the guest wrote after this row's last save.
+		if err := b.image.undo(); err != nil {
+			return d.rows, err
 		}
-		beside <- d
-	}()
-	err = b.own.bootAlone(ctx)
-	if err == nil {
-		r.Work, err = do(ctx, b.own.control, w.stepsFor(b.o.quick))
+		if !works[i].restores {
+			continue
+		}
+		if err := d.measureRestores(ctx, i); err != nil {
+			return d.rows, fmt.Errorf("%s: %w", works[i].title, err)
+		}
 	}
-	d := <-beside
-	r.StockWork = d.said
-	if err = errors.Join(err, d.err); err != nil {
-		return r, err
+	return d.rows, nil
+}
+
+// both has both guests do something at the same time.
+func both(ours, stocks func() error) error {
+	beside := make(chan error, 1)
+	go func() { beside <- stocks() }() // ends before this function does: it is waited for
+	err := ours()
+	return errors.Join(err, <-beside)
+}
+
+// measureSaves has the guests do row i's work and saves them.
+func (d *day) measureSaves(ctx context.Context, i int) error {
+	b, w, begin := d.b, d.works[i], time.Now()
+	r := SavedRow{Name: w.name, Title: w.title, Reads: w.reads, MiB: b.o.mib}
+	if i == 0 {
+		b.say("booting")
+		if err := both(func() error { return b.own.bootAlone(ctx) }, func() error { return b.stock.boot(ctx) }); err != nil {
+			return err
+		}
+	}
+	b.say("%s: working", w.title)
+	steps := w.stepsFor(b.o.quick)
+	err := both(func() (err error) {
+		r.Work, err = do(ctx, b.own.control, steps)
+		return err
+	}, func() (err error) {
+		r.StockWork, err = do(ctx, b.stock.control, steps)
+		return err
+	})
+	if err != nil {
+		return err
 	}
 	var ours, migrates, savevms []savedSample
-	file, stream := filepath.Join(b.place.Dir, "checkpoint"), filepath.Join(b.place.Dir, "stream")
-	for i := range b.o.repeat {
-		last := i == b.o.repeat-1
-		b.say("%s: save %d of %d", w.title, i+1, b.o.repeat)
-		s, err := b.own.save(ctx, file, last)
-		if err != nil {
-			return r, err
+	for n := range b.o.repeat {
+		b.say("%s: save %d of %d", w.title, n+1, b.o.repeat)
+		last, moment := n == b.o.repeat-1, ""
+		if last && w.restores {
+			moment = diskSnapshot(w.name)
 		}
-		v, err := b.stock.savevm(ctx)
+		s, err := b.own.save(ctx, d.file(i), last)
 		if err != nil {
-			return r, err
+			return err
 		}
-		m, err := b.stock.save(ctx, stream, last)
+		v, err := b.stock.savevm(ctx, vmSnapshot(w.name))
 		if err != nil {
-			return r, err
+			return err
+		}
+		m, err := b.stock.save(ctx, d.stream(i), moment)
+		if err != nil {
+			return err
 		}
 		ours, savevms, migrates = append(ours, s), append(savevms, v), append(migrates, m)
 	}
-	r.summariseSaves(ours, migrates, savevms)
-	moment := ours[len(ours)-1].moment
-	if err := errors.Join(b.own.leave(), b.stock.rest(ctx)); err != nil {
-		return r, err
+	if !w.restores { // the files are not needed any more
+		err := errors.Join(os.Remove(d.stream(i)), os.Remove(d.file(i)), b.stock.forget(ctx, vmSnapshot(w.name)))
+		if err != nil {
+			return err
+		}
 	}
+	r.summariseSaves(ours, migrates, savevms)
+	r.Seconds = time.Since(begin).Seconds()
+	d.rows, d.last = append(d.rows, r), append(d.last, ours[len(ours)-1].moment)
+	return nil
+}
+
+func (d *day) file(i int) string   { return filepath.Join(d.b.place.Dir, "checkpoint-"+d.works[i].name) }
+func (d *day) stream(i int) string { return filepath.Join(d.b.place.Dir, "stream-"+d.works[i].name) }
+
+// measureRestores restores row i's files, on the disks of their moment. Those of
+// another row are not needed after it.
+func (d *day) measureRestores(ctx context.Context, i int) error {
+	b, w, begin := d.b, d.works[i], time.Now()
 	var lazy, eager, incoming, loadvm []restored
-	for i := range b.o.repeat {
-		b.say("%s: restore %d of %d", w.title, i+1, b.o.repeat)
+	for n := range b.o.repeat {
+		b.say("%s: restore %d of %d", w.title, n+1, b.o.repeat)
 		for _, one := range []struct {
 			into    *[]restored
 			restore func() (restored, error)
 		}{
-			{&lazy, func() (restored, error) { return b.own.restore(ctx, file, moment, true) }},
-			{&incoming, func() (restored, error) { return b.stock.incoming(ctx, stream) }},
-			{&eager, func() (restored, error) { return b.own.restore(ctx, file, moment, false) }},
-			{&loadvm, func() (restored, error) { return b.stock.loadvm(ctx) }},
+			{&lazy, func() (restored, error) { return b.own.restore(ctx, d.file(i), d.last[i], true) }},
+			{&incoming, func() (restored, error) { return b.stock.incoming(ctx, d.stream(i), diskSnapshot(w.name)) }},
+			{&eager, func() (restored, error) { return b.own.restore(ctx, d.file(i), d.last[i], false) }},
+			{&loadvm, func() (restored, error) { return b.stock.loadvm(ctx, vmSnapshot(w.name)) }},
 		} {
 			t, err := one.restore()
 			if err != nil {
-				return r, err
+				return err
 			}
 			*one.into = append(*one.into, t)
 		}
 	}
+	r := &d.rows[i]
 	r.summariseRestores(lazy, eager, incoming, loadvm)
-	return r, nil
+	r.Seconds += time.Since(begin).Seconds()
+	return errors.Join(os.Remove(d.stream(i)), os.Remove(d.file(i)))
 }
 
 // evict takes a file out of the page cache.

@@ -5,7 +5,7 @@ package main
 //
 //	options ─> place (place.go), a copy of the Debian image (served.go)
 //	─> for each row (rows.go): the same work in a guest of ours (own.go) and in
-//	   QEMU's (stockguest.go), saves in turn, restores in turn
+//	   QEMU's (stockguest.go), saves in turn; at the end, restores in turn
 //	─> for each load (protection.go): protected with and without exclusion
 //	─> figures (savedreport.go), plot (plot.go)
 
@@ -196,15 +196,13 @@ func (b *savedBench) run(ctx context.Context, base string, report *SavedReport) 
 	if err := b.prepare(base); err != nil {
 		return err
 	}
-	for _, w := range works() {
-		if !slices.Contains(b.o.rows, w.name) {
-			continue
-		}
-		row, err := b.measureRow(ctx, w)
+	chosen := slices.DeleteFunc(works(), func(w work) bool { return !slices.Contains(b.o.rows, w.name) })
+	if len(chosen) > 0 {
+		rows, err := b.measureDay(ctx, chosen)
+		report.Rows = rows
 		if err != nil {
 			return err
 		}
-		report.Rows = append(report.Rows, row)
 	}
 	if slices.Contains(b.o.rows, protectRow) {
 		rows, err := b.measureProtection(ctx)

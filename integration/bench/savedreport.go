@@ -42,6 +42,7 @@ type SavedRow struct {
 	MiB       int      `json:"guest_mib"`
 	Work      []string `json:"work"`
 	StockWork []string `json:"work_on_qemu"`
+	Seconds   float64  `json:"seconds"` // that measuring it took
 
 	Ours    SaveFigures `json:"understudy"`
 	Migrate SaveFigures `json:"migrate"`
@@ -152,11 +153,11 @@ func newSavedReport(o *savedOptions) *SavedReport {
 	}
 	return &SavedReport{Time: base.Time, Machine: base.Machine, Notes: []string{
 		fmt.Sprintf("Guests of %d MiB, the same work in both: ours with a served raw disk (O_DIRECT), QEMU's with its own virtio-blk on a qcow2 overlay (its default cache). %s, %d saves and restores of each kind in turn, medians; %s.",
-			o.mib, "One guest of each kind per row, freshly booted", o.repeat, where),
+			o.mib, "One guest of each kind goes through all rows, its caches stay from row to row", o.repeat, where),
 		fmt.Sprintf("Guests that tell their host of free memory (virtio-balloon, free page reporting): %s.", map[string]string{"both": "both", "ours": "ours only", "none": "none"}[o.free]),
 		"migrate: to a file descriptor, default capabilities, bandwidth unlimited, the guest running; QEMU 7.2 has no mapped-ram and no multifd to a file. savevm: into the qcow2, the guest stopped.",
 		"A save's time is from the request until the file is complete under its name; \"without fsync\" leaves out the wait for the disk on both sides (migrate does not wait by itself, savevm does).",
-		"A restore's time is from the request, the QEMU not started yet and the file not in the page cache, until a TCP request to the guest is answered.",
+		"A restore's time is from the request, the QEMU not started yet and the file not in the page cache, until a TCP request to the guest is answered. Not every row is restored; those that are, after the last save, on the disks as they were at theirs.",
 	}}
 }
 
@@ -227,11 +228,15 @@ func (r *SavedReport) print(w io.Writer) error {
 			line("%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t", x.Title, share(p.Hole), share(p.Zero), share(p.Mapped), share(p.Content), share(p.Copy),
 				share(p.Hole+p.Zero+p.Mapped+p.Content+p.Copy), share(p.Packed), share(p.Raw))
 		}
-		title("Restore: s until the guest answers")
-		line("row\tlazy\tmemory whole\teager\tmigrate\tloadvm\tlazy/migrate\teager/migrate\tlazy/loadvm\t\t")
+		title("Restore: s until the guest answers; and s that the row took to measure")
+		line("row\tlazy\tmemory whole\teager\tmigrate\tloadvm\tlazy/migrate\teager/migrate\tlazy/loadvm\tmeasured in\t\t")
 		for _, x := range r.Rows {
-			line("%s\t%.2f\t%.2f\t%.2f\t%.2f\t%.2f\t%.2f\t%.2f\t%.2f\t%s\t", x.Title, x.Lazy.Answer, x.Lazy.Whole, x.Eager.Answer, x.Incoming.Answer, x.Loadvm.Answer,
-				x.LazyToMigrate, x.EagerToMigrate, x.LazyToLoadvm, met(x.LazyToMigrate <= targetRestore))
+			if len(x.Lazy.Samples) == 0 {
+				line("%s\t-\t-\t-\t-\t-\t-\t-\t-\t%.0f\t\t", x.Title, x.Seconds)
+				continue
+			}
+			line("%s\t%.2f\t%.2f\t%.2f\t%.2f\t%.2f\t%.2f\t%.2f\t%.2f\t%.0f\t%s\t", x.Title, x.Lazy.Answer, x.Lazy.Whole, x.Eager.Answer, x.Incoming.Answer, x.Loadvm.Answer,
+				x.LazyToMigrate, x.EagerToMigrate, x.LazyToLoadvm, x.Seconds, met(x.LazyToMigrate <= targetRestore))
 		}
 	}
 	printProtection(r.Protection, r.Compared, title, line)

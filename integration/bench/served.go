@@ -100,6 +100,22 @@ func (i *copied) undo() error {
 	return nil
 }
 
+// undoAll brings back what the disk was at the first mark.
+func (i *copied) undoAll() error {
+	for i.marks() > 0 {
+		if err := i.undo(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (i *copied) marks() int {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return len(i.layers)
+}
+
 // changing is a store whose changes can be undone.
 type changing struct {
 	*store.File

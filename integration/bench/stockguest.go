@@ -26,12 +26,10 @@ type stockGuest struct {
 	control *client.Control
 }
 
-// Names within the overlay: the snapshot of savevm, and the disk alone as it was
-// when the last stream was written.
-const (
-	vmSnapshot   = "saved"
-	diskSnapshot = "moment"
-)
+// Names within the overlay, for each row: the snapshot of savevm, and the disk
+// alone as it was when the stream was written.
+func vmSnapshot(row string) string   { return "saved-" + row }
+func diskSnapshot(row string) string { return "moment-" + row }
 
 func newStockGuest(b *savedBench, cfg qemu.Config, base string) (_ *stockGuest, err error) {
 	g := &stockGuest{b: b, cfg: cfg, base: base}
@@ -65,9 +63,10 @@ func (g *stockGuest) boot(ctx context.Context) (err error) {
 	return err
 }
 
-// save writes the guest's stream to path, and lets it run on unless it is to
-// stay. The time that the disk needs is taken apart: QEMU does not wait for it.
-func (g *stockGuest) save(ctx context.Context, path string, stay bool) (s savedSample, err error) {
+// save writes the guest's stream to path, and lets it run on. The time that the
+// disk needs is taken apart: QEMU does not wait for it. If snapshot is not empty,
+// the disk can be brought back to what it is at that moment.
+func (g *stockGuest) save(ctx context.Context, path, snapshot string) (s savedSample, err error) {
 	file, err := os.Create(path)
 	if err != nil {
 		return s, err
@@ -78,10 +77,13 @@ func (g *stockGuest) save(ctx context.Context, path string, stay bool) (s savedS
 		return s, err
 	}
 	unsynced := time.Since(begin)
-	if !stay {
-		if err := g.vm.cont(ctx); err != nil {
+	if snapshot != "" { // QEMU has let go of the disk, until it goes on
+		if _, err := qemuImg(ctx, "snapshot", "-c", snapshot, g.overlay()); err != nil {
 			return s, err
 		}
+	}
+	if err := g.vm.cont(ctx); err != nil {
+		return s, err
 	}
 	syncing := time.Now()
 	if err := file.Sync(); err != nil {
@@ -98,30 +100,29 @@ func (g *stockGuest) save(ctx context.Context, path string, stay bool) (s savedS
 }
 
 // savevm saves the guest into its disk. QEMU waits for the disk itself.
-func (g *stockGuest) savevm(ctx context.Context) (s savedSample, err error) {
-	if err := g.vm.monitor(ctx, "delvm "+vmSnapshot); err != nil {
+func (g *stockGuest) savevm(ctx context.Context, name string) (s savedSample, err error) {
+	if err := g.forget(ctx, name); err != nil {
 		g.b.place.Log.Debug("no earlier snapshot", "err", err)
 	}
 	begin := time.Now()
-	if err := g.vm.monitor(ctx, "savevm "+vmSnapshot); err != nil {
+	if err := g.vm.monitor(ctx, "savevm "+name); err != nil {
 		return s, err
 	}
 	s.took = time.Since(begin)
-	s.bytes, err = snapshotBytes(ctx, g.overlay(), vmSnapshot)
+	s.bytes, err = snapshotBytes(ctx, g.overlay(), name)
 	return s, err
 }
 
-// rest ends the QEMU that stayed; its disk keeps what it was.
-func (g *stockGuest) rest(ctx context.Context) error {
-	if err := g.end(); err != nil {
-		return err
-	}
-	_, err := qemuImg(ctx, "snapshot", "-c", diskSnapshot, g.overlay())
-	return err
+// forget gives a snapshot's room back.
+func (g *stockGuest) forget(ctx context.Context, name string) error {
+	return g.vm.monitor(ctx, "delvm "+name)
 }
 
-// incoming restores the stream.
-func (g *stockGuest) incoming(ctx context.Context, stream string) (r restored, err error) {
+// incoming restores the stream, on the disk of its moment.
+func (g *stockGuest) incoming(ctx context.Context, stream, snapshot string) (r restored, err error) {
+	if _, err := qemuImg(ctx, "snapshot", "-a", snapshot, g.overlay()); err != nil {
+		return r, err
+	}
 	if err := evict(stream); err != nil {
 		return r, err
 	}
@@ -133,18 +134,17 @@ func (g *stockGuest) incoming(ctx context.Context, stream string) (r restored, e
 	return g.restore(ctx, func() (*stock, error) { return startStock(g.cfg, g.overlay(), file) })
 }
 
-// loadvm restores the snapshot in the disk.
-func (g *stockGuest) loadvm(ctx context.Context) (restored, error) {
+// loadvm restores the snapshot in the disk, which becomes what it was with it.
+func (g *stockGuest) loadvm(ctx context.Context, name string) (restored, error) {
 	if err := evict(g.overlay()); err != nil {
 		return restored{}, err
 	}
 	return g.restore(ctx, func() (*stock, error) {
-		return startStock(g.cfg, g.overlay(), nil, "-loadvm", vmSnapshot)
+		return startStock(g.cfg, g.overlay(), nil, "-loadvm", name)
 	})
 }
 
-// restore starts a machine and waits for its answer. Then it is ended, and its
-// disk is what it was.
+// restore starts a machine and waits for its answer. Then it is ended.
 func (g *stockGuest) restore(ctx context.Context, start func() (*stock, error)) (r restored, err error) {
 	limited, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
@@ -160,8 +160,7 @@ func (g *stockGuest) restore(ctx context.Context, start func() (*stock, error)) 
 	if err := errors.Join(a.err, g.end()); err != nil {
 		return r, fmt.Errorf("restored by QEMU: %w", err)
 	}
-	_, err = qemuImg(ctx, "snapshot", "-a", diskSnapshot, g.overlay())
-	return r, err
+	return r, nil
 }
 
 func (g *stockGuest) end() error {
