@@ -15,7 +15,7 @@ import (
 // one of its blocks is overwritten, what refers to it is read and set aside
 // (RULES 17).
 //
-//	page touched → Content → Filled
+//	page touched → Content, which reads ahead → Filled
 //	block about to be overwritten → Overwrite → set aside → Content → Filled
 type Pending struct {
 	file   *File
@@ -28,7 +28,9 @@ type Pending struct {
 	mu      sync.Mutex
 	missing *epoch.PageSet
 	left    uint64
-	aside   map[epoch.GFN][]byte
+	buffers sync.Pool            // of [readAhead * epoch.PageSize]byte
+	aside   map[epoch.GFN][]byte // their blocks are gone, or about to go
+	ahead   map[epoch.GFN][]byte // read with others, until they are filled
 	done    chan struct{}
 }
 
@@ -41,8 +43,10 @@ func newPending(file *File, blocks Blocks, onlyReferences bool) (*Pending, error
 		file: file, blocks: blocks,
 		missing: epoch.NewPageSet(file.head.Pages),
 		aside:   map[epoch.GFN][]byte{},
+		ahead:   map[epoch.GFN][]byte{},
 		done:    make(chan struct{}),
 	}
+	p.buffers.New = func() any { return new([readAhead * epoch.PageSize]byte) }
 	err := file.each(func(page epoch.GFN, r *resolved) {
 		if k := r.entry.kind(); k == kindBlock || k == kindRecord && !onlyReferences {
 			p.missing.Add(page)
@@ -93,18 +97,88 @@ func (p *Pending) Content(page epoch.GFN, dst []byte) error {
 	case kindRecord:
 		return r.content(page, dst)
 	}
-	ref := reference{page, r.entry.place(), r.print}
-	err = p.read(&ref, dst)
+	run, err := p.behind(page, reference{page, r.entry.place(), r.print})
+	if err != nil {
+		return err
+	}
+	if len(run) > 1 && p.readRun(run, dst) {
+		return nil
+	}
+	err = p.read(&run[0], dst)
 	if err != nil && p.setAside(page, dst) {
 		return nil // the block was overwritten while it was read
 	}
 	return err
 }
 
+// readAhead bounds what Content reads, in pages: 64 KiB.
+const readAhead = 16
+
+// behind returns the reference of a page and of those behind it whose blocks lie
+// behind its block as well and that are still wanted.
+func (p *Pending) behind(page epoch.GFN, first reference) ([]reference, error) {
+	run := append(make([]reference, 0, readAhead), first)
+	for next := page + 1; len(run) < readAhead && uint64(next) < p.file.head.Pages; next++ {
+		r, err := p.file.resolve(next)
+		if err != nil {
+			return nil, err
+		}
+		at := Place{first.at.Disk, first.at.Sector + uint64(len(run))*epoch.PageSectors}
+		if r.entry.kind() != kindBlock || r.entry.place() != at || !p.unread(next) {
+			break
+		}
+		run = append(run, reference{next, at, r.print})
+	}
+	return run, nil
+}
+
+// readRun reads adjacent blocks at once: the first into dst, the others, which are
+// likely to be asked for next, are kept. It reports whether the first one is
+// what it should be. Those that are not will be told of when they are asked for.
+func (p *Pending) readRun(run []reference, dst []byte) bool {
+	b := p.buffers.Get().(*[readAhead * epoch.PageSize]byte)
+	defer p.buffers.Put(b)
+	data := b[:len(run)*epoch.PageSize]
+	if p.blocks.ReadSectors(run[0].at.Disk, run[0].at.Sector, data) != nil {
+		return false
+	}
+	for i := range run {
+		content := data[i*epoch.PageSize:][:epoch.PageSize]
+		switch good := p.file.head.Key.Of(content) == run[i].print; {
+		case i == 0 && !good:
+			return false
+		case i == 0:
+			copy(dst, content)
+		case good:
+			p.keep(p.ahead, run[i].page, append([]byte(nil), content...))
+		}
+	}
+	return true
+}
+
+// keep puts a page's content into aside or ahead, if it is still missing.
+func (p *Pending) keep(in map[epoch.GFN][]byte, page epoch.GFN, content []byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.missing.Contains(page) {
+		in[page] = content
+	}
+}
+
+// unread reports whether a page's block is yet to be read.
+func (p *Pending) unread(page epoch.GFN) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.missing.Contains(page) && p.aside[page] == nil && p.ahead[page] == nil
+}
+
 func (p *Pending) setAside(page epoch.GFN, dst []byte) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	b, ok := p.aside[page]
+	if !ok {
+		b, ok = p.ahead[page]
+	}
 	copy(dst, b)
 	return ok
 }
@@ -129,6 +203,7 @@ func (p *Pending) Filled(page epoch.GFN) {
 		return
 	}
 	p.missing.RemoveRange(page, 1)
+	delete(p.ahead, page)
 	// What was set aside stays: another goroutine may be about to ask.
 	if p.left--; p.left == 0 {
 		close(p.done)
@@ -181,19 +256,20 @@ func (p *Pending) Overwrite(disk epoch.DiskID, sector uint64, sectors uint32) er
 			}
 			continue
 		}
-		p.mu.Lock()
-		if p.missing.Contains(r.page) {
-			p.aside[r.page] = b
-		}
-		p.mu.Unlock()
+		p.keep(p.aside, r.page, b)
 	}
 	return errors.Join(errs...)
 }
 
-// wanted reports whether a page's block is still needed.
+// wanted reports whether a page's block is still needed. What was read ahead is
+// set aside now: it may be asked for once more after it was filled.
 func (p *Pending) wanted(page epoch.GFN) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if b := p.ahead[page]; b != nil && p.aside[page] == nil {
+		p.aside[page] = b
+		delete(p.ahead, page)
+	}
 	return p.missing.Contains(page) && p.aside[page] == nil
 }
 
