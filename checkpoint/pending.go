@@ -28,7 +28,8 @@ type Pending struct {
 	mu      sync.Mutex
 	missing *epoch.PageSet
 	left    uint64
-	buffers sync.Pool            // of [readAhead * epoch.PageSize]byte
+	spare   [][]byte             // of ahead, to use again
+	buffers sync.Pool            // of *reading
 	aside   map[epoch.GFN][]byte // their blocks are gone, or about to go
 	ahead   map[epoch.GFN][]byte // read with others, until they are filled
 	done    chan struct{}
@@ -46,7 +47,7 @@ func newPending(file *File, blocks Blocks, onlyReferences bool) (*Pending, error
 		ahead:   map[epoch.GFN][]byte{},
 		done:    make(chan struct{}),
 	}
-	p.buffers.New = func() any { return new([readAhead * epoch.PageSize]byte) }
+	p.buffers.New = func() any { return new(reading) }
 	err := file.each(func(page epoch.GFN, r *resolved) {
 		if k := r.entry.kind(); k == kindBlock || k == kindRecord && !onlyReferences {
 			p.missing.Add(page)
@@ -97,11 +98,13 @@ func (p *Pending) Content(page epoch.GFN, dst []byte) error {
 	case kindRecord:
 		return r.content(page, dst)
 	}
-	run, err := p.behind(page, reference{page, r.entry.place(), r.print})
+	b := p.buffers.Get().(*reading)
+	defer p.buffers.Put(b)
+	run, err := p.behind(b.refs[:0], reference{page, r.entry.place(), r.print})
 	if err != nil {
 		return err
 	}
-	if len(run) > 1 && p.readRun(run, dst) {
+	if len(run) > 1 && p.readRun(run, b.data[:len(run)*epoch.PageSize], dst) {
 		return nil
 	}
 	err = p.read(&run[0], dst)
@@ -114,11 +117,17 @@ func (p *Pending) Content(page epoch.GFN, dst []byte) error {
 // readAhead bounds what Content reads, in pages: 64 KiB.
 const readAhead = 16
 
-// behind returns the reference of a page and of those behind it whose blocks lie
-// behind its block as well and that are still wanted.
-func (p *Pending) behind(page epoch.GFN, first reference) ([]reference, error) {
-	run := append(make([]reference, 0, readAhead), first)
-	for next := page + 1; len(run) < readAhead && uint64(next) < p.file.head.Pages; next++ {
+// reading is what one Content works with.
+type reading struct {
+	refs [readAhead]reference
+	data [readAhead * epoch.PageSize]byte
+}
+
+// behind appends to run a page's reference and those of the pages behind it whose
+// blocks lie behind its block as well and are yet to be read.
+func (p *Pending) behind(run []reference, first reference) ([]reference, error) {
+	run = append(run, first)
+	for next := first.page + 1; len(run) < readAhead && uint64(next) < p.file.head.Pages; next++ {
 		r, err := p.file.resolve(next)
 		if err != nil {
 			return nil, err
@@ -135,10 +144,7 @@ func (p *Pending) behind(page epoch.GFN, first reference) ([]reference, error) {
 // readRun reads adjacent blocks at once: the first into dst, the others, which are
 // likely to be asked for next, are kept. It reports whether the first one is
 // what it should be. Those that are not will be told of when they are asked for.
-func (p *Pending) readRun(run []reference, dst []byte) bool {
-	b := p.buffers.Get().(*[readAhead * epoch.PageSize]byte)
-	defer p.buffers.Put(b)
-	data := b[:len(run)*epoch.PageSize]
+func (p *Pending) readRun(run []reference, data, dst []byte) bool {
 	if p.blocks.ReadSectors(run[0].at.Disk, run[0].at.Sector, data) != nil {
 		return false
 	}
@@ -150,18 +156,32 @@ func (p *Pending) readRun(run []reference, dst []byte) bool {
 		case i == 0:
 			copy(dst, content)
 		case good:
-			p.keep(p.ahead, run[i].page, append([]byte(nil), content...))
+			p.keepAhead(run[i].page, content)
 		}
 	}
 	return true
 }
 
-// keep puts a page's content into aside or ahead, if it is still missing.
-func (p *Pending) keep(in map[epoch.GFN][]byte, page epoch.GFN, content []byte) {
+// keepAhead copies a page's content for as long as it is missing.
+func (p *Pending) keepAhead(page epoch.GFN, content []byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.missing.Contains(page) || p.ahead[page] != nil {
+		return
+	}
+	var b []byte
+	if n := len(p.spare); n > 0 {
+		b, p.spare = p.spare[n-1], p.spare[:n-1]
+	}
+	p.ahead[page] = append(b[:0], content...)
+}
+
+// keepAside keeps a page's content for good, if it is still missing.
+func (p *Pending) keepAside(page epoch.GFN, content []byte) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.missing.Contains(page) {
-		in[page] = content
+		p.aside[page] = content
 	}
 }
 
@@ -203,7 +223,10 @@ func (p *Pending) Filled(page epoch.GFN) {
 		return
 	}
 	p.missing.RemoveRange(page, 1)
-	delete(p.ahead, page)
+	if b := p.ahead[page]; b != nil {
+		delete(p.ahead, page)
+		p.spare = append(p.spare, b)
+	}
 	// What was set aside stays: another goroutine may be about to ask.
 	if p.left--; p.left == 0 {
 		close(p.done)
@@ -256,7 +279,7 @@ func (p *Pending) Overwrite(disk epoch.DiskID, sector uint64, sectors uint32) er
 			}
 			continue
 		}
-		p.keep(p.aside, r.page, b)
+		p.keepAside(r.page, b)
 	}
 	return errors.Join(errs...)
 }
