@@ -52,6 +52,7 @@ type savedOptions struct {
 	plot   string
 	tmpfs  bool
 	free   string // whose guest tells of free memory
+	extra  string // kernel parameters
 }
 
 const savedHelp = `bench checkpoint measures checkpoint files of a real Linux guest of 1 GiB with a
@@ -89,6 +90,7 @@ func parseSavedOptions(args []string, w io.Writer) (savedOptions, error) {
 	f.BoolVar(&o.quick, "quick", false, "once, with less work")
 	f.BoolVar(&o.tmpfs, "tmpfs", false, "keep the files in memory, disks as well: no figure has a disk's speed in it")
 	f.StringVar(&o.free, "free-pages", "both", "`whose` guest tells its host of free memory (balloon): both, ours or none")
+	f.StringVar(&o.extra, "kernel-args", "", "more `parameters` of both guests' kernels, such as init_on_free=1")
 	f.StringVar(&o.machine, "machine", "q35", "QEMU machine `type`")
 	f.IntVar(&o.cpus, "cpus", 1, "virtual processors")
 	f.StringVar(&o.accel, "accel", "tcg", "accelerator: kvm or tcg")
@@ -231,7 +233,7 @@ func (b *savedBench) prepare(base string) error {
 	}
 	root := guest.Disk{Device: guest.FirstDisk, Dir: guest.RootDir}
 	mine.Served, mine.FreePageReporting = []qemu.ServedDisk{{}}, b.o.free != "none"
-	mine.Append = guest.Boot{Address: guestAddress, Disk: root}.CommandLine()
+	mine.Append = guest.Boot{Address: guestAddress, Disk: root, Extra: b.o.extra}.CommandLine()
 	if b.own, err = newOwn(b, mine, b.image); err != nil {
 		return err
 	}
@@ -239,7 +241,7 @@ func (b *savedBench) prepare(base string) error {
 	other.RunDir = filepath.Join(dir, "stock")
 	other.FreePageReporting = b.o.free == "both"
 	other.Served, other.NICs = nil, []qemu.NIC{{MAC: stockMAC}}
-	other.Append = guest.Boot{Address: stockAddress, Disk: root}.CommandLine()
+	other.Append = guest.Boot{Address: stockAddress, Disk: root, Extra: b.o.extra}.CommandLine()
 	if b.stock, err = newStockGuest(b, other, base); err != nil {
 		return err
 	}

@@ -151,6 +151,9 @@ func newSavedReport(o *savedOptions) *SavedReport {
 	if o.tmpfs {
 		where = "files and disks in memory (tmpfs)"
 	}
+	if o.extra != "" {
+		where += "; more kernel parameters in both guests: " + o.extra
+	}
 	return &SavedReport{Time: base.Time, Machine: base.Machine, Notes: []string{
 		fmt.Sprintf("Guests of %d MiB, the same work in both: ours with a served raw disk (O_DIRECT), QEMU's with its own virtio-blk on a qcow2 overlay (its default cache). %s, %d saves and restores of each kind in turn, medians; %s.",
 			o.mib, "One guest of each kind goes through all rows, its caches stay from row to row", o.repeat, where),
