@@ -36,9 +36,9 @@ func works() []work {
 	return []work{
 		{"boot", "after boot", nil, nil, false, true},
 		{"read", "reading a source tree", []string{"read-tree"}, []string{"read-tree files=6000"}, true, true},
-		{"compile", "compile job", []string{"compile files=60"}, []string{"compile files=12"}, false, false},
+		{"compile", "compile job", []string{"compile files=40"}, []string{"compile files=12"}, false, false},
 		{"mail", "mail spool (PostMark-like)", []string{"postmark files=2000 transactions=4000"}, []string{"postmark"}, false, false},
-		{"database", "database load", []string{"database ops=6000"}, []string{"database ops=500"}, false, false},
+		{"database", "database load", []string{"database ops=4000"}, []string{"database ops=500"}, false, false},
 		{"idle", "idle after work", []string{"idle seconds=10"}, []string{"idle seconds=3"}, true, true},
 	}
 }

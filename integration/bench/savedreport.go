@@ -251,6 +251,7 @@ func (r *SavedReport) print(w io.Writer) error {
 		line("time less than migrate, mean, with fsync of both\t%s\tat least %s\t%s\t", percent(s.FasterSynced), percent(targetTime), met(s.FasterSynced >= targetTime))
 		line("lazy restore to migrate's, worst row\t%.2f\tat most %.2f\t%s\t", s.WorstLazy, targetRestore, met(s.WorstLazy <= targetRestore))
 	}
+	title(fmt.Sprintf("Measured in %.0f s", r.Seconds))
 	return t.Flush()
 }
 
