@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"understudy/epoch"
+	"understudy/integration/onevoter"
 	"understudy/ownership"
 )
 
@@ -60,7 +61,7 @@ func TestEveryScenarioFitsItsWorkingSet(t *testing.T) {
 // The log of one voter grants leases, applies commands and tells of each.
 func TestGrants(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
-	g := newGrants()
+	g := onevoter.New(hostA, leaseTime)
 	states := g.Watch(ctx, guestName)
 	first := <-states
 	if first.Owner != hostA || first.Generation != 1 {

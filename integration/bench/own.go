@@ -21,6 +21,7 @@ import (
 	"understudy/guest/client"
 	"understudy/hypervisor"
 	"understudy/hypervisor/qemu"
+	"understudy/integration/onevoter"
 	"understudy/ownership"
 	"understudy/primary"
 	"understudy/protocol"
@@ -85,10 +86,10 @@ func (g *own) boot(ctx context.Context, exclude bool, c primary.Config, d primar
 		return err
 	}
 	g.adopt(started)
-	log := newGrants()
+	log := onevoter.New(hostA, leaseTime)
 	c.Disks, c.PrintKey = g.disks.spec, g.disks.key
 	d.Guest, d.Gate, d.Disks, d.Log = g.guest, g.gate, g.disks.Set, log
-	d.Clock, d.Slog, d.State, d.Running = clock.Boot{}, g.b.place.Log, log.begin(), true
+	d.Clock, d.Slog, d.State, d.Running = clock.Boot{}, g.b.place.Log, log.Begin(), true
 	if g.primary, err = primary.New(c, d); err != nil {
 		return err
 	}

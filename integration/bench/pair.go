@@ -23,12 +23,13 @@ import (
 	"understudy/guest"
 	"understudy/guest/client"
 	"understudy/hypervisor/qemu"
+	"understudy/integration/onevoter"
 	"understudy/primary"
 )
 
 type pair struct {
 	place   *place
-	log     *grants
+	log     *onevoter.Log
 	driver  *qemu.Driver
 	probe   *probe
 	gate    *egress.Gate
@@ -56,7 +57,7 @@ func newPair(ctx context.Context, p *place, o *options, mib int) (_ *pair, err e
 	if err != nil {
 		return nil, err
 	}
-	r := &pair{place: p, log: newGrants()}
+	r := &pair{place: p, log: onevoter.New(hostA, leaseTime)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("bring up a guest of %d MiB: %w", mib, err), r.close())
@@ -130,7 +131,7 @@ func (r *pair) protect(ctx context.Context, floor, ceiling time.Duration) error 
 	c.Addresses = []netip.Addr{guestAddress.Addr()}
 	p, err := primary.New(c, primary.Deps{
 		Guest: r.probe, Gate: r.gate, Log: r.log, Dial: r.dial, Clock: clock.Boot{}, Slog: r.place.Log,
-		State: r.log.begin(), Running: true, Observe: r.probe.observe,
+		State: r.log.Begin(), Running: true, Observe: r.probe.observe,
 	})
 	if err != nil {
 		return err

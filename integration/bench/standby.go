@@ -28,6 +28,7 @@ import (
 	"understudy/egress"
 	"understudy/host"
 	"understudy/hypervisor/qemu"
+	"understudy/integration/onevoter"
 	"understudy/lab"
 	"understudy/ownership"
 	"understudy/primary"
@@ -163,7 +164,7 @@ func standBy(ctx context.Context, t task, log *slog.Logger) error {
 		disks, specs = s, s.spec
 	}
 	h, err := host.New(host.Config{
-		Self: hostB, Log: newGrants(), Clock: clock.Boot{}, Slog: log,
+		Self: hostB, Log: onevoter.New(hostA, leaseTime), Clock: clock.Boot{}, Slog: log,
 		Accept: func(ctx context.Context) (protocol.Session, ownership.HostID, error) {
 			s, err := acceptor.Accept(ctx)
 			if err != nil {

@@ -31,6 +31,7 @@ import (
 	"understudy/guest/client"
 	"understudy/hypervisor"
 	"understudy/hypervisor/qemu"
+	"understudy/integration/onevoter"
 	"understudy/lab"
 	"understudy/ownership"
 	"understudy/primary"
@@ -62,7 +63,7 @@ type pair struct {
 	dir, images string
 	lab         *lab.Lab
 	log         *slog.Logger
-	grants      *grants
+	grants      *onevoter.Log
 	a, b        *side
 	port        *transport.Port
 
@@ -103,7 +104,7 @@ func newPair(c pairConfig) (_ *pair, err error) {
 	if _, err := lab.Sweep(labPrefix); err != nil {
 		return nil, err
 	}
-	p := &pair{log: c.log, grants: newGrants()}
+	p := &pair{log: c.log, grants: onevoter.New(hostA, leaseTime)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.close())
@@ -331,7 +332,7 @@ func (p *pair) protect(ctx context.Context, observe func(primary.Cost)) error {
 		stop()
 		return err
 	}
-	state := p.grants.begin()
+	state := p.grants.Begin()
 	disks := []protocol.DiskSpec{{Sectors: p.a.set.Disk(0).Info().Sectors, Store: "shared"}}
 
 	bc := backup.DefaultConfig(guestName, hostB, leaseTime, guestMemory+sideMemory)
