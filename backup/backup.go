@@ -137,6 +137,7 @@ func (b *Backup) Run(ctx context.Context) (Result, error) {
 	}
 	b.drop("the backup ends")
 	if b.outcome == OutcomeTookOver {
+		b.endFilling()
 		return Result{Outcome: b.outcome, Guest: b.taken, State: b.core.Log()}, nil
 	}
 	return Result{Outcome: b.outcome, State: b.core.Log()}, b.destroy()
@@ -252,6 +253,14 @@ func (b *Backup) fill(ctx context.Context, table *rebuild.Table) {
 			b.send(ctx, Spoilt{err})
 		}
 	}()
+}
+
+// endFilling ends the background filler, and waits for it.
+func (b *Backup) endFilling() {
+	if b.filling != nil {
+		b.filling()
+		b.filling = nil
+	}
 }
 
 // load puts the last commit into the waiting machine. With lazy rebuilding it
@@ -380,10 +389,7 @@ func (b *Backup) destroy() error {
 	if b.standby == nil {
 		return nil
 	}
-	if b.filling != nil {
-		b.filling()
-		b.filling = nil
-	}
+	b.endFilling()
 	s := b.standby
 	b.standby, b.state = nil, nil
 	if err := s.Destroy(); err != nil {
@@ -395,6 +401,13 @@ func (b *Backup) destroy() error {
 func (b *Backup) propose(ctx context.Context, c ownership.Command) {
 	call, cancel := context.WithTimeout(ctx, b.cfg.TakeoverWait)
 	defer cancel()
+	if c.Kind == ownership.Return {
+		// Nothing here may wait for the disks any more: the former owner needs them.
+		if err := b.Disks.StandBy(call); err != nil {
+			b.send(ctx, Proposed{Command: c, Err: fmt.Errorf("let go of the disks: %w", err)})
+			return
+		}
+	}
 	b.Slog.Info(LogAsking, "command", c.Kind, "generation", c.Generation, "epoch", c.Backup.Epoch)
 	state, err := b.Log.Propose(call, c)
 	if err != nil {

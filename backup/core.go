@@ -243,6 +243,9 @@ func (c *Core) absorbProposed(ev Proposed) {
 			c.granted = true
 		case ownership.Return:
 			c.stopAsking()
+			// The disks were made an owner's for the attempt: what they kept is not
+			// what a session could continue from.
+			c.at, c.whole = epoch.Position{}, false
 		}
 	case errors.As(ev.Err, &refused):
 		c.retry = nil
@@ -319,7 +322,9 @@ func (c *Core) decideMachine() {
 		c.machine = machineSpoilt // loaded in vain
 	}
 	switch {
-	case c.machine == machineSpoilt && !c.now.Before(c.retryAt) && !c.at.Image.IsZero():
+	case c.machine == machineSpoilt && c.at.Image.IsZero():
+		c.machine = machineFresh // the next image brings a machine of its own
+	case c.machine == machineSpoilt && !c.now.Before(c.retryAt):
 		c.machine = machineFresh
 		c.emit(Reset{})
 		if c.asking && c.loads < c.cfg.Loads {

@@ -27,6 +27,5 @@
     propose return (generation 2, revision 3, epoch 0)
 > applied
 > wait 20ms
-    reset
 > hello 3
     prepare a new image
