@@ -417,6 +417,12 @@ func (h *Host) RemoveCheckpoint(ctx context.Context, guest, path string, keep bo
 	if err := file.Close(); err != nil {
 		return err
 	}
+	if !keep {
+		// Before its pins are gone.
+		if err := checkpoint.Removable(path); err != nil {
+			return err
+		}
+	}
 	if pinned && m.History != nil {
 		state, err := h.cfg.Log.Read(ctx, guest)
 		if err != nil {
@@ -432,5 +438,5 @@ func (h *Host) RemoveCheckpoint(ctx context.Context, guest, path string, keep bo
 	if keep {
 		return nil
 	}
-	return os.Remove(path)
+	return checkpoint.Remove(path)
 }

@@ -175,6 +175,8 @@ func removeCommand(f *common) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "remove FILE",
 		Short: "Remove a checkpoint file, and end its pins",
+		Long: `Remove a checkpoint file, and end its pins. A file that another one builds on is
+kept: remove the newest of a series first.`,
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			path, err := filepath.Abs(args[0])
@@ -194,7 +196,7 @@ func removeCommand(f *common) *cobra.Command {
 			if pinned(head) {
 				err = f.onFile(cmd, head.Guest, "remove", req, &r)
 			} else if !req.Keep {
-				err = os.Remove(path)
+				err = checkpoint.Remove(path)
 			}
 			if err != nil {
 				return err
