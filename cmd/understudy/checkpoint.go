@@ -177,7 +177,7 @@ func removeCommand(f *common) *cobra.Command {
 		Short: "Remove a checkpoint file, and end its pins",
 		Long: `Remove a checkpoint file, and end its pins. A file that another one builds on is
 kept: remove the newest of a series first.`,
-		Args:  cobra.ExactArgs(1),
+		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			path, err := filepath.Abs(args[0])
 			if err != nil {
