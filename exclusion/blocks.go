@@ -13,6 +13,7 @@ import (
 //
 //	put:       (disk, sector) → chain of its aligned block → slot, or a new one,
 //	           or the one not used for longest (second chance)
+//	keep:      put, for what nobody writes to
 //	overwrite: each aligned block in which an extent that overlaps may begin →
 //	           chain → the slots that do overlap are dead
 //	find:      fingerprint → chain of it → a live slot
@@ -27,6 +28,7 @@ type blocks struct {
 	seed    uint64 // a guest cannot choose sectors that share a chain
 	hand    int    // of the clock that looks for a slot to give away
 	alive   int
+	kept    int // slots that are
 	evicted uint64
 	lost    uint64 // extents that died, were replaced or given away, and calls of forget
 }
@@ -40,12 +42,16 @@ type slot struct {
 	disk                 epoch.DiskID
 	live                 bool
 	used                 bool // since the clock's hand last passed
+	kept                 bool // neither given away nor forgotten: see keep
 }
 
 // maxWalk bounds the search for a fingerprint: a disk that holds one content a
 // thousand times must not make the search for another slow. What is not found
 // is sent.
 const maxWalk = 64
+
+// maxKept is the part of the table that may be kept: a quarter.
+const maxKept = 4
 
 func newBlocks(bound int) blocks {
 	size := uint64(16)
@@ -59,11 +65,34 @@ func newBlocks(bound int) blocks {
 	}
 }
 
+// forget drops all but what is kept.
 func (b *blocks) forget() {
+	kept := make([]slot, 0, b.kept)
+	for i := 0; len(kept) < b.kept; i++ {
+		if b.slots[i].kept {
+			kept = append(kept, b.slots[i])
+		}
+	}
 	clear(b.starts)
 	clear(b.prints)
-	b.slots, b.hand, b.alive = b.slots[:0], 0, 0
+	b.slots, b.hand, b.alive, b.kept = b.slots[:0], 0, 0, 0
 	b.lost++
+	for i := range kept {
+		b.keep(kept[i].disk, kept[i].sector, kept[i].print)
+	}
+}
+
+// keep is put for an extent that stays in the table until it is overwritten. It
+// reports false if there is no room for one more.
+func (b *blocks) keep(disk epoch.DiskID, sector uint64, print epoch.Fingerprint) bool {
+	if b.kept >= cap(b.slots)/maxKept {
+		return false
+	}
+	if s := b.at(b.put(disk, sector, print)); !s.kept {
+		s.kept = true
+		b.kept++
+	}
+	return true
 }
 
 // chainOf returns the chain of the extents that begin in an aligned block.
@@ -119,6 +148,9 @@ func (b *blocks) take() uint32 {
 		name := uint32(b.hand + 1)
 		b.hand = (b.hand + 1) % len(b.slots)
 		s := b.at(name)
+		if s.kept {
+			continue
+		}
 		if s.live && s.used {
 			s.used = false
 			continue
@@ -162,6 +194,10 @@ func (b *blocks) unlinkPrint(name uint32) {
 	}
 	s.nextPrint, s.prevPrint = 0, 0
 	s.live, s.used = false, false
+	if s.kept {
+		s.kept = false
+		b.kept--
+	}
 	b.alive--
 	b.lost++
 }

@@ -7,7 +7,8 @@
 //
 //	write accepted ─────────> extents it overlaps are dead, at once
 //	read landed ───┐ alone? ┌> extent (disk, sector) → fingerprint
-//	write done ────┴────────┘        ↑ page → extent (a hint), fingerprint → extent
+//	write done ────┴────────┤        ↑ page → extent (a hint), fingerprint → extent
+//	nobody writes it: Keep ─┘
 //	Encoding(n).Exclude(page, bytes): hint, content index → Valid (rule.go)
 //	       └─> reference, noted as outstanding ──> Materialised(n): forgotten
 //	                                          ├──> overwritten while not held: page dirty again
@@ -40,7 +41,7 @@ type Config struct {
 
 // Index is what is known to be on a guest's disks. Its methods may be called
 // from several goroutines. It allocates nothing after NewIndex but one word per
-// Encoding.
+// Encoding, and in Forget.
 //
 // Three promises of its callers make it true, and nothing in here can check
 // them:
@@ -187,6 +188,23 @@ func (ix *Index) Flushed(disk epoch.DiskID, sector uint64, page epoch.GFN, conte
 	ix.know(disk, sector, page, print)
 }
 
+// Keep says that PageSize bytes from sector on are content, of a disk that
+// nobody writes to: Forget leaves it, and no other extent gets its place. At most
+// a quarter of MaxBlocks can be kept; it reports false when that many are. Zeros
+// need no place. Accepted ends it.
+func (ix *Index) Keep(disk epoch.DiskID, sector uint64, content []byte) bool {
+	if disk >= epoch.MaxDisks {
+		return false
+	}
+	if isZero(content) {
+		return true
+	}
+	print := ix.cfg.Key.Of(content)
+	ix.mu.Lock()
+	defer ix.mu.Unlock()
+	return ix.blocks.keep(disk, sector, print)
+}
+
 // know notes what is on a disk. Zeros are not worth a place: zero pages travel
 // for nothing.
 func (ix *Index) know(disk epoch.DiskID, sector uint64, page epoch.GFN, print epoch.Fingerprint) {
@@ -215,8 +233,8 @@ func (ix *Index) SetVerified(disk epoch.DiskID, from, to uint64, verified bool) 
 	}
 }
 
-// Forget drops all that is known of the disks: somebody else may have written
-// to them. What is outstanding stays so.
+// Forget drops all that is known of the disks but what Keep was told: somebody
+// else may have written to them. What is outstanding stays so.
 func (ix *Index) Forget() {
 	ix.mu.Lock()
 	defer ix.mu.Unlock()

@@ -314,29 +314,56 @@ func TestBlocksEqualTheOracle(t *testing.T) {
 			disk   epoch.DiskID
 			sector uint64
 		}
-		oracle := map[extent]epoch.Fingerprint{}
+		oracle, kept := map[extent]epoch.Fingerprint{}, map[extent]bool{}
 		for range 200 {
 			disk, sector := epoch.DiskID(rapid.IntRange(0, 1).Draw(t, "disk")), uint64(rapid.IntRange(0, 60).Draw(t, "sector"))
-			if rapid.IntRange(0, 3).Draw(t, "op") > 0 {
+			switch op := rapid.IntRange(0, 12).Draw(t, "op"); {
+			case op > 3:
 				print := epoch.Fingerprint{byte(rapid.IntRange(0, 5).Draw(t, "print"))}
-				b.put(disk, sector, print)
-				oracle[extent{disk, sector}] = print
-			} else {
+				x := extent{disk, sector}
+				if op > 10 {
+					had := len(kept)
+					if b.keep(disk, sector, print) != (had < bound/4) {
+						t.Fatalf("the table of %d says wrongly whether it has room to keep more than %d", bound, had)
+					}
+					if had == bound/4 {
+						continue
+					}
+					kept[x] = true
+				} else {
+					b.put(disk, sector, print)
+					if oracle[x] != print { // it is not what it was kept for
+						delete(kept, x)
+					}
+				}
+				oracle[x] = print
+			case op == 0:
+				b.forget()
+				for x := range oracle {
+					if !kept[x] {
+						delete(oracle, x)
+					}
+				}
+			default:
 				to := sector + uint64(rapid.IntRange(1, 30).Draw(t, "sectors"))
 				b.overwrite(disk, sector, to)
 				for x := range oracle {
 					if x.disk == disk && x.sector < to && sector < x.sector+8 {
 						delete(oracle, x)
+						delete(kept, x)
 					}
 				}
 			}
-			alive := 0
+			alive, still := 0, 0
 			for i := range b.slots {
 				s := &b.slots[i]
 				if !s.live {
 					continue
 				}
 				alive++
+				if kept[extent{s.disk, s.sector}] {
+					still++
+				}
 				if want, ok := oracle[extent{s.disk, s.sector}]; !ok || want != s.print {
 					t.Fatalf("disk %d sector %d is %v, want %v (%v)", s.disk, s.sector, s.print, want, ok)
 				}
@@ -346,6 +373,9 @@ func TestBlocksEqualTheOracle(t *testing.T) {
 			}
 			if alive != b.alive || alive > bound || alive < len(oracle) && len(b.slots) < bound {
 				t.Fatalf("%d extents, counted %d, want %d; bound %d", alive, b.alive, len(oracle), bound)
+			}
+			if still != len(kept) || b.kept != len(kept) {
+				t.Fatalf("%d extents that were kept are there, counted %d, want %d", still, b.kept, len(kept))
 			}
 			for p := range byte(6) {
 				if name := b.find(&epoch.Fingerprint{p}); name != 0 && !b.at(name).live {
@@ -496,6 +526,44 @@ func TestLosses(t *testing.T) {
 		}
 		if found(1, 'a') != step.learnt {
 			t.Errorf("%s: page 1 is found: %t", step.name, !step.learnt)
+		}
+	}
+}
+
+// TestWhatIsKept: what nobody writes to is found for as long as it is true.
+func TestWhatIsKept(t *testing.T) {
+	const boot = epoch.MaxDisks - 1
+	ix := NewIndex(Config{Pages: 16, Key: 1, MaxBlocks: 8})
+	if !ix.Keep(boot, 3, filled('k')) || !ix.Keep(boot, 11, filled('l')) || !ix.Keep(boot, 19, filled(0)) {
+		t.Fatal("two of eight extents could not be kept, and a zero page")
+	}
+	if ix.Keep(boot, 27, filled('m')) || ix.Keep(epoch.MaxDisks, 0, filled('m')) {
+		t.Fatal("more than a quarter of the table was kept, or an extent of no disk")
+	}
+	left := func(v byte) bool {
+		e, ok := ix.Encoding(1).Exclude(5, filled(v), false)
+		return ok && e.Kind == epoch.ExcludeBlock && e.Ref.Disk == boot
+	}
+	for _, step := range []struct {
+		name string
+		do   func()
+		want bool // whether both are found
+	}{
+		{"kept", func() {}, true},
+		{"the disks may have changed", ix.Forget, true},
+		{"much else is read", func() {
+			for i := range uint64(40) {
+				readOf(ix, 0, 8*i, 3, filled(byte(100+i)))
+			}
+		}, true},
+		{"the other host has another file", func() { ix.SetVerified(boot, 0, 1<<20, false) }, false},
+		{"and the right one", func() { ix.SetVerified(boot, 0, 1<<20, true) }, true},
+		{"the file is another one", func() { ix.Accepted(boot, 0, 1<<20, false) }, false},
+		{"nothing brings it back", ix.Forget, false},
+	} {
+		step.do()
+		if k, l := left('k'), left('l'); k != step.want || l != step.want {
+			t.Errorf("%s: found %t and %t, want %t", step.name, k, l, step.want)
 		}
 	}
 }
