@@ -20,6 +20,7 @@ func CheckHost(ctx context.Context, c *config.Config, self config.Host, helper [
 		if err != nil {
 			return all, fmt.Errorf("check host %s for guest %s: %w", self.Name, g.Name, err)
 		}
+		checkDisks(&r, self.Name, g)
 		all = append(all, r)
 	}
 	return all, nil

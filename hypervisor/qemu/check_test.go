@@ -66,7 +66,7 @@ func TestCheckHostSaysWhatIsWrong(t *testing.T) {
 func TestFactsCompare(t *testing.T) {
 	base := HostFacts{
 		QEMU: "7.2", Program: "1", Machine: "pc-q35-7.2", Accel: AccelTCG, HostCPU: "x", Kernel: "k", Initrd: "i",
-		Firmware: []File{{"bios", "1"}, {"rom", "2"}}, Shape: []string{"-smp", "2"},
+		Firmware: []File{{"bios", "1"}, {"rom", "2"}}, Shape: []string{"-smp", "2"}, Disks: []string{"replicated, 512 bytes"},
 	}
 	tests := map[string]struct {
 		change func(*HostFacts)
@@ -83,6 +83,8 @@ func TestFactsCompare(t *testing.T) {
 		"firmware missing here": {func(f *HostFacts) { f.Firmware = append(f.Firmware, File{"more", "4"}) }, "firmware more"},
 		"firmware elsewhere":    {func(f *HostFacts) { f.Firmware = f.Firmware[:1] }, "firmware rom"},
 		"shape":                 {func(f *HostFacts) { f.Shape = nil }, "machine"},
+		"a disk's size":         {func(f *HostFacts) { f.Disks = []string{"replicated, 1024 bytes"} }, "disk 0"},
+		"one disk more there":   {func(f *HostFacts) { f.Disks = append(slices.Clone(base.Disks), "shared, 512 bytes") }, "disk 1"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -53,8 +53,9 @@ type HostFacts struct {
 	HostCPU  string   `json:"host_cpu"`    // compared under KVM only
 	Kernel   string   `json:"kernel_sha256,omitempty"`
 	Initrd   string   `json:"initrd_sha256,omitempty"`
-	Firmware []File   `json:"firmware"` // what the machine may load at a start
-	Shape    []string `json:"shape"`    // every argument that decides what the guest sees
+	Firmware []File   `json:"firmware"`        // what the machine may load at a start
+	Shape    []string `json:"shape"`           // every argument that decides what the guest sees
+	Disks    []string `json:"disks,omitempty"` // kind and size of each that we serve
 }
 
 // File is a file by its base name and content.
@@ -90,6 +91,9 @@ func (f HostFacts) Compare(there HostFacts) (differences []Difference) {
 	differ("kernel", f.Kernel, there.Kernel, "copy the kernel from one host to the other")
 	differ("initrd", f.Initrd, there.Initrd, "copy the initrd from one host to the other")
 	differ("machine", strings.Join(f.Shape, " "), strings.Join(there.Shape, " "), "configure the same guest on both hosts")
+	for i := range max(len(f.Disks), len(there.Disks)) {
+		differ(fmt.Sprintf("disk %d", i), nth(f.Disks, i), nth(there.Disks, i), "configure the same disks on both hosts, and give each copy the same size")
+	}
 	theirs := map[string]string{}
 	for _, file := range there.Firmware {
 		theirs[file.Name] = file.SHA256
@@ -102,6 +106,13 @@ func (f HostFacts) Compare(there HostFacts) (differences []Difference) {
 		differ("firmware "+name, "", sum, samePackage)
 	}
 	return differences
+}
+
+func nth(list []string, i int) string {
+	if i < len(list) {
+		return list[i]
+	}
+	return "none"
 }
 
 // firmware are the files that QEMU loads for the machines known here.
