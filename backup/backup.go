@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"understudy/clock"
+	"understudy/crashpoint"
 	"understudy/epoch"
 	"understudy/hypervisor"
 	"understudy/ownership"
@@ -272,7 +273,9 @@ func (b *Backup) load(ctx context.Context) error {
 	} else if err := b.table.FillAll(ctx, nil); err != nil {
 		return err
 	}
-	return b.standby.Load(ctx, b.state, missing)
+	err := b.standby.Load(ctx, b.state, missing)
+	crashpoint.At(crashpoint.Loaded)
+	return err
 }
 
 // run lets the loaded machine run, with the disks as the last commit left them.
@@ -284,8 +287,10 @@ func (b *Backup) run(ctx context.Context) (hypervisor.Guest, error) {
 	if err := b.Disks.Activate(call, b.table.BeforeOverwrite); err != nil {
 		return nil, fmt.Errorf("activate the disks: %w", err)
 	}
+	crashpoint.At(crashpoint.DisksActivated)
 	guest, err := b.standby.Run(ctx)
 	if err == nil {
+		crashpoint.At(crashpoint.Running)
 		b.taken, b.standby = guest, nil
 		b.Slog.Info(LogRunning, "at", b.core.at)
 	}
@@ -309,6 +314,7 @@ func (b *Backup) commit(ctx context.Context) Event {
 		// Acknowledged is committed: the stage stays until it is applied, and
 		// nothing between here and there can refuse it.
 		s.ack(ctx, ack)
+		crashpoint.At(crashpoint.AckSent)
 	}
 	if err := stage.Apply(b.standby.WritePages); err != nil {
 		return b.giveUp(err) // our own image refused a write: it can no longer be trusted
@@ -330,6 +336,7 @@ func (b *Backup) commit(ctx context.Context) Event {
 		ack.HasHash, ack.Verified = true, h
 		s.ack(ctx, ack)
 	}
+	crashpoint.At(crashpoint.Applied)
 	b.stats.commit(stage.PageCount())
 	s.resume <- struct{}{}
 	return nil
@@ -408,12 +415,18 @@ func (b *Backup) propose(ctx context.Context, c ownership.Command) {
 			return
 		}
 	}
+	if c.Kind == ownership.Takeover {
+		crashpoint.At(crashpoint.TakeoverAsked)
+	} else {
+		crashpoint.At(crashpoint.ReturnProposed)
+	}
 	b.Slog.Info(LogAsking, "command", c.Kind, "generation", c.Generation, "epoch", c.Backup.Epoch)
 	state, err := b.Log.Propose(call, c)
 	if err != nil {
 		b.Slog.Warn("not granted", "command", c.Kind, "err", err)
 	} else {
 		b.Slog.Info(LogGranted, "command", c.Kind, "generation", state.Generation)
+		crashpoint.At(crashpoint.Granted)
 	}
 	b.send(ctx, Proposed{Command: c, State: state, Err: err})
 }

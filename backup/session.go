@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"sync"
 
+	"understudy/crashpoint"
 	"understudy/epoch"
 	"understudy/protocol"
 )
@@ -107,6 +108,7 @@ func (s *session) message(m protocol.Message, open bool) (bool, error) {
 		if err := s.makeRoom(d.Stage()); err != nil {
 			return false, err
 		}
+		crashpoint.At(crashpoint.Staged)
 		s.offer(Staged{At: at, Kind: s.kind})
 		select {
 		case <-s.resume:
@@ -144,6 +146,7 @@ func (s *session) makeRoom(stage *epoch.Stage) error {
 			}
 		}
 	}
+	crashpoint.At(crashpoint.Materialised)
 	if err := s.b.table.Room(s.ctx); err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"understudy/crashpoint"
 	"understudy/epoch"
 )
 
@@ -253,9 +254,11 @@ func (d *Device) flushBatch() error {
 	if d.failSync && d.settled() {
 		rewritten(d.store) // every batch ends with a Sync: this is all that can be lost
 	}
+	crashpoint.At(crashpoint.FlushWritten)
 	if err := d.syncStore(); err != nil {
 		return err
 	}
+	crashpoint.At(crashpoint.Flushed)
 	for i := range c.batch {
 		d.durable(c.batch[i].index)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"understudy/crashpoint"
 	"understudy/ownership"
 )
 
@@ -42,8 +43,12 @@ func (r *reign) propose(ctx context.Context, who ownership.HostID, req request) 
 		if open, err = r.leases.shut(wctx, c.Guest, before.Phase != ownership.PhaseSurrendered); err != nil {
 			return r.later(err)
 		}
+		crashpoint.At(crashpoint.TakeoverDecided)
 	}
 	res, a := r.apply(ctx, entry{Kind: entryCommand, Command: &c, Session: req.Session}, open)
+	if c.Kind == ownership.Takeover {
+		crashpoint.At(crashpoint.TakeoverApplied)
+	}
 	if a.Code == codeOK {
 		a.State = res.State
 	}

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"understudy/clock"
+	"understudy/crashpoint"
 	"understudy/ownership"
 )
 
@@ -60,7 +61,9 @@ func (r *reign) renew(ctx context.Context, who ownership.HostID, req request, re
 	if err := r.rounds.confirm(ctx); err != nil {
 		return r.later(err)
 	}
-	return r.leases.grant(who, req, received)
+	a := r.leases.grant(who, req, received)
+	crashpoint.At(crashpoint.LeaseGranted)
+	return a
 }
 
 // grant checks a confirmed renewal against the applied state and writes it

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"time"
 
+	"understudy/crashpoint"
 	"understudy/hypervisor"
 	"understudy/ownership"
 )
@@ -43,10 +44,12 @@ func (m *manager) recover(ctx context.Context, state ownership.Guest) error {
 		_, err := m.propose(ctx, state, ownership.Reclaim, ownership.Backup{})
 		return err
 	}
+	crashpoint.At(crashpoint.AdoptionBegun)
 	guest, err := m.Driver.Adopt(ctx)
 	switch {
 	case err == nil:
 		m.slog.Info("adopted the running guest")
+		crashpoint.At(crashpoint.Adopted)
 		next, err := m.propose(ctx, state, ownership.Adopt, ownership.Backup{})
 		if err != nil {
 			// Not in a generation of its own yet: found and adopted once more.
@@ -63,6 +66,7 @@ func (m *manager) recover(ctx context.Context, state ownership.Guest) error {
 	}
 	if state.InSync {
 		m.slog.Warn("the guest is gone here; its backup is in sync and takes it over", "backup", state.Backup.Host)
+		crashpoint.At(crashpoint.Surrendering)
 		_, err := m.propose(ctx, state, ownership.Surrender, state.Backup)
 		return err
 	}
@@ -72,6 +76,7 @@ func (m *manager) recover(ctx context.Context, state ownership.Guest) error {
 // boot starts the guest from nothing, in a new generation.
 func (m *manager) boot(ctx context.Context, state ownership.Guest) error {
 	m.as("booting", nil, nil)
+	crashpoint.At(crashpoint.Booting)
 	if err := m.end(ctx); err != nil {
 		return err
 	}

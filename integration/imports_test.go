@@ -19,13 +19,14 @@ const module = "understudy"
 // hypervisor/qemu and hypervisor/sim, and transport, stand in the list of
 // nobody but cmd: there they are chosen.
 var layers = map[string][]string{
-	"epoch":     nil,
-	"clock":     nil,
-	"config":    nil,
-	"ownership": {"epoch"},
-	"exclusion": {"epoch"},
-	"rebuild":   {"epoch", "hypervisor"},
-	"disk/...":  {"clock", "epoch", "exclusion", "disk/..."},
+	"epoch":      nil,
+	"crashpoint": nil,
+	"clock":      nil,
+	"config":     nil,
+	"ownership":  {"epoch"},
+	"exclusion":  {"epoch"},
+	"rebuild":    {"epoch", "hypervisor"},
+	"disk/...":   {"clock", "crashpoint", "epoch", "exclusion", "disk/..."},
 
 	"hypervisor":                {"epoch"},
 	"hypervisor/hypervisortest": {"epoch", "hypervisor"},
@@ -41,10 +42,10 @@ var layers = map[string][]string{
 
 	"protocol/protocoltest": {"protocol"},
 
-	"primary":  {"clock", "epoch", "exclusion", "hypervisor", "ownership", "protocol"},
-	"backup":   {"clock", "epoch", "exclusion", "hypervisor", "ownership", "protocol", "rebuild"},
-	"failover": {"clock", "epoch", "ownership"},
-	"host":     {"backup", "checkpoint", "clock", "disk", "epoch", "exclusion", "hypervisor", "ownership", "primary", "protocol", "rebuild"},
+	"primary":  {"clock", "crashpoint", "epoch", "exclusion", "hypervisor", "ownership", "protocol"},
+	"backup":   {"clock", "crashpoint", "epoch", "exclusion", "hypervisor", "ownership", "protocol", "rebuild"},
+	"failover": {"clock", "crashpoint", "epoch", "ownership"},
+	"host":     {"backup", "checkpoint", "clock", "crashpoint", "disk", "epoch", "exclusion", "hypervisor", "ownership", "primary", "protocol", "rebuild"},
 	"status":   {"backup", "checkpoint", "clock", "disk", "epoch", "exclusion", "host", "hypervisor", "ownership", "primary", "protocol", "rebuild"},
 
 	// At the top: the programs, and the demo that drives them.

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"understudy/clock"
+	"understudy/crashpoint"
 	"understudy/epoch"
 	"understudy/protocol"
 )
@@ -119,6 +120,7 @@ func (p *Primary) capture(ctx context.Context, a Capture) Event {
 	if err != nil {
 		return CaptureFailed{a.Number, err}
 	}
+	crashpoint.At(crashpoint.Captured)
 	p.stats.captured(cost)
 	if p.Observe != nil {
 		p.Observe(cost)
@@ -132,6 +134,7 @@ func (p *Primary) pauseAndCopy(ctx context.Context, j *job, set *epoch.PageSet, 
 		return cost, false, fmt.Errorf("pause the guest: %w", err)
 	}
 	t.lap(&cost.Stop)
+	crashpoint.At(crashpoint.CapturePaused)
 
 	type saved struct {
 		state []byte

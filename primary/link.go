@@ -19,6 +19,7 @@ import (
 	"sync"
 	"time"
 
+	"understudy/crashpoint"
 	"understudy/epoch"
 	"understudy/ownership"
 	"understudy/protocol"
@@ -118,6 +119,7 @@ func greet(ctx context.Context, s protocol.Session, hello protocol.Hello) (proto
 	if err != nil {
 		return protocol.Welcome{}, err
 	}
+	crashpoint.At(crashpoint.Hello)
 	err = protocol.Pieces(b, helloPiece, func(piece []byte) error { return s.Send(ctx, protocol.KindHello, piece) })
 	if err != nil {
 		return protocol.Welcome{}, err
@@ -328,6 +330,7 @@ func (l *link) sendEpoch(j *job, at epoch.Position) (epoch.Position, error) {
 	if err := send(protocol.KindEnd, trailer.AppendTo(nil)); err != nil {
 		return at, err
 	}
+	crashpoint.At(crashpoint.Sent)
 	l.p.stats.sent(stats)
 	meter.done(stats)
 	return next, nil
@@ -382,6 +385,7 @@ func (l *link) receive() ([]Event, error) {
 	}
 	l.sent = append(l.sent[:0], l.sent[1:]...)
 	n := ack.At.Number
+	crashpoint.At(crashpoint.AckReceived)
 	l.p.Disks.Materialised(ack.Materialised)
 	want, asked := l.expects[n]
 	if asked != ack.HasHash {

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"time"
 
+	"understudy/crashpoint"
 	"understudy/epoch"
 	"understudy/ownership"
 )
@@ -35,6 +36,7 @@ func (p *Primary) renew(ctx context.Context) {
 			if !failing && ctx.Err() == nil {
 				p.Slog.Warn("lease not renewed", "generation", g, "err", err)
 			}
+			crashpoint.At(crashpoint.LeaseLost)
 			failing = true
 			timer.Reset(p.cfg.Lease / 8)
 			continue
@@ -43,6 +45,7 @@ func (p *Primary) renew(ctx context.Context) {
 			p.Slog.Info("lease renewed again", "generation", g)
 		}
 		failing = false
+		crashpoint.At(crashpoint.LeaseRenewed)
 		if err := p.Gate.Allow(until); err != nil {
 			p.Slog.Error("the gate did not take the lease", "err", err)
 		}
@@ -85,6 +88,7 @@ func (p *Primary) propose(ctx context.Context, c ownership.Command, last *will) 
 	}
 	call, cancel = context.WithTimeout(ctx, limit)
 	defer cancel()
+	crashpoint.At(pointOf[c.Kind])
 	state, err := p.Log.Propose(call, c)
 	p.Slog.Log(ctx, level(err), "ownership", "command", c.Kind, "id", c.ID, "generation", state.Generation, "err", err)
 	p.send(ctx, Proposed{Command: c, State: state, Err: err})
@@ -101,6 +105,13 @@ func (p *Primary) settleDisks(ctx context.Context, kind ownership.Kind) error {
 		return p.Disks.Drain(ctx)
 	}
 	return nil
+}
+
+// pointOf names what is about to be proposed.
+var pointOf = map[ownership.Kind]crashpoint.Point{
+	ownership.InSync: crashpoint.InSyncProposed, ownership.OutOfSync: crashpoint.OutOfSyncProposed,
+	ownership.Surrender: crashpoint.SurrenderProposed, ownership.Activated: crashpoint.ActivatedProposed,
+	ownership.Stop: crashpoint.StopProposed,
 }
 
 func level(err error) slog.Level {

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"understudy/clock"
+	"understudy/crashpoint"
 	"understudy/epoch"
 	"understudy/hypervisor"
 	"understudy/ownership"
@@ -233,6 +234,7 @@ func (p *Primary) do(ctx context.Context, a Action) Event {
 		}
 		p.link.compare()
 	case Refill:
+		crashpoint.At(crashpoint.SyncBegun)
 		p.restore()
 		p.pending.Fill()
 		p.Disks.Void()
@@ -241,7 +243,9 @@ func (p *Primary) do(ctx context.Context, a Action) Event {
 	case Release:
 		p.Gate.Release(a.Through)
 		p.Disks.Release(a.Through)
+		crashpoint.At(crashpoint.Released)
 	case Hold:
+		crashpoint.At(crashpoint.HoldBegun)
 		p.Gate.Hold()
 		p.Disks.Hold()
 	case Pass:
