@@ -48,6 +48,9 @@ var layers = map[string][]string{
 	"host":     {"backup", "checkpoint", "clock", "crashpoint", "disk", "epoch", "exclusion", "hypervisor", "ownership", "primary", "protocol", "rebuild"},
 	"status":   {"backup", "checkpoint", "clock", "disk", "epoch", "exclusion", "host", "hypervisor", "ownership", "primary", "protocol", "rebuild"},
 
+	// The cores under simulated faults.
+	"simulation": {"backup", "clock", "disk", "epoch", "exclusion", "hypervisor", "ownership", "primary", "protocol", "rebuild"},
+
 	// At the top: the programs, and the demo that drives them.
 	"cmd/...":  {"..."},
 	"demo/...": {"..."},

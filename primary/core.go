@@ -557,6 +557,11 @@ func (c *Core) NextWake() clock.Instant {
 			wake = t
 		}
 	}
+	if c.running {
+		// A timer stands still while the host is suspended, and the lease runs
+		// out: the guest must not run on for what was left of a long one.
+		sooner(c.now.Add(c.cfg.Lease / 8))
+	}
 	sooner(c.leaseUntil.Add(-c.cfg.PauseMargin))
 	sooner(c.grace)
 	sooner(c.retryAt)

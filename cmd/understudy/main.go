@@ -105,7 +105,7 @@ func root(f *common) *cobra.Command {
 	p.StringVar(&f.socket, "socket", "", "the daemon's `socket` (default: from the configuration)")
 	p.StringVarP(&f.output, "output", "o", "table", "table or json")
 	c.AddCommand(initCommand(f), configCommand(f), checkHostCommand(f), statusCommand(f),
-		switchoverCommand(f), stopCommand(f), startCommand(f), verifyCommand(f), checkpointCommand(f), demoCommand(f), selftestCommand(f))
+		switchoverCommand(f), stopCommand(f), startCommand(f), verifyCommand(f), checkpointCommand(f), demoCommand(f), selftestCommand(f), simulateCommand(f))
 	return c
 }
 

@@ -95,6 +95,8 @@ func (l *ledger) call(d *daemon, timeout, attempt time.Duration, handle func(r *
 			expired()
 		}
 	})
+	t := w.twist() // of the first request
+	deaf := t == faultAmbiguous
 	var try func()
 	try = func() {
 		if over {
@@ -106,7 +108,19 @@ func (l *ledger) call(d *daemon, timeout, attempt time.Duration, handle func(r *
 			delay = w.between(10*time.Millisecond, 1500*time.Millisecond)
 		}
 		lost := w.chance(w.faults.lostRequest)
-		w.after(delay, func() {
+		copies := 1
+		switch t {
+		case faultLost:
+			lost = true
+		case faultDelayed:
+			delay = w.between(10*time.Millisecond, attempt)
+		case faultReordered: // the next attempt comes before it
+			delay = w.between(attempt+5*time.Millisecond, 3*attempt)
+		case faultDuplicated:
+			copies = 2
+		}
+		t = faultKinds
+		request := func() {
 			r := l.reign
 			if l.former != nil && (w.now < l.stays[d.h.index] || w.chance(w.faults.formerLeader)) {
 				r = l.former
@@ -115,7 +129,7 @@ func (l *ledger) call(d *daemon, timeout, attempt time.Duration, handle func(r *
 				return
 			}
 			handle(r, sent, session, func(done func()) {
-				if w.chance(w.faults.lostAnswer) {
+				if deaf || w.chance(w.faults.lostAnswer) {
 					return
 				}
 				w.after(w.between(200*time.Microsecond, 3*time.Millisecond), func() {
@@ -130,7 +144,11 @@ func (l *ledger) call(d *daemon, timeout, attempt time.Duration, handle func(r *
 					})
 				})
 			})
-		})
+		}
+		for range copies {
+			w.after(delay, request)
+			delay += w.between(0, 50*time.Millisecond)
+		}
 		d.after(attempt, try)
 	}
 	try()
@@ -155,7 +173,14 @@ func (l *ledger) renew(d *daemon, g epoch.Generation, done func(until clock.Inst
 				reply(func() { done(0, errDenied) })
 				return
 			}
+			w.at(d, stepLeaseGrant)
+			if r.over && w.breach != renewUnconfirmed {
+				return // the leader was lost in this moment
+			}
 			r.end = max(r.end, received+lease+leaderDrift)
+			if r.over && l.reign != nil {
+				w.violated("rule 3: %s gets a lease from a leader that another has followed: nobody waits for its end", d.h.name)
+			}
 			w.oracle.granted(d.h, received)
 			reply(func() {
 				if w.breach == renewFromReply {
@@ -244,7 +269,7 @@ func (r *reign) append(e *entry) {
 			first := r.pending[0]
 			r.pending = r.pending[1:]
 			r.l.commit(first)
-			if first == e {
+			if first == e || r.over {
 				return
 			}
 		}
@@ -285,6 +310,9 @@ func (l *ledger) commit(e *entry) {
 		l.w.say("L", "applied %s by %s: generation %d revision %d owner %s %s %s in sync %v", e.c.Kind, e.c.Host,
 			next.Generation, next.Revision, next.Owner, next.Phase, next.Desired, next.InSync)
 		l.w.oracle.applied(l.w, e.c, before, next)
+		if d := l.w.hosts[e.host].daemon; d != nil {
+			l.w.at(d, applications[e.c.Kind])
+		}
 		for _, h := range l.w.hosts {
 			l.show(h, next)
 		}
@@ -315,6 +343,9 @@ func (l *ledger) show(h *host, st ownership.Guest) {
 // of this daemon's proposals never applies.
 func (l *ledger) read(d *daemon, done func(st ownership.Guest, err error)) {
 	unknown := d.unknown
+	if l.w.at(d, stepReadLog) {
+		return
+	}
 	l.call(d, 5*time.Second, 200*time.Millisecond, func(r *reign, _ clock.Instant, _ int, reply func(func())) {
 		l.w.after(l.w.between(500*time.Microsecond, 6*time.Millisecond), func() {
 			if r.over {

@@ -20,8 +20,10 @@ type oracle struct {
 	leases   [2]time.Duration            // when each host's last lease is certainly over
 	lastLeft time.Duration
 
-	takeovers, frames, commits int
-	visits                     map[string]int
+	had                  [2]bool // hosts that lost the guest to the other one
+	takeovers, failbacks int
+	frames, commits      int
+	visits               map[string]int
 }
 
 // after checks what must hold between any two events.
@@ -61,6 +63,17 @@ func (o *oracle) left(g *gate, f frame) {
 	o.frames++
 }
 
+// acknowledged: a backup is about to acknowledge an epoch. Nothing can refuse it
+// any more but the loss of the image together with its host.
+func (o *oracle) acknowledged(im *image, x sent) {
+	if o.held == nil {
+		o.held = map[epoch.Incarnation]state{}
+	}
+	if x.kind == epoch.KindCheckpoint {
+		o.held[im.id] = x.device
+	}
+}
+
 // committed: a backup has applied a checkpoint.
 func (o *oracle) committed(h *host, im *image, x sent) {
 	if im.memory == x.whole {
@@ -68,10 +81,6 @@ func (o *oracle) committed(h *host, im *image, x sent) {
 	} else if !im.corrupt {
 		h.w.violated("guarantee 3: after %v the image of %s is %v, the guest's memory was %v", x.at, h.name, im.memory, x.whole)
 	}
-	if o.held == nil {
-		o.held = map[epoch.Incarnation]state{}
-	}
-	o.held[im.id] = im.device
 	o.commits++
 }
 
@@ -106,6 +115,10 @@ func (o *oracle) applied(w *world, c ownership.Command, before, next ownership.G
 		}
 	case ownership.Takeover:
 		o.takeovers++
+		if o.had[h.index] {
+			o.failbacks++
+		}
+		o.had[1-h.index] = true
 		if d := h.daemon; d != nil && d.backup != nil && d.backup.image != nil && d.backup.image.id == c.Backup.Image {
 			o.goesOn(w, "guarantee 6: takeover granted", h, d.backup.image.device)
 		}
@@ -142,8 +155,12 @@ func (o *oracle) takesOver(h *host, im *image, loaded memory, at state) {
 // ran: the guest has made a step.
 func (o *oracle) ran(g *guest) {
 	d := g.h.daemon
-	if d == nil || d.guest != g || d.primary == nil || d.isFrozen() || g.w.now < max(d.frozen, g.frozen)+2*guestTicks {
+	wakes := max(g.h.woken(), g.frozen) + 2*guestTicks
+	if d == nil || d.guest != g || d.primary == nil || d.isFrozen() || g.w.now < wakes {
 		return
+	}
+	if d.h.suspended > 0 && g.w.now < d.h.suspended+lease/8+2*guestTicks {
+		return // its timers went on only then
 	}
 	p := d.primary
 	end := p.until

@@ -11,8 +11,9 @@ import (
 // session is a connection between two daemons: messages arrive in order or the
 // session is dead, which the two ends learn at different times.
 type session struct {
-	w    *world
-	ends [2]*end
+	w       *world
+	ends    [2]*end
+	twisted bool // a message came twice, or out of order
 }
 
 type end struct {
@@ -24,6 +25,7 @@ type end struct {
 	stuck []func()      // messages that wait for a blocked way
 	recv  func(m any)
 	down  func(err error)
+	after []func() // what the next message overtakes
 }
 
 // The messages beside protocol.Hello, protocol.Welcome and refusal.
@@ -83,8 +85,44 @@ func (e *end) send(m any) {
 	if w.chance(w.faults.slowLink) {
 		delay = w.between(5*time.Millisecond, 120*time.Millisecond)
 	}
-	o.due = max(o.due, w.now+delay)
-	w.after(o.due-w.now, func() { o.arrive(func() { o.recv(m) }) })
+	t := w.twist()
+	if t == faultDelayed {
+		delay = w.between(10*time.Millisecond, 2*lease)
+	}
+	carry := func() {
+		o.due = max(o.due, w.now+delay)
+		w.after(o.due-w.now, func() { o.arrive(func() { o.recv(m) }) })
+	}
+	switch t {
+	case faultLost: // what comes after it does not come, either
+		e.open = false
+		e.lost()
+		return
+	case faultDuplicated:
+		e.s.twisted = true
+		carry()
+	case faultReordered:
+		e.s.twisted = true
+		e.after = append(e.after, carry)
+		return
+	}
+	carry()
+	for _, late := range e.after {
+		late()
+	}
+	e.after = nil
+}
+
+// lost ends the session at both ends, which learn it from the network.
+func (e *end) lost() {
+	for _, x := range []*end{e, e.other} {
+		x.d.after(e.s.w.between(0, 3*time.Millisecond), func() {
+			if x.open || x == e {
+				x.open = false
+				x.down(errors.New("connection reset"))
+			}
+		})
+	}
 }
 
 // arrive lets something from the other end happen here, unless the way is

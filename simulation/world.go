@@ -2,18 +2,21 @@
 // ownership log (ownership.Apply) through seeded stories of faults, under a
 // fake clock, and checks the guarantees of DESIGN.md after every event.
 //
-//	world     the clock, the queue of events, the dice            world_test.go
-//	ledger    the ownership log, its leader and the leases        ledger_test.go
-//	session   what two daemons say to each other                  session_test.go
-//	guest     pages, frames, the gate                             guest_test.go
-//	primary,  the shells around the two cores, as thin as the     primary_test.go
-//	backup    real ones                                           backup_test.go
-//	daemon    what package host does: from role to role           daemon_test.go
-//	faults    what goes wrong, and when                           faults_test.go
-//	oracle    what must hold, whatever goes wrong                 oracle_test.go
+//	world     the clock, the queue of events, the dice            world.go
+//	ledger    the ownership log, its leader and the leases        ledger.go
+//	session   what two daemons say to each other                  session.go
+//	guest     pages, frames, the gate                             guest.go
+//	primary,  the shells around the two cores, as thin as the     primary.go
+//	backup    real ones                                           backup.go
+//	daemon    what package host does: from role to role           daemon.go
+//	steps     what happens, and what can go wrong at it           steps.go, cells.go
+//	faults    what goes wrong, and when                           faults.go
+//	oracle    what must hold, whatever goes wrong                 oracle.go
+//	run       many seeds, their sum                               run.go
+//	teeth     the rules broken one at a time                      teeth.go
 //
-// A seed is a whole story: `go test ./integration/simulation -run
-// TestSimulation -seed N` plays it again, exactly, and prints it.
+// A seed is a whole story: `understudy simulate --seed N --story` plays it
+// again, exactly, and prints it.
 package simulation
 
 import (
@@ -39,6 +42,8 @@ type world struct {
 	ledger  *ledger
 	blocked [2][2]bool // from, to: nothing gets through
 	faults  faults
+	twisted twist // of the step that is being made
+	cells   Cells
 	oracle  oracle
 
 	values    uint64 // of pages: each write makes a new one
@@ -126,9 +131,11 @@ type result struct {
 	events    int
 	fakeTime  time.Duration
 	takeovers int
+	failbacks int
 	frames    int
 	commits   int
 	visits    map[string]int
+	cells     Cells
 }
 
 const (
@@ -143,10 +150,11 @@ const (
 // play runs one seed to its end.
 func play(seed uint64, b breach, tell bool) (res result) {
 	w := &world{seed: seed, dice: rand.New(rand.NewPCG(seed, 0x9e3779b97f4a7c15)), breach: b, tell: tell,
-		images: map[[16]byte]*image{}}
+		images: map[[16]byte]*image{}, twisted: noTwist}
 	defer func() {
-		res.fakeTime, res.story = w.now, w.story.String()
-		res.takeovers, res.frames, res.commits, res.visits = w.oracle.takeovers, w.oracle.frames, w.oracle.commits, w.oracle.visits
+		res.fakeTime, res.story, res.cells = w.now, w.story.String(), w.cells
+		res.takeovers, res.failbacks = w.oracle.takeovers, w.oracle.failbacks
+		res.frames, res.commits, res.visits = w.oracle.frames, w.oracle.commits, w.oracle.visits
 		if r := recover(); r != nil {
 			v, ok := r.(violation)
 			if !ok {

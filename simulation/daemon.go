@@ -3,6 +3,7 @@ package simulation
 // What package host does, role after role, and the host under it.
 
 import (
+	"errors"
 	"time"
 
 	"understudy/backup"
@@ -23,6 +24,10 @@ type host struct {
 	guest  *guest        // the hypervisor's process here
 	rate   float64       // of its clock against the world's
 	offset time.Duration // of its clock
+	stood  time.Duration // of its timers: for how long it was suspended so far
+
+	suspended time.Duration // until when it was, the last time
+	diskFails time.Duration // until when its disk does
 }
 
 func newHost(w *world, i int, name string) *host {
@@ -103,6 +108,14 @@ type daemon struct {
 	unknown int // proposals of unknown outcome
 }
 
+// woken is when the daemon here last woke up.
+func (h *host) woken() time.Duration {
+	if h.daemon == nil {
+		return 0
+	}
+	return h.daemon.frozen
+}
+
 func (d *daemon) isFrozen() bool { return d.w.now < d.frozen }
 
 // clock is the host's CLOCK_BOOTTIME.
@@ -117,9 +130,33 @@ func (d *daemon) wait(t clock.Instant) time.Duration {
 	return time.Duration(float64(t.Sub(d.clock()))/d.h.rate) + time.Microsecond
 }
 
-// after lets the daemon do something, if it lives and as soon as it is awake.
+// after lets the daemon do something, if it lives and as soon as it is awake. A
+// timer does not go on while the host is suspended.
 func (d *daemon) after(delay time.Duration, do func()) {
-	d.w.after(delay, func() { d.awake(do) })
+	stood := d.h.stood
+	var due func()
+	due = func() {
+		if late := d.h.stood - stood; late > 0 && delay > 0 && d.alive {
+			stood = d.h.stood
+			d.w.after(late, due)
+			return
+		}
+		d.awake(do)
+	}
+	d.w.after(delay, due)
+}
+
+// suspend stops the host with all that runs on it, its timers included, and not
+// CLOCK_BOOTTIME.
+func (h *host) suspend(long time.Duration) {
+	d := h.daemon
+	if d == nil || d.isFrozen() {
+		return
+	}
+	h.w.say(h.name, "is suspended")
+	h.stood += long
+	h.suspended = h.w.now + long
+	h.w.faults.freeze(d, long, true)
 }
 
 func (d *daemon) awake(do func()) {
@@ -263,6 +300,9 @@ func (d *daemon) recover(st ownership.Guest) {
 	switch st.Phase {
 	case ownership.PhaseActivating:
 		d.end()
+		if d.w.at(d, stepProposeReturn) {
+			return
+		}
 		d.propose(st, ownership.Return, ownership.Backup{}, again)
 		return
 	case ownership.PhaseSurrendered:
@@ -276,6 +316,9 @@ func (d *daemon) recover(st ownership.Guest) {
 		d.after(reclaimAfter, func() {
 			if !over {
 				over, d.watch = true, nil
+				if d.w.at(d, stepProposeReclaim) {
+					return
+				}
 				d.propose(st, ownership.Reclaim, ownership.Backup{}, again)
 			}
 		})
@@ -284,7 +327,13 @@ func (d *daemon) recover(st ownership.Guest) {
 	if g := d.h.guest; g != nil && !g.gone {
 		g.pause()
 		g.dirty = everyPage
+		if d.w.at(d, stepAdopt) {
+			return
+		}
 		d.guest = g
+		if d.w.at(d, stepProposeAdopt) {
+			return
+		}
 		d.propose(st, ownership.Adopt, ownership.Backup{}, func(next ownership.Guest, err error) {
 			if err != nil {
 				d.guest = nil // adopted once more
@@ -297,6 +346,9 @@ func (d *daemon) recover(st ownership.Guest) {
 	}
 	d.end()
 	if st.InSync {
+		if d.w.at(d, stepProposeSurrender) {
+			return
+		}
 		d.propose(st, ownership.Surrender, st.Backup, again)
 		return
 	}
@@ -310,6 +362,9 @@ func (d *daemon) start(st ownership.Guest) {
 	d.after(d.w.between(time.Millisecond, 20*time.Millisecond), func() {
 		g := newGuest(d.h)
 		d.h.guest, d.guest = g, g
+		if d.w.at(d, stepBoot) || d.w.at(d, stepProposeStart) {
+			return
+		}
 		d.propose(st, ownership.Start, ownership.Backup{}, func(next ownership.Guest, err error) {
 			if err != nil {
 				d.end()
@@ -333,8 +388,12 @@ func (d *daemon) accept(e *end) {
 		if !ok {
 			return
 		}
+		e.recv = func(any) { e.fail(errors.New("a message where none is expected")) }
 		if d.backup == nil {
 			d.after(d.w.between(0, 20*time.Millisecond), func() {
+				if d.w.at(d, stepRefuse) {
+					return
+				}
 				e.send(refusal{"not standing by now"})
 				d.after(20*time.Millisecond, e.close)
 			})
@@ -364,7 +423,7 @@ func (d *daemon) ask(r primary.Request) {
 // startStopped is the operator's Start.
 func (d *daemon) startStopped() {
 	d.w.ledger.read(d, func(st ownership.Guest, err error) {
-		if err == nil && st.Desired == ownership.Stopped {
+		if err == nil && st.Desired == ownership.Stopped && !d.w.at(d, stepProposeStart) {
 			d.propose(st, ownership.Start, ownership.Backup{}, func(ownership.Guest, error) {})
 		}
 	})

@@ -4,6 +4,7 @@ package simulation
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"understudy/backup"
@@ -33,8 +34,10 @@ type backupShell struct {
 		memory memory
 		at     state
 	}
-	wake  int
-	ended bool
+	wake   int
+	ended  bool
+	busy   bool // the loop works, or stands still in the middle of it
+	events []backup.Event
 
 	greeted *opened
 	session *fed
@@ -64,25 +67,51 @@ func (b *backupShell) start() {
 	b.post(backup.Tick{})
 }
 
+// post feeds an event, and what follows from it at once, to the core.
 func (b *backupShell) post(ev backup.Event) {
-	for queue := []backup.Event{ev}; len(queue) > 0 && !b.ended && b.d.alive; queue = queue[1:] {
-		if b.w.tell {
-			if _, tick := queue[0].(backup.Tick); !tick {
-				b.w.say(b.d.h.name, "  %s", show(queue[0]))
-			}
-		}
-		for _, a := range b.core.Step(b.d.clock(), queue[0]) {
+	b.events = append(b.events, ev)
+	if !b.busy {
+		b.busy = true
+		b.work(nil)
+	}
+}
+
+// work carries out what is left to do. Somebody who stands still in the middle
+// of it goes on there.
+func (b *backupShell) work(todo []backup.Action) {
+	for !b.ended && b.d.alive {
+		for i, a := range todo {
 			if b.w.tell {
 				b.w.say(b.d.h.name, "    -> %s", show(a))
 			}
-			if b.w.faults.strike(b.d) {
+			if s, ok := b.stepOf(a); ok && b.w.at(b.d, s) {
+				return // the daemon died between two actions
+			}
+			if b.d.isFrozen() {
+				rest := slices.Clone(todo[i:])
+				b.w.after(b.d.frozen-b.w.now, func() { b.d.awake(func() { b.goOn(rest) }) }) // before all that comes meanwhile
 				return
 			}
 			if next := b.do(a); next != nil {
-				queue = append(queue, next)
+				b.events = slices.Insert(b.events, 0, next)
+			}
+			if b.ended || !b.d.alive {
+				return
 			}
 		}
+		if len(b.events) == 0 {
+			break
+		}
+		ev := b.events[0]
+		b.events = b.events[1:]
+		if b.w.tell {
+			if _, tick := ev.(backup.Tick); !tick {
+				b.w.say(b.d.h.name, "  %s", show(ev))
+			}
+		}
+		todo = b.core.Step(b.d.clock(), ev)
 	}
+	b.busy = false
 	if !b.ended && b.d.alive {
 		b.wake++
 		n := b.wake
@@ -92,6 +121,39 @@ func (b *backupShell) post(ev backup.Event) {
 			}
 		})
 	}
+}
+
+// goOn carries out an action that its host stood still before, and the rest.
+func (b *backupShell) goOn(rest []backup.Action) {
+	if b.ended || !b.d.alive {
+		return
+	}
+	if next := b.do(rest[0]); next != nil {
+		b.events = slices.Insert(b.events, 0, next)
+	}
+	b.work(rest[1:])
+}
+
+// stepOf says which step an action is.
+func (b *backupShell) stepOf(a backup.Action) (step, bool) {
+	switch a := a.(type) {
+	case backup.Refuse:
+		return stepRefuse, b.greeted != nil
+	case backup.Discard:
+		return stepDiscard, true
+	case backup.Load:
+		return stepLoad, true
+	case backup.Reset:
+		return stepReset, true
+	case backup.Propose:
+		if a.Command.Kind == ownership.Return {
+			return stepProposeReturn, true
+		}
+		return stepProposeTakeover, true
+	case backup.Run:
+		return stepRun, true
+	}
+	return 0, false
 }
 
 func (b *backupShell) do(a backup.Action) backup.Event {
@@ -116,7 +178,9 @@ func (b *backupShell) do(a backup.Action) backup.Event {
 			if fails {
 				err = errors.New("the machine did not take the state")
 			}
-			b.post(backup.Loaded{Err: err})
+			if !b.w.at(b.d, stepLoaded) {
+				b.post(backup.Loaded{Err: err})
+			}
 		})
 	case backup.Reset:
 	case backup.Propose:
@@ -132,6 +196,9 @@ func (b *backupShell) do(a backup.Action) backup.Event {
 		b.d.h.guest, b.d.guest = g, g
 		g.resume()
 		b.image = nil
+		if b.w.at(b.d, stepActivate) {
+			return nil
+		}
 		return backup.Ran{}
 	case backup.Warn:
 	case backup.End:
@@ -161,6 +228,9 @@ func (b *backupShell) prepare(fresh bool) backup.Event {
 	if fresh {
 		at, whole = b.image.at, false
 	}
+	if b.w.at(b.d, stepWelcome) {
+		return nil
+	}
 	o.e.send(protocol.Welcome{Version: protocol.Version, At: at, Whole: whole})
 	s := &fed{e: o.e, generation: o.hello.Generation, at: at}
 	b.session = s
@@ -174,6 +244,7 @@ func (b *backupShell) prepare(fresh bool) backup.Event {
 		x, ok := m.(sent)
 		switch {
 		case b.w.breach == acksWhileAsking && ok && b.session != s && !b.ended && b.image != nil && x.parent == b.image.at:
+			b.w.oracle.acknowledged(b.image, x)
 			b.apply(x) // and acknowledges
 			s.e.send(ack{at: x.at})
 		case b.session == s && ok:
@@ -202,11 +273,15 @@ func (b *backupShell) stage(s *fed) {
 	x := s.waiting[0]
 	s.waiting = s.waiting[1:]
 	if x.parent != s.at || x.generation != s.generation {
-		b.w.violated("an honest primary sent %v generation %d on top of %v generation %d", x.parent, x.generation, s.at, s.generation)
+		if !s.e.s.twisted {
+			b.w.violated("an honest primary sent %v generation %d on top of %v generation %d", x.parent, x.generation, s.at, s.generation)
+		}
+		s.e.fail(errors.New("the epoch does not follow the one before"))
+		return
 	}
 	s.stage, s.at = &x, x.at
 	b.d.after(b.w.between(0, time.Millisecond), func() {
-		if b.session == s && !b.ended {
+		if b.session == s && !b.ended && !b.w.at(b.d, stepStage) && b.session == s {
 			b.post(backup.Staged{At: x.at, Kind: x.kind})
 		}
 	})
@@ -216,10 +291,20 @@ func (b *backupShell) stage(s *fed) {
 func (b *backupShell) commit() {
 	s := b.session
 	x := *s.stage
+	if b.w.at(b.d, stepAck) {
+		return
+	}
+	b.w.oracle.acknowledged(b.image, x)
 	if !x.verify {
 		s.e.send(ack{at: x.at})
 	}
+	if b.w.at(b.d, stepApply) {
+		return
+	}
 	b.apply(x)
+	if b.w.at(b.d, stepCommit) {
+		return
+	}
 	if x.verify {
 		s.e.send(ack{at: x.at, hashed: true, image: b.image.memory})
 	}

@@ -24,6 +24,9 @@ type primaryShell struct {
 	generation epoch.Generation
 	wake       int // number of the timer that is set
 	ended      bool
+	busy       bool // the loop works, or stands still in the middle of it
+	events     []primary.Event
+	mode       primary.Mode
 
 	dialing  int // number of the attempt under way; 0: none
 	attempts int
@@ -66,29 +69,54 @@ func (p *primaryShell) start() {
 
 // post feeds an event, and what follows from it at once, to the core.
 func (p *primaryShell) post(ev primary.Event) {
-	for queue := []primary.Event{ev}; len(queue) > 0 && !p.ended && p.d.alive; queue = queue[1:] {
-		before := p.core.Mode()
-		if p.w.tell {
-			if _, tick := queue[0].(primary.Tick); !tick {
-				p.w.say(p.d.h.name, "  %s", show(queue[0]))
-			}
-		}
-		for _, a := range p.core.Step(p.d.clock(), queue[0]) {
+	p.events = append(p.events, ev)
+	if !p.busy {
+		p.busy = true
+		p.work(nil)
+	}
+}
+
+// work carries out what is left to do. Somebody who stands still in the middle
+// of it goes on there.
+func (p *primaryShell) work(todo []primary.Action) {
+	for !p.ended && p.d.alive {
+		for i, a := range todo {
 			if p.w.tell {
 				p.w.say(p.d.h.name, "    -> %s", show(a))
 			}
-			if p.w.faults.strike(p.d) {
+			if s, ok := stepOf(a); ok && p.w.at(p.d, s) {
 				return // the daemon died between two actions
 			}
+			if p.d.isFrozen() {
+				rest := slices.Clone(todo[i:])
+				p.w.after(p.d.frozen-p.w.now, func() { p.d.awake(func() { p.goOn(rest) }) }) // before all that comes meanwhile
+				return
+			}
 			if next := p.do(a); next != nil {
-				queue = append(queue, next)
+				p.events = slices.Insert(p.events, 0, next)
+			}
+			if p.ended || !p.d.alive {
+				return
 			}
 		}
-		if now := p.core.Mode(); now != before {
+		if now := p.core.Mode(); now != p.mode {
+			p.mode = now
 			p.w.oracle.visits[now.String()]++
 			p.w.say(p.d.h.name, "  = %v", now)
 		}
+		if len(p.events) == 0 {
+			break
+		}
+		ev := p.events[0]
+		p.events = p.events[1:]
+		if p.w.tell {
+			if _, tick := ev.(primary.Tick); !tick {
+				p.w.say(p.d.h.name, "  %s", show(ev))
+			}
+		}
+		todo = p.core.Step(p.d.clock(), ev)
 	}
+	p.busy = false
 	if !p.ended && p.d.alive {
 		p.wake++
 		n := p.wake
@@ -98,6 +126,66 @@ func (p *primaryShell) post(ev primary.Event) {
 			}
 		})
 	}
+}
+
+// goOn carries out an action that its host stood still before, and the rest.
+func (p *primaryShell) goOn(rest []primary.Action) {
+	if p.ended || !p.d.alive {
+		return
+	}
+	if next := p.do(rest[0]); next != nil {
+		p.events = slices.Insert(p.events, 0, next)
+	}
+	p.work(rest[1:])
+}
+
+// stepOf says which step an action is.
+func stepOf(a primary.Action) (step, bool) {
+	switch a := a.(type) {
+	case primary.SyncStep:
+		return stepSyncStep, true
+	case primary.Capture:
+		if a.Final {
+			return stepLastEpoch, true
+		}
+		return stepPause, true
+	case primary.Forget:
+		return stepForget, true
+	case primary.Restore:
+		return stepRestore, true
+	case primary.Refill:
+		return stepRefill, true
+	case primary.Release:
+		return stepRelease, true
+	case primary.Hold:
+		return stepHold, true
+	case primary.Pass:
+		return stepPass, true
+	case primary.Shut:
+		return stepShut, true
+	case primary.PauseGuest:
+		return stepPauseGuest, true
+	case primary.ResumeGuest:
+		return stepResumeGuest, true
+	case primary.Propose:
+		s, ok := proposals[a.Command.Kind]
+		return s, ok
+	case primary.Connect:
+		return stepConnect, true
+	}
+	return 0, false
+}
+
+var proposals = map[ownership.Kind]step{
+	ownership.InSync: stepProposeInSync, ownership.OutOfSync: stepProposeOutOfSync, ownership.Activated: stepProposeActivated,
+	ownership.Surrender: stepProposeSurrender, ownership.Reclaim: stepProposeReclaim, ownership.Stop: stepProposeStop,
+}
+
+var applications = map[ownership.Kind]step{
+	ownership.Start: stepAppliedStart, ownership.Adopt: stepAppliedAdopt, ownership.InSync: stepAppliedInSync,
+	ownership.OutOfSync: stepAppliedOutOfSync, ownership.Takeover: stepAppliedTakeover, ownership.Activated: stepAppliedActivated,
+	ownership.Return: stepAppliedReturn, ownership.Surrender: stepAppliedSurrender, ownership.Reclaim: stepAppliedReclaim,
+	ownership.Stop: stepAppliedStop,
 }
 
 // later posts an event that comes from another goroutine.
@@ -165,6 +253,7 @@ func (p *primaryShell) do(a primary.Action) primary.Event {
 	case primary.Warn:
 	case primary.End:
 		p.ended = true
+		p.w.oracle.visits[p.core.Mode().String()]++
 		p.disconnect()
 		p.d.primaryEnded(a.Outcome)
 	}
@@ -189,9 +278,17 @@ func (p *primaryShell) capture(n epoch.Number, kind epoch.Kind, final bool) prim
 			final = false
 			return failed(errors.New("the device state was not saved"))
 		}
+		if p.w.at(p.d, stepSeal) {
+			final = true // nobody is there to resume it
+			return nil
+		}
 		if err := p.d.gate.seal(n); err != nil {
 			final = false
 			return failed(err)
+		}
+		if p.w.at(p.d, stepCollect) {
+			final = true
+			return nil
 		}
 	}
 	set := p.pending | g.dirty
@@ -212,6 +309,10 @@ func (p *primaryShell) capture(n epoch.Number, kind epoch.Kind, final bool) prim
 	}
 	if !(p.w.breach == forgetOnSend && check) {
 		p.inflight = append(p.inflight, flight{n, set})
+	}
+	if check && p.w.at(p.d, stepCapture) {
+		final = true
+		return nil
 	}
 	p.sendEpoch(n, kind, set)
 	if p.w.breach == releaseOnSend {
@@ -245,6 +346,9 @@ func (p *primaryShell) sendEpoch(n epoch.Number, kind epoch.Kind, set bits) {
 	}
 	l.at = m.at
 	l.sent = append(l.sent, m.at)
+	if p.w.at(p.d, stepSend) {
+		return
+	}
 	l.e.send(m)
 }
 
@@ -290,6 +394,9 @@ func (p *primaryShell) connect() {
 				failed(errors.New("refused: " + m.reason))
 			}
 		}
+		if p.w.at(p.d, stepHello) {
+			return
+		}
 		e.send(greeting)
 	})
 }
@@ -316,6 +423,9 @@ func (p *primaryShell) adopt(e *end, m protocol.Welcome) {
 			p.receive(l, m)
 		}
 	}
+	if p.w.at(p.d, stepLinked) || p.link != l {
+		return
+	}
 	p.post(primary.LinkUp{Peer: p.d.h.peer.id, At: m.At, Resumed: resumed})
 }
 
@@ -323,6 +433,9 @@ func (p *primaryShell) receive(l *link, m any) {
 	a, ok := m.(ack)
 	if !ok || len(l.sent) < 2 || l.sent[1] != a.at {
 		l.e.fail(fmt.Errorf("not the next acknowledgement: %s", show(m)))
+		return
+	}
+	if p.w.at(p.d, stepAckReceived) || p.link != l {
 		return
 	}
 	l.sent = l.sent[1:]
@@ -358,12 +471,18 @@ func (p *primaryShell) renew() {
 		return
 	}
 	g := p.generation
+	if p.w.at(p.d, stepLeaseAsk) {
+		return
+	}
 	p.w.ledger.renew(p.d, g, func(until clock.Instant, err error) {
 		if p.ended {
 			return
 		}
 		if err != nil {
 			p.d.after(lease/8, p.renew)
+			return
+		}
+		if p.w.at(p.d, stepLeaseReceived) {
 			return
 		}
 		p.d.gate.allow(until)

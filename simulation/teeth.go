@@ -1,0 +1,115 @@
+package simulation
+
+// This file breaks the rules one at a time, outside the cores, and counts the
+// seeds until the oracle notices. A breach that nobody notices means that the
+// rule is not tested.
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"runtime"
+	"sync"
+	"sync/atomic"
+)
+
+// breach is a way of breaking the rules. No daemon knows of it: it is in this
+// package's world alone.
+type breach int
+
+const (
+	honest breach = iota
+	releaseOnSend
+	holdLate
+	passEarly
+	acksWhileAsking
+	forgetOnSend
+	outOfSyncForgotten
+	renewFromReply
+	restoreMissing
+	refillMissing
+	takeoverWaitsNot
+	newLeaderWaitsNot
+	renewWhileTaken
+	renewUnconfirmed
+	shutMissing
+	pauseMissing
+	gateIgnoresLease
+	passAtOnce
+
+	breaches // their number
+)
+
+// breachTable says what each breaks: guarantees ("G1") and rules.
+var breachTable = [breaches]struct{ rules, name string }{
+	releaseOnSend:      {"G2", "output is released when its epoch is sent"},
+	holdLate:           {"G2, 1", "InSync is proposed before output is held"},
+	passEarly:          {"G6, 4", "output passes before OutOfSync is applied"},
+	acksWhileAsking:    {"5", "the backup acknowledges while it asks for a takeover"},
+	forgetOnSend:       {"G5", "dirty pages are forgotten when they are sent"},
+	outOfSyncForgotten: {"G6, 2", "a backup out of sync may take over"},
+	renewFromReply:     {"3", "a renewal counts from its reply"},
+	restoreMissing:     {"G5", "no Restore when a session resumes"},
+	refillMissing:      {"G3, 2", "no Refill for a new image"},
+	takeoverWaitsNot:   {"G1, G6", "a takeover does not wait for the lease"},
+	newLeaderWaitsNot:  {"3", "a new leader does not wait for a full lease"},
+	renewWhileTaken:    {"3", "renewals are answered while a takeover is decided"},
+	renewUnconfirmed:   {"3, 9", "a leader renews without asking whether it still leads"},
+	shutMissing:        {"7", "the gate is not shut for a surrender"},
+	pauseMissing:       {"G7", "the guest runs on without a lease"},
+	gateIgnoresLease:   {"G1, 8", "the gate does not look at the lease"},
+	passAtOnce:         {"10", "output passes before the takeover is recorded as done"},
+}
+
+// Bite is what became of a breach.
+type Bite struct {
+	Rules  string `json:"rules"`
+	Breach string `json:"breach"`
+	// Seeds is how many were played until it was noticed; 0: it was not.
+	Seeds   int    `json:"seeds"`
+	Noticed string `json:"noticed"`
+}
+
+// Teeth breaks one rule after the other, in up to seeds seeds each.
+func Teeth(ctx context.Context, seeds, workers int) ([]Bite, error) {
+	if workers < 1 {
+		workers = runtime.GOMAXPROCS(0)
+	}
+	teeth := make([]Bite, breaches-1)
+	var next atomic.Int64
+	var group sync.WaitGroup
+	for range workers {
+		group.Go(func() {
+			for n := next.Add(1); n < int64(breaches); n = next.Add(1) {
+				teeth[n-1] = bite(ctx, breach(n), seeds)
+			}
+		})
+	}
+	group.Wait()
+	return teeth, ctx.Err()
+}
+
+func bite(ctx context.Context, b breach, seeds int) Bite {
+	out := Bite{Rules: breachTable[b].rules, Breach: breachTable[b].name}
+	for n := 1; n <= seeds && ctx.Err() == nil; n++ {
+		if r := play(uint64(n), b, false); r.failed != "" {
+			out.Seeds, out.Noticed = n, r.failed
+			return out
+		}
+	}
+	return out
+}
+
+// PrintTeeth prints the table breach → seeds needed → what noticed.
+func PrintTeeth(w io.Writer, teeth []Bite) error {
+	p := printer{w: w}
+	p.f("%-12s%-76s%6s  %s\n", "kept", "broken", "seeds", "noticed")
+	for _, b := range teeth {
+		seeds, noticed := fmt.Sprint(b.Seeds), []rune(b.Noticed)
+		if b.Seeds == 0 {
+			seeds, noticed = "-", []rune("NOT NOTICED")
+		}
+		p.f("%-12s%-76s%6s  %s\n", b.Rules, b.Breach, seeds, string(noticed[:min(len(noticed), 100)]))
+	}
+	return p.err
+}
