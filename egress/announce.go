@@ -61,6 +61,7 @@ func (g *Gate) inject(frames [][]byte) {
 	if g.shut.Load() || !g.inTime() {
 		return
 	}
+	g.note(Note{What: NoteAnnounce, Frames: len(frames)})
 	for _, f := range frames {
 		if err := g.network.WriteFrame(f); err != nil {
 			g.count.lost.Add(1)

@@ -61,6 +61,8 @@ type Config struct {
 	Guard time.Duration
 	// Log gets what an operator should know; nil means slog.Default.
 	Log *slog.Logger
+	// Recorder, if not nil, is told what decides what leaves: for tests.
+	Recorder Recorder
 }
 
 const (
@@ -95,6 +97,7 @@ type Gate struct {
 	guard          time.Duration
 	mac            net.HardwareAddr
 	log            *slog.Logger
+	recorder       Recorder
 
 	in  sync.Mutex
 	out sync.Mutex
@@ -173,7 +176,7 @@ func NewGate(c Config) (*Gate, error) {
 		c.Log = slog.Default()
 	}
 	g := &Gate{
-		guest: c.Guest, network: c.Network, limit: c.Limit, clock: c.Clock, guard: c.Guard, mac: c.MAC, log: c.Log,
+		guest: c.Guest, network: c.Network, limit: c.Limit, clock: c.Clock, guard: c.Guard, mac: c.MAC, log: c.Log, recorder: c.Recorder,
 		writing: make([][]byte, 0, batch), ring: newRing(c.HeldBytes),
 		kick: make(chan struct{}, 1), room: make(chan struct{}, 1), pressure: make(chan struct{}, 1),
 		failed: make(chan error, 1), done: make(chan struct{}),
@@ -268,6 +271,7 @@ func (g *Gate) Seal(n epoch.Number) error {
 	g.sealed = n
 	g.pressed = false
 	g.ring.seal(n)
+	g.note(Note{What: NoteSeal, Epoch: n, Position: g.ring.next})
 	return nil
 }
 
@@ -276,6 +280,7 @@ func (g *Gate) Seal(n epoch.Number) error {
 // them. Epochs not sealed are not released.
 func (g *Gate) Release(through epoch.Number) {
 	g.mu.Lock()
+	g.note(Note{What: NoteRelease, Epoch: through, Position: g.ring.next})
 	g.ring.release(through)
 	g.mu.Unlock()
 	signal(g.kick)
@@ -295,6 +300,7 @@ func (g *Gate) enter(m Mode) {
 	defer g.out.Unlock()
 	g.mu.Lock()
 	wasShut := g.mode == ModeShut
+	g.note(Note{What: What(m.String()), Position: g.ring.next})
 	g.mode, g.sealed, g.pressed = m, 0, false
 	if m == ModePass {
 		g.ring.releaseAll()
@@ -329,6 +335,9 @@ func (g *Gate) Shut() {
 			g.log.Warn("the kernel's gate shuts only with the lease", "error", err)
 		}
 	}
+	g.mu.Lock()
+	g.note(Note{What: NoteShut, Position: g.ring.next})
+	g.mu.Unlock()
 }
 
 // Discard forgets every frame the guest has sent and that has not left.
@@ -345,6 +354,7 @@ func (g *Gate) Discard() {
 			break // a broken link is reported by collect
 		}
 	}
+	g.note(Note{What: NoteDiscard, Position: g.ring.next})
 	g.sealed, g.pressed = 0, false
 	signal(g.room)
 }

@@ -40,6 +40,7 @@ func (g *Gate) sendBatch() (more bool, err error) {
 	if g.mode != ModeShut {
 		g.writing = g.ring.view(g.writing, batch)
 	}
+	first := g.ring.first
 	g.mu.Unlock()
 	if len(g.writing) == 0 {
 		return false, nil
@@ -48,6 +49,7 @@ func (g *Gate) sendBatch() (more bool, err error) {
 		g.count.late.Add(1)
 		return false, nil // Allow will send them
 	}
+	g.note(Note{What: NoteLeave, Position: first, Frames: len(g.writing)})
 	done, bytes, lost := 0, 0, 0
 	for _, frame := range g.writing {
 		err = g.network.WriteFrame(frame)
@@ -87,6 +89,7 @@ func (g *Gate) inTime() bool { return g.clock.Now().Before(g.until.Add(-g.guard)
 func (g *Gate) Allow(until clock.Instant) error {
 	g.out.Lock()
 	defer g.out.Unlock()
+	g.note(Note{What: NoteAllow, Until: until})
 	if err := g.refresh(until); err != nil {
 		return err
 	}

@@ -19,14 +19,15 @@ const module = "understudy"
 // hypervisor/qemu and hypervisor/sim, and transport, stand in the list of
 // nobody but cmd: there they are chosen.
 var layers = map[string][]string{
-	"epoch":      nil,
-	"crashpoint": nil,
-	"clock":      nil,
-	"config":     nil,
-	"ownership":  {"epoch"},
-	"exclusion":  {"epoch"},
-	"rebuild":    {"epoch", "hypervisor"},
-	"disk/...":   {"clock", "crashpoint", "epoch", "exclusion", "disk/..."},
+	"epoch":              nil,
+	"crashpoint":         nil,
+	"crashpoint/history": {"clock", "egress", "epoch", "ownership"},
+	"clock":              nil,
+	"config":             nil,
+	"ownership":          {"epoch"},
+	"exclusion":          {"epoch"},
+	"rebuild":            {"epoch", "hypervisor"},
+	"disk/...":           {"clock", "crashpoint", "epoch", "exclusion", "disk/..."},
 
 	"hypervisor":                {"epoch"},
 	"hypervisor/hypervisortest": {"epoch", "hypervisor"},

@@ -57,7 +57,7 @@ type real struct {
 	*world.QEMU
 	t    *testing.T
 	ctx  context.Context
-	wire *wire
+	wire wire
 }
 
 // newReal brings up the three hosts; the guests boot.
@@ -79,7 +79,7 @@ func newReal(t *testing.T, prefix string, guests ...world.Guest) *real {
 		t.Fatal(err)
 	}
 	r := &real{QEMU: q, t: t, ctx: context.Background()}
-	if r.wire, err = listen(r.Lab, world.HostA, world.HostB); err == nil {
+	if r.wire.Wire, err = world.Listen(r.Lab, world.HostA, world.HostB); err == nil {
 		err = q.StartAll(r.ctx)
 	}
 	if err != nil {
@@ -92,8 +92,8 @@ func newReal(t *testing.T, prefix string, guests ...world.Guest) *real {
 // end takes everything down and looks for what is left.
 func (r *real) end(prefix string) {
 	r.t.Helper()
-	if r.wire != nil {
-		r.wire.close()
+	if r.wire.Wire != nil {
+		r.wire.Close()
 	}
 	if err := r.Close(); err != nil {
 		r.t.Error(err)
@@ -160,15 +160,8 @@ func (r *real) log(guest, name string) ownership.Guest {
 // machines lists the QEMU processes on a host.
 func (r *real) machines(name string) []int {
 	r.t.Helper()
-	pids, err := r.Lab.Host(name).Processes()
+	found, err := r.Machines(name)
 	r.must(err)
-	var found []int
-	for _, pid := range pids {
-		comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)) // it may have ended
-		if err == nil && strings.HasPrefix(string(comm), "qemu-system") {
-			found = append(found, pid)
-		}
-	}
 	return found
 }
 

@@ -330,8 +330,8 @@ func theDaemonIsBackAtOnce(s *stage) {
 		s.t.Errorf("QEMU processes %v were to be adopted, now there are %v", machines, left)
 	}
 	for _, f := range s.wire.since(s.t, s.MAC(web), since) {
-		if f.host != now {
-			s.t.Errorf("host %s, which does not own the guest, spoke for it", f.host)
+		if f.Host != now {
+			s.t.Errorf("host %s, which does not own the guest, spoke for it", f.Host)
 			break
 		}
 	}
@@ -374,8 +374,8 @@ func (s *stage) unprotectedUntilRecorded(since time.Time) {
 	frames := s.wire.since(s.t, s.MAC(web), since)
 	longest, end := time.Duration(0), time.Time{}
 	for i := 1; i < len(frames); i++ {
-		if d := frames[i].at.Sub(frames[i-1].at); d > longest {
-			longest, end = d, frames[i].at
+		if d := frames[i].At.Sub(frames[i-1].At); d > longest {
+			longest, end = d, frames[i].At
 		}
 	}
 	// The log's line is written just after the fact, beside the release.
@@ -507,7 +507,7 @@ func powerOffAndStart(s *stage) {
 	quiet := time.Now()
 	s.must(world.Sleep(s.ctx, s.Lease())) // nobody takes over what was meant to end
 	if f := s.wire.since(s.t, s.MAC(web), quiet); len(f) > 0 {
-		s.t.Errorf("%d frames of a guest that is off, the first from host %s", len(f), f[0].host)
+		s.t.Errorf("%d frames of a guest that is off, the first from host %s", len(f), f[0].Host)
 	}
 	// Each host has a copy of the disk; the last owner's is the one to go on from.
 	text, status := s.cli(s.backup, "start", web)

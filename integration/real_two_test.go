@@ -51,8 +51,8 @@ func TestTwoGuestsProtectEachOthersHost(t *testing.T) {
 	t.Logf("host a killed: outage of %s, which ran there, %v; of %s, which lost its backup, %v", web, moved, db, stayed)
 	r.wire.handedOver(t, r.MAC(web), lost, world.HostA, world.HostB)
 	for _, f := range r.wire.since(t, r.MAC(db), lost) {
-		if f.host != world.HostB {
-			t.Fatalf("a frame of guest %s left host %s", db, f.host)
+		if f.Host != world.HostB {
+			t.Fatalf("a frame of guest %s left host %s", db, f.Host)
 		}
 	}
 	r.until(db, "recorded as unprotected on its own host", func(name string, g host.GuestStatus) bool {

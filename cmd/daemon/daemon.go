@@ -38,6 +38,9 @@ type Options struct {
 	// hypervisor/qemu.
 	Helper []string
 	Slog   *slog.Logger
+	// Histories is where a daemon built for tests writes the histories of its
+	// gates; others write none.
+	Histories string
 	// Ready is called once the host takes part; nil for nothing.
 	Ready func()
 }
@@ -132,6 +135,7 @@ func newHost(ctx context.Context, o Options, self config.Host, port *transport.P
 	closeAll := func() { _ = acceptor.Close() }
 	exits := map[string][]status.Exit{}
 	var guests []host.Guest
+	recorders := map[string]recorder{}
 	for _, g := range o.Config.Guests {
 		if g.Host != self.Name && g.Backup != self.Name {
 			continue
@@ -140,7 +144,12 @@ func newHost(ctx context.Context, o Options, self config.Host, port *transport.P
 		if g.Backup == self.Name {
 			peer = ownership.HostID(g.Host)
 		}
-		made, err := newGuest(o, self, g)
+		record, err := o.recorder(self, g)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		recorders[g.Name] = record
+		made, err := newGuest(o, self, g, record)
 		if err != nil {
 			for _, other := range guests {
 				_ = other.Gate.Close()
@@ -158,13 +167,13 @@ func newHost(ctx context.Context, o Options, self config.Host, port *transport.P
 			if err != nil {
 				return nil, err
 			}
-			return Session{s}, nil
+			return record.session(Session{s}), nil
 		}
 		guests = append(guests, made)
 		exits[g.Name] = exitsOf(o.Config, self, g)
 	}
 	h, err := host.New(host.Config{
-		Self: ownership.HostID(self.Name), Guests: guests, Log: OwnershipLog{voter}, Clock: clock.Boot{}, Slog: o.Slog,
+		Self: ownership.HostID(self.Name), Guests: guests, Log: o.recorded(OwnershipLog{voter}, recorders), Clock: clock.Boot{}, Slog: o.Slog,
 		AdoptLater: true,
 		Accept: func(ctx context.Context) (protocol.Session, ownership.HostID, error) {
 			s, err := acceptor.Accept(ctx)

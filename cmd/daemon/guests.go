@@ -22,16 +22,16 @@ import (
 	"understudy/primary"
 )
 
-func newGuest(o Options, self config.Host, g config.Guest) (host.Guest, error) {
+func newGuest(o Options, self config.Host, g config.Guest, record recorder) (host.Guest, error) {
 	var driver hypervisor.Driver
 	var gate host.Gate
 	var disks *served
 	var err error
 	switch g.Hypervisor {
 	case config.QEMU:
-		driver, gate, disks, err = newQEMU(o, self, g)
+		driver, gate, disks, err = newQEMU(o, self, g, record)
 	case config.Sim:
-		driver, gate, err = newSim(o, self, g)
+		driver, gate, err = newSim(o, self, g, record)
 	default:
 		err = fmt.Errorf("hypervisor %q is not known", g.Hypervisor)
 	}
@@ -79,7 +79,7 @@ func primaryConfig(g config.Guest, self ownership.HostID, lease time.Duration) p
 
 // newQEMU makes what a QEMU guest needs: its frames come over a pair of
 // datagram sockets and leave through a TAP with a time limit in the kernel.
-func newQEMU(o Options, self config.Host, g config.Guest) (hypervisor.Driver, host.Gate, *served, error) {
+func newQEMU(o Options, self config.Host, g config.Guest, record recorder) (hypervisor.Driver, host.Gate, *served, error) {
 	c := qemuConfig(o.Config, self, g, o.Helper)
 	driver, err := qemu.NewDriver(c, o.Slog)
 	if err != nil {
@@ -90,7 +90,7 @@ func newQEMU(o Options, self config.Host, g config.Guest) (hypervisor.Driver, ho
 	}
 	var all gates
 	for i, n := range g.NICs {
-		one, err := qemuGate(o, driver, c, g, n, i)
+		one, err := qemuGate(o, driver, c, g, n, i, record.gate(i))
 		if err != nil {
 			return nil, nil, nil, errors.Join(fmt.Errorf("network device %s: %w", n.MAC, err), all.Close())
 		}
@@ -135,7 +135,7 @@ func diskFormat(path string) string {
 }
 
 // qemuGate makes the way out of one network device.
-func qemuGate(o Options, driver *qemu.Driver, c qemu.Config, g config.Guest, n config.NIC, i int) (_ *egress.Gate, err error) {
+func qemuGate(o Options, driver *qemu.Driver, c qemu.Config, g config.Guest, n config.NIC, i int, record egress.Recorder) (_ *egress.Gate, err error) {
 	guestSide, hostSide := c.NICSockets(i)
 	var undo []func() error
 	defer func() {
@@ -164,11 +164,11 @@ func qemuGate(o Options, driver *qemu.Driver, c qemu.Config, g config.Guest, n c
 	}
 	undo = append(undo, limit.Close)
 	return egress.NewGate(egress.Config{Guest: frames, Network: tap, Limit: limit, Clock: clock.Boot{},
-		MAC: n.MAC.Hardware(), HeldBytes: int(g.Protection.HeldOutput), Log: o.Slog.With("guest", g.Name)})
+		MAC: n.MAC.Hardware(), HeldBytes: int(g.Protection.HeldOutput), Log: o.Slog.With("guest", g.Name), Recorder: record})
 }
 
 // newSim makes a simulated guest, which lives inside this process.
-func newSim(o Options, self config.Host, g config.Guest) (hypervisor.Driver, host.Gate, error) {
+func newSim(o Options, self config.Host, g config.Guest, record recorder) (hypervisor.Driver, host.Gate, error) {
 	c := sim.DefaultConfig(g.Name)
 	c.Pages = uint64(g.Memory) / epoch.PageSize
 	var all gates
@@ -187,7 +187,7 @@ func newSim(o Options, self config.Host, g config.Guest) (hypervisor.Driver, hos
 		}
 		inner, outer := egress.NewPipe(1024)
 		gate, err := egress.NewGate(egress.Config{Guest: outer, Network: network, Clock: clock.Boot{},
-			MAC: n.MAC.Hardware(), HeldBytes: int(g.Protection.HeldOutput), Log: o.Slog.With("guest", g.Name)})
+			MAC: n.MAC.Hardware(), HeldBytes: int(g.Protection.HeldOutput), Log: o.Slog.With("guest", g.Name), Recorder: record.gate(0)})
 		if err != nil {
 			return nil, nil, errors.Join(err, network.Close(), outer.Close())
 		}

@@ -57,7 +57,7 @@ func TestASimulatedGuestLeavesNoGoroutine(t *testing.T) {
 		NICs: []config.NIC{{MAC: config.MAC{2, 0, 0, 0, 0, 1}, Segment: filepath.Join(dir, "switch")}}}
 	g.Protection.HeldOutput = 1 * config.MiB
 	self := config.Host{Name: "alpha", Dirs: config.Dirs{Run: filepath.Join(dir, "run")}}
-	_, gate, err := newSim(Options{Config: &config.Config{}, Slog: log}, self, g)
+	_, gate, err := newSim(Options{Config: &config.Config{}, Slog: log}, self, g, recorder{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -58,6 +58,7 @@ func run() int {
 
 func command(understood *bool) *cobra.Command {
 	var file, host, format, level string
+	var t trial
 	c := &cobra.Command{
 		Use:           "understudyd",
 		Short:         "The understudy daemon: protects guests, stands by for guests, votes",
@@ -87,14 +88,18 @@ func command(understood *bool) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return daemon.Run(cmd.Context(), daemon.Options{Config: c, Host: host,
-				Helper: []string{self, helperWord}, Slog: log})
+			o := daemon.Options{Config: c, Host: host, Helper: []string{self, helperWord}, Slog: log}
+			if err := t.begin(&o); err != nil {
+				return err
+			}
+			return daemon.Run(cmd.Context(), o)
 		},
 	}
 	c.Flags().StringVar(&file, "config", "/etc/understudy/understudy.toml", "the configuration `file`")
 	c.Flags().StringVar(&host, "host", "", "which of the configured hosts this is (default: the host name)")
 	c.Flags().StringVar(&format, "log-format", "text", "text or json")
 	c.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	t.flags(c)
 	return c
 }
 

@@ -76,7 +76,11 @@ func (w *World) launch(name string) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	cmd, start := w.command(name, w.o.Daemon, "--config", w.ConfigFile(), "--host", name, "--log-format", "json")
+	args := []string{"--config", w.ConfigFile(), "--host", name, "--log-format", "json"}
+	if w.o.Arguments != nil {
+		args = append(args, w.o.Arguments(name)...)
+	}
+	cmd, start := w.command(name, w.o.Daemon, args...)
 	cmd.Stdout, cmd.Stderr = in, in
 	p := &process{ended: make(chan struct{}), ready: make(chan struct{})}
 	started := make(chan error)

@@ -14,11 +14,11 @@ import (
 
 // Programs builds understudy and understudyd of this module into a directory
 // that every user may read, for tests. The caller removes the directory.
-func Programs() (dir string, err error) {
+func Programs(tags ...string) (dir string, err error) {
 	if dir, err = os.MkdirTemp("", "understudy-programs-"); err != nil {
 		return "", err
 	}
-	build := exec.Command("go", "build", "-o", dir+"/", "understudy/cmd/understudy", "understudy/cmd/understudyd")
+	build := exec.Command("go", "build", "-tags", strings.Join(tags, ","), "-o", dir+"/", "understudy/cmd/understudy", "understudy/cmd/understudyd")
 	out, err := build.CombinedOutput()
 	if err == nil {
 		err = os.Chmod(dir, 0o755)

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -23,8 +24,9 @@ import (
 // guests are Linux under QEMU; clients are in a namespace of their own.
 type QEMU struct {
 	*World
-	Lab   *lab.Lab
-	order []string // the guests, in the order of their addresses
+	Lab     *lab.Lab
+	order   []string // the guests, in the order of their addresses
+	unmount func() error
 }
 
 // QEMUOptions say what is particular to such a world.
@@ -34,6 +36,9 @@ type QEMUOptions struct {
 	Kernel, Initrd string
 	// Image is the file system image that guests' disks begin as, ext4.
 	Image string
+	// MountDisks, if not nil, puts a file system of its own where the guests'
+	// disks will be. What it returns takes it away again.
+	MountDisks func(dir string) (unmount func() error, err error)
 }
 
 // ClientHost is the host of the lab from which clients connect.
@@ -80,6 +85,14 @@ func NewQEMU(o QEMUOptions) (_ *QEMU, err error) {
 		// A terminal's SIGINT is for the demo, which then ends the daemons.
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 		return cmd.Cmd, cmd.Start
+	}
+	if o.MountDisks != nil {
+		if err := os.MkdirAll(q.Disks, 0o755); err != nil {
+			return nil, fmt.Errorf("a directory for disks: %w", err)
+		}
+		if q.unmount, err = o.MountDisks(q.Disks); err != nil {
+			return nil, fmt.Errorf("a file system for disks: %w", err)
+		}
 	}
 	for _, g := range o.Guests {
 		q.order = append(q.order, g.Name)
@@ -156,6 +169,22 @@ func (q *QEMU) Address(guest string) netip.Addr {
 func (q *QEMU) MAC(guest string) config.MAC {
 	ip := q.Address(guest).As4()
 	return config.MAC{0x52, 0x54, 0, 0x77, ip[2], ip[3]}
+}
+
+// Machines lists the QEMU processes on a host.
+func (q *QEMU) Machines(name string) ([]int, error) {
+	pids, err := q.Lab.Host(name).Processes()
+	if err != nil {
+		return nil, err
+	}
+	var found []int
+	for _, pid := range pids {
+		comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)) // it may have ended
+		if err == nil && strings.HasPrefix(string(comm), "qemu-system") {
+			found = append(found, pid)
+		}
+	}
+	return found, nil
 }
 
 // Kill sends SIGKILL to everything on a host.
@@ -239,6 +268,9 @@ func (q *QEMU) Close() error {
 	if q.World != nil {
 		for _, h := range Hosts() {
 			errs = append(errs, q.gone(h))
+		}
+		if q.unmount != nil {
+			errs = append(errs, q.unmount())
 		}
 		errs = append(errs, q.remove())
 	}

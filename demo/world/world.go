@@ -7,6 +7,7 @@
 //	qemu.go      a world of network namespaces and QEMU; needs root
 //	sim.go       a world on loopback with simulated guests; needs nothing
 //	client.go    the client that counts a guest's lines
+//	wire.go      what leaves each host's network device
 //	programs.go  the programs, built for tests; what a world has left behind
 package world
 
@@ -69,7 +70,9 @@ type Options struct {
 	// Daemon is the understudyd program.
 	Daemon  string
 	Profile config.Profile
-	Guests  []Guest
+	// Arguments, if not nil, are more of a host's daemon's.
+	Arguments func(host string) []string
+	Guests    []Guest
 	// KeepLogs leaves the daemons' logs in this directory; "" keeps none.
 	KeepLogs string
 	// Prefix begins the names of what is made outside the world's directory,

@@ -1,0 +1,304 @@
+package history
+
+// This file is the checker. It walks the lines of one guest in the order of
+// their times and keeps, for each host, what its gate must be by them:
+//
+//	rule one-gate       at no time are the gates of two hosts open
+//	rule acknowledged   what is released was acknowledged, and what leaves was
+//	                    released, or left while the log named no backup in sync
+//	rule lease          the gate is open under the lease of the newest generation,
+//	                    and a generation belongs to one host
+//	rule rising         no host is granted a lease of a lower generation than
+//	                    was granted before, to whomever
+//	rule wire           no captured frame left a host whose gate was not open
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"understudy/clock"
+	"understudy/egress"
+	"understudy/epoch"
+	"understudy/ownership"
+)
+
+// Frame is one that was captured as it left a host.
+type Frame struct {
+	Host string
+	At   clock.Instant
+}
+
+// Breach is a rule that was broken.
+type Breach struct {
+	Rule string
+	At   clock.Instant
+	Text string
+}
+
+func (b Breach) String() string { return fmt.Sprintf("%s at %v: %s", b.Rule, b.At, b.Text) }
+
+// Slack is how long a frame may take from the gate to the cable, and how
+// exactly the two clocks can be compared.
+const Slack = 30 * time.Millisecond
+
+// gateKey names one gate.
+type gateKey struct {
+	host string
+	gate int
+}
+
+// gateState is what one gate is by its history.
+type gateState struct {
+	mode  egress.What
+	until clock.Instant
+	seals []sealed
+	free  uint64 // frames before this may leave
+	open  []span
+}
+
+type sealed struct {
+	epoch    epoch.Number
+	position uint64
+}
+
+// span is a time in which a gate was open.
+type span struct {
+	from, to clock.Instant
+	host     string
+}
+
+// hostState is what a host knows.
+type hostState struct {
+	log        ownership.Guest
+	known      bool
+	generation epoch.Generation // of its last lease
+	image      epoch.Incarnation
+	acked      epoch.Number
+}
+
+type checker struct {
+	gates    map[gateKey]*gateState
+	hosts    map[string]*hostState
+	highest  epoch.Generation
+	holder   map[epoch.Generation]string
+	breaches []Breach
+	released int
+}
+
+// Result is what a check has looked at and found.
+type Result struct {
+	Lines, Batches, Frames int
+	Breaches               []Breach
+}
+
+// Check judges the history of one guest, of all its hosts, and the frames that
+// were captured meanwhile. Lines need not be in order, except those of one host.
+func Check(lines []Line, frames []Frame) Result {
+	lines = slices.Clone(lines)
+	slices.SortStableFunc(lines, func(a, b Line) int { return cmp.Compare(a.At, b.At) })
+	c := checker{gates: map[gateKey]*gateState{}, hosts: map[string]*hostState{}, holder: map[epoch.Generation]string{}}
+	for i := range lines {
+		c.line(&lines[i])
+	}
+	spans := c.spans()
+	c.oneGate(spans)
+	c.wire(spans, frames)
+	return Result{Lines: len(lines), Batches: c.released, Frames: len(frames), Breaches: c.breaches}
+}
+
+func (c *checker) breach(rule string, at clock.Instant, format string, a ...any) {
+	c.breaches = append(c.breaches, Breach{rule, at, fmt.Sprintf(format, a...)})
+}
+
+func (c *checker) gate(l *Line) *gateState {
+	k := gateKey{l.Host, l.Gate}
+	g := c.gates[k]
+	if g == nil {
+		g = &gateState{mode: egress.NoteHold}
+		c.gates[k] = g
+	}
+	return g
+}
+
+func (c *checker) host(name string) *hostState {
+	h := c.hosts[name]
+	if h == nil {
+		h = &hostState{}
+		c.hosts[name] = h
+	}
+	return h
+}
+
+func (c *checker) line(l *Line) {
+	h := c.host(l.Host)
+	switch l.What {
+	case Born:
+		*h = hostState{}
+		for k, g := range c.gates {
+			if k.host == l.Host {
+				g.close(l.At) // its process is dead
+				*g = gateState{mode: egress.NoteHold, open: g.open}
+			}
+		}
+		return
+	case Log:
+		if !h.known || l.Revision > h.log.Revision {
+			h.known = true
+			h.log = ownership.Guest{Generation: l.Generation, Revision: l.Revision, Owner: l.Owner, Phase: l.Phase, InSync: l.InSync}
+		}
+		return
+	case Renewed:
+		h.generation = l.Generation
+		if l.Generation < c.highest {
+			c.breach("rising", l.At, "host %s was granted a lease of generation %d after one of %d", l.Host, l.Generation, c.highest)
+		}
+		c.highest = max(c.highest, l.Generation)
+		if other, ok := c.holder[l.Generation]; ok && other != l.Host {
+			c.breach("lease", l.At, "generation %d was granted to %s and to %s", l.Generation, other, l.Host)
+		}
+		c.holder[l.Generation] = l.Host
+		return
+	case Welcome:
+		h.image, h.acked = l.Image, l.Epoch
+		return
+	case Acked:
+		if l.Image != h.image || l.Epoch != h.acked+1 {
+			c.breach("acknowledged", l.At, "host %s: epoch %d of image %v acknowledged after %d of %v", l.Host, l.Epoch, l.Image, h.acked, h.image)
+		}
+		h.acked = l.Epoch
+		return
+	}
+	c.note(l, h, c.gate(l))
+}
+
+// note takes a line of the gate itself.
+func (c *checker) note(l *Line, h *hostState, g *gateState) {
+	switch egress.What(l.What) {
+	case egress.NoteAllow:
+		if h.generation == 0 {
+			c.breach("lease", l.At, "the gate of %s was opened without a lease", l.Host)
+		}
+		g.until = l.Until
+		if g.mode != egress.NoteShut {
+			g.opened(l)
+		}
+	case egress.NoteSeal:
+		g.seals = append(g.seals, sealed{l.Epoch, l.Position})
+	case egress.NoteRelease:
+		if l.Epoch > h.acked {
+			c.breach("acknowledged", l.At, "host %s released epoch %d, acknowledged is %d", l.Host, l.Epoch, h.acked)
+		}
+		for len(g.seals) > 0 && g.seals[0].epoch <= l.Epoch {
+			g.free = max(g.free, g.seals[0].position)
+			g.seals = g.seals[1:]
+		}
+	case egress.NoteHold, egress.NotePass:
+		g.enter(l)
+		if g.mode == egress.NotePass {
+			c.mayPass(l, h)
+		}
+		if g.until > l.At {
+			g.opened(l)
+		}
+	case egress.NoteShut:
+		g.enter(l)
+		g.close(l.At)
+	case egress.NoteDiscard:
+		g.seals, g.free = nil, l.Position
+	case egress.NoteLeave:
+		c.leave(l, h, g)
+	case egress.NoteAnnounce:
+		if g.mode == egress.NoteShut || l.At >= g.until {
+			c.breach("lease", l.At, "host %s announced the guest behind a gate that is shut", l.Host)
+		}
+	default:
+		c.breach("history", l.At, "host %s wrote %q, which nobody knows", l.Host, l.What)
+	}
+}
+
+// leave judges a batch of frames.
+func (c *checker) leave(l *Line, h *hostState, g *gateState) {
+	c.released++
+	end := l.Position + uint64(l.Frames)
+	switch {
+	case g.mode == egress.NoteShut:
+		c.breach("lease", l.At, "host %s let %d frames out of a gate that is shut", l.Host, l.Frames)
+	case l.At >= g.until:
+		c.breach("lease", l.At, "host %s let %d frames out, its lease ended %v before", l.Host, l.Frames, l.At.Sub(g.until))
+	case g.mode == egress.NotePass:
+		c.mayPass(l, h)
+	case end > g.free:
+		c.breach("acknowledged", l.At, "host %s let frames %d to %d out, released were those before %d", l.Host, l.Position, end, g.free)
+	}
+}
+
+// mayPass: everything leaves only while the log names no backup in sync, and
+// the owner is who lets it out.
+func (c *checker) mayPass(l *Line, h *hostState) {
+	if !h.known || h.log.InSync || string(h.log.Owner) != l.Host || h.log.Phase != ownership.PhaseActive {
+		c.breach("acknowledged", l.At, "host %s lets everything out (%s), the log says: owner %s, %s, in sync: %v",
+			l.Host, l.What, h.log.Owner, h.log.Phase, h.log.InSync)
+	}
+}
+
+// enter changes the mode. What was on its way when everything was let out stays
+// free.
+func (g *gateState) enter(l *Line) {
+	if g.mode == egress.NotePass || egress.What(l.What) == egress.NotePass {
+		g.free = max(g.free, l.Position)
+	}
+	g.mode = egress.What(l.What)
+	if g.mode != egress.NoteShut {
+		g.seals = nil
+	}
+}
+
+// opened notes that the gate is open from now to the end of its lease.
+func (g *gateState) opened(l *Line) {
+	if n := len(g.open); n > 0 && g.open[n-1].to >= l.At {
+		g.open[n-1].to = max(g.open[n-1].to, g.until)
+		return
+	}
+	g.open = append(g.open, span{from: l.At, to: g.until, host: l.Host})
+}
+
+func (g *gateState) close(at clock.Instant) {
+	if n := len(g.open); n > 0 && g.open[n-1].to > at {
+		g.open[n-1].to = at
+	}
+}
+
+// spans lists all times in which a gate was open, by their beginning.
+func (c *checker) spans() (all []span) {
+	for _, g := range c.gates {
+		all = append(all, g.open...)
+	}
+	slices.SortFunc(all, func(a, b span) int { return cmp.Compare(a.from, b.from) })
+	return all
+}
+
+func (c *checker) oneGate(spans []span) {
+	var last span // of those so far, the one that ends last
+	for _, s := range spans {
+		if s.host != last.host && last.host != "" && s.from < last.to {
+			c.breach("one-gate", s.from, "the gate of %s opens, that of %s is open for another %v", s.host, last.host, last.to.Sub(s.from))
+		}
+		if s.to > last.to {
+			last = s
+		}
+	}
+}
+
+// wire judges what was captured.
+func (c *checker) wire(spans []span, frames []Frame) {
+	for _, f := range frames {
+		ok := slices.ContainsFunc(spans, func(s span) bool {
+			return s.host == f.Host && f.At >= s.from.Add(-Slack) && f.At <= s.to.Add(Slack)
+		})
+		if !ok {
+			c.breach("wire", f.At, "a frame left host %s, whose gate was shut", f.Host)
+		}
+	}
+}
