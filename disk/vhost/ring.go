@@ -15,7 +15,6 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -128,18 +127,8 @@ func (r *ring) goesOn(sameRegion bool) bool {
 // start lets the ring run. fresh says that the requests of a former life have
 // been orphaned.
 func (r *ring) start(ctx context.Context, mem *memory, region *inflightRegion, features uint64, fresh bool) error {
-	kick, err := unix.FcntlInt(uintptr(r.kickFD), unix.F_DUPFD_CLOEXEC, 3)
-	if err != nil {
-		return fmt.Errorf("take the kick of ring %d: %w", r.index, err)
-	}
-	if err := unix.SetNonblock(kick, true); err != nil {
-		_ = unix.Close(kick)
-		return fmt.Errorf("take the kick of ring %d: %w", r.index, err)
-	}
-	file := os.NewFile(uintptr(kick), "kick")
 	for _, p := range []piece{r.desc, r.avail, r.used} {
 		if err := r.fill(p); err != nil {
-			_ = file.Close()
 			return err
 		}
 	}
@@ -147,7 +136,6 @@ func (r *ring) start(ctx context.Context, mem *memory, region *inflightRegion, f
 	r.mem, r.part = mem, region.part(r.index, int(r.num))
 	r.eventIdx, r.indirect = features&featureEventIdx != 0, features&featureIndirect != 0
 	if region != nil && r.part == nil {
-		_ = file.Close()
 		return fmt.Errorf("ring %d of %d entries has no place in the memory for requests in flight: %d rings of %d", r.index, r.num, region.queues, region.depth)
 	}
 	if fresh {
@@ -157,7 +145,7 @@ func (r *ring) start(ctx context.Context, mem *memory, region *inflightRegion, f
 	r.known = true
 	r.setLost(false)
 	r.availIdx = r.lastAvail
-	w := &run{r: r, ctx: ctx, kick: file, lead: make(chan struct{}, 1), workers: 1, idle: 1}
+	w := &run{r: r, ctx: ctx, lead: make(chan struct{}, 1), workers: 1, idle: 1}
 	w.lead <- struct{}{}
 	w.wake = -1
 	r.run = w
@@ -209,7 +197,9 @@ func (r *ring) halt() {
 		return
 	}
 	w.over.Store(true)
-	_ = w.kick.Close() // ends the wait of the worker that leads
+	if w.kick != nil {
+		_ = w.kick.Close() // ends the wait of the worker that leads
+	}
 	w.rouse()
 	r.run = nil
 	r.s.running.Add(-1)

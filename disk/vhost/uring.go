@@ -9,6 +9,7 @@ package vhost
 import (
 	"fmt"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -21,10 +22,14 @@ const (
 	uringSetupDeferTaskrun = 1 << 13
 	uringFeatSingleMmap    = 1 << 0
 	uringFeatNoDrop        = 1 << 1
+	uringFeatExtArg        = 1 << 8
 	uringEnterGetevents    = 1 << 0
+	uringEnterExtArg       = 1 << 3
 	uringOffRings          = 0
 	uringOffEntries        = 0x10000000
 
+	uringOpReadv   = 1
+	uringOpWritev  = 2
 	uringOpFsync   = 3
 	uringOpPollAdd = 6
 	uringOpRead    = 22
@@ -59,6 +64,14 @@ type uringEntry struct {
 	_         [3]uint64
 }
 
+// uringWait is struct io_uring_getevents_arg with the time that it points to.
+type uringWait struct {
+	mask     uint64
+	maskSize uint32
+	_        uint32
+	limit    *unix.Timespec
+}
+
 // uringDone is struct io_uring_cqe.
 type uringDone struct {
 	user   uint64
@@ -84,6 +97,9 @@ type uring struct {
 	cqHead   *uint32
 	cqTail   *uint32
 	prepared uint32 // entries that the kernel has not been told of
+	lingers  bool   // linger works
+	limit    unix.Timespec
+	wait     uringWait
 }
 
 // newUring makes a ring that entries operations fit into at once. The calling
@@ -103,6 +119,7 @@ func newUring(entries int) (_ *uring, err error) {
 	if want := uint32(uringFeatSingleMmap | uringFeatNoDrop); p.features&want != want {
 		return nil, fmt.Errorf("io_uring has the features %#x, want %#x", p.features, want)
 	}
+	u.lingers = p.features&uringFeatExtArg != 0
 	size := max(p.sq.array+4*p.sqEntries, p.cq.dropped+uringDoneSize*p.cqEntries)
 	flags := unix.MAP_SHARED | unix.MAP_POPULATE
 	if u.rings, err = unix.Mmap(u.fd, uringOffRings, int(size), unix.PROT_READ|unix.PROT_WRITE, flags); err != nil {
@@ -182,6 +199,30 @@ func (u *uring) enter(wait int) error {
 			return fmt.Errorf("io_uring_enter: %w", errno)
 		}
 	}
+}
+
+// linger is enter(1) that gives up after limit, or earlier, with nothing. It keeps
+// the thread's Go processor, as a computation would: when a system call lasts for
+// more than some 20 µs the scheduler takes the processor away, and four threads
+// have to be woken, one after the other, until the goroutine goes on. A thread
+// that is to be preempted (a garbage collection) gets a signal, which ends the
+// wait.
+func (u *uring) linger(limit time.Duration) error {
+	if !u.lingers {
+		return nil
+	}
+	u.limit = unix.NsecToTimespec(int64(limit))
+	u.wait = uringWait{limit: &u.limit}
+	n, _, errno := unix.RawSyscall6(unix.SYS_IO_URING_ENTER, uintptr(u.fd), uintptr(u.prepared), 1,
+		uringEnterGetevents|uringEnterExtArg, uintptr(unsafe.Pointer(&u.wait)), unsafe.Sizeof(u.wait))
+	switch errno {
+	case 0:
+		u.prepared -= uint32(n)
+	case unix.EINTR, unix.ETIME, unix.EAGAIN, unix.EBUSY:
+	default:
+		return fmt.Errorf("io_uring_enter: %w", errno)
+	}
+	return nil
 }
 
 // ready is how many completions there are.

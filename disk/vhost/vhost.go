@@ -58,6 +58,8 @@ type Config struct {
 	// Buffers bounds the memory for reads under way, in bytes; 0 means 64 MiB.
 	// Requests beyond it wait in the guest's ring.
 	Buffers int
+	// Linger makes waits faster to wake from; nil: not.
+	Linger *Linger
 	// Memory decides whether the file with this device and inode number is the
 	// guest's main memory; the hypervisor may hand over no other. nil allows
 	// any one file. Offsets in it are the image: GFN = offset / 4096.

@@ -18,6 +18,8 @@ import (
 	"runtime/debug"
 	"sync/atomic"
 
+	"golang.org/x/sys/unix"
+
 	"understudy/disk"
 )
 
@@ -54,7 +56,7 @@ func (q *work) answer(status byte) { q.state, q.status = isDone, status }
 type run struct {
 	r    *ring
 	ctx  context.Context
-	kick *os.File
+	kick *os.File // of workers; nil: there are none
 	lead chan struct{} // holds one token: the lead
 	over atomic.Bool   // halted; for those who wait without the ring's lock
 	buf  [8]byte
@@ -68,7 +70,29 @@ func (w *run) begin() {
 	if split, ok := w.r.s.backend.(disk.Splitter); ok && w.batch(split) {
 		return
 	}
-	w.work()
+	w.r.mu.Lock()
+	err := w.listen()
+	w.r.mu.Unlock()
+	if err == nil {
+		w.work()
+	}
+}
+
+// listen takes the kick for workers, who wait for it as the package os does; a
+// descriptor that the runtime watches would wake a thread of its own at every
+// kick, which a batch has no use for. The ring's lock is held.
+func (w *run) listen() error {
+	if w.r.run != w {
+		return os.ErrClosed
+	}
+	fd, err := unix.FcntlInt(uintptr(w.r.kickFD), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		err = fmt.Errorf("take the kick of ring %d: %w", w.r.index, err)
+		w.r.fail(err)
+		return err
+	}
+	w.kick = os.NewFile(uintptr(fd), "kick") // does not block: see setRing
+	return nil
 }
 
 // work is one worker.

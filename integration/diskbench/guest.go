@@ -90,7 +90,10 @@ func startMachine(ctx context.Context, o *options, file string, sockets ...strin
 		"-device", "virtio-blk-pci,drive=f,write-cache=on")
 	for i, socket := range sockets {
 		m.cmd.Args = append(m.cmd.Args,
-			"-chardev", fmt.Sprintf("socket,id=c%d,path=%s", i, socket), "-device", fmt.Sprintf("vhost-user-blk-pci,chardev=c%d,num-queues=1", i))
+			"-chardev", fmt.Sprintf("socket,id=c%d,path=%s", i, socket),
+			// qemu-storage-daemon says that it has no write cache if it is asked,
+			// and yet flushes only on request: the guest would never send one.
+			"-device", fmt.Sprintf("vhost-user-blk-pci,chardev=c%d,num-queues=1,config-wce=off", i))
 	}
 	m.cmd.Stdout, m.cmd.Stderr = &m.said, &m.said
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -174,7 +177,10 @@ func measureGuest(ctx context.Context, o *options, dir string, say func(string, 
 	}
 	defer func() { err = errors.Join(err, m.close()) }()
 	say("the guest is up")
-	sides := []struct{ name, device string }{{nameQEMU, "/dev/vda"}, {nameQSD, "/dev/vdb"}, {nameOurs, "/dev/vdc"}}
+	sides := []struct {
+		name, device string
+		server       *server // nil: QEMU itself
+	}{{nameQEMU, "/dev/vda", nil}, {nameQSD, "/dev/vdb", qsd}, {nameOurs, "/dev/vdc", ours}}
 	for _, l := range guestLoads(o.guestTime) {
 		if o.only != "" && !o.matches(l.name) {
 			continue
@@ -183,10 +189,12 @@ func measureGuest(ctx context.Context, o *options, dir string, say func(string, 
 		for round := range o.rounds {
 			for i := range sides {
 				side := sides[(i+round)%len(sides)]
+				before := side.server.cpu()
 				s, err := measureDisk(ctx, m.control, l, side.device)
 				if err != nil {
 					return nil, fmt.Errorf("%s, %s: %w", side.name, l.name, err)
 				}
+				s.CPU = micros(side.server.cpu()-before) / max(s.ops, 1)
 				row.add(side.name, s)
 			}
 		}
@@ -204,5 +212,5 @@ func measureDisk(ctx context.Context, control *client.Control, l guestLoad, devi
 	if err != nil {
 		return Sample{}, err
 	}
-	return Sample{IOPS: r.IOPS(), P50: micros(r.P50), P99: micros(r.P99)}, nil
+	return Sample{IOPS: r.IOPS(), P50: micros(r.P50), P99: micros(r.P99), ops: float64(r.Ops)}, nil
 }

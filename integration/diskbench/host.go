@@ -85,11 +85,13 @@ func measureHost(ctx context.Context, o *options, dir string, say func(string, .
 		row := newRow(l.name, l.load.Block)
 		for range o.rounds {
 			for i, side := range sides {
+				before := servers[i].cpu()
 				r, err := drivers[i].Run(ctx, l.load)
 				if err != nil {
 					return nil, fmt.Errorf("%s, %s: %w", side.name, l.name, err)
 				}
-				row.add(side.name, Sample{IOPS: r.IOPS(), P50: micros(r.P50), P99: micros(r.P99)})
+				cpu := servers[i].cpu() - before
+				row.add(side.name, Sample{IOPS: r.IOPS(), P50: micros(r.P50), P99: micros(r.P99), CPU: micros(cpu) / float64(max(r.Ops, 1))})
 			}
 		}
 		say("%s", row.line())

@@ -16,6 +16,9 @@ type Sample struct {
 	IOPS float64 `json:"iops"`
 	P50  float64 `json:"p50_us"`
 	P99  float64 `json:"p99_us"`
+	// CPU is what the back end's process took for one operation; 0: not measured.
+	CPU float64 `json:"cpu_us,omitempty"`
+	ops float64
 }
 
 // Row is one load.
@@ -44,6 +47,7 @@ func (r *Row) add(side string, s Sample) {
 		IOPS: medianOf(all, func(s Sample) float64 { return s.IOPS }),
 		P50:  medianOf(all, func(s Sample) float64 { return s.P50 }),
 		P99:  medianOf(all, func(s Sample) float64 { return s.P99 }),
+		CPU:  medianOf(all, func(s Sample) float64 { return s.CPU }),
 	}
 }
 
@@ -97,7 +101,7 @@ func (r *Row) line() string {
 	fmt.Fprintf(&b, "%-36s", r.Load)
 	for _, side := range r.order {
 		s := r.Sides[side]
-		fmt.Fprintf(&b, "  %s %.0f/s p50 %.0f p99 %.0f µs", side, s.IOPS, s.P50, s.P99)
+		fmt.Fprintf(&b, "  %s %.0f/s p50 %.0f p99 %.0f CPU %.1f µs", side, s.IOPS, s.P50, s.P99, s.CPU)
 	}
 	return b.String()
 }
@@ -111,7 +115,7 @@ func table(w io.Writer, title string, rows []Row, ratios [][2]string) error {
 	_, _ = fmt.Fprintf(w, "\n%s\n", title) // tabwriter keeps the first error
 	head := "\t"
 	for _, side := range rows[0].order {
-		head += side + " IOPS\tp50 µs\tp99 µs\t"
+		head += side + " IOPS\tp50 µs\tp99 µs\tCPU µs\t"
 	}
 	for _, r := range ratios {
 		head += fmt.Sprintf("%s : %s\t", r[0], r[1])
@@ -124,6 +128,10 @@ func table(w io.Writer, title string, rows []Row, ratios [][2]string) error {
 		for _, side := range row.order {
 			s := row.Sides[side]
 			line += fmt.Sprintf("%.0f\t%.0f\t%.0f\t", s.IOPS, s.P50, s.P99)
+			if s.CPU > 0 {
+				line += fmt.Sprintf("%.1f", s.CPU)
+			}
+			line += "\t"
 		}
 		for _, r := range ratios {
 			line += fmt.Sprintf("%.2f\t", row.speed(r[0], r[1]))
