@@ -207,7 +207,7 @@ func (b *Backup) prepare(ctx context.Context, fresh bool) Event {
 	if fresh {
 		at, whole = epoch.Position{Image: b.image}, false
 	}
-	w, err := protocol.EncodeWelcome(protocol.Welcome{Version: protocol.Version, At: at, Whole: whole})
+	w, err := protocol.EncodeWelcome(protocol.Welcome{Version: protocol.Version, At: at, Whole: whole, Boot: b.Disks.BootFiles()})
 	if err == nil {
 		err = o.Session.Send(ctx, protocol.KindWelcome, w)
 	}

@@ -25,6 +25,9 @@ type Disks interface {
 	Commit(n epoch.Number, writes []epoch.DiskWrite, state []byte) error
 	// ReadSectors reads what the disk holds as of the last commit.
 	ReadSectors(disk epoch.DiskID, sector uint64, dst []byte) error
+	// BootFiles are the files that the guest was started with, as this host has
+	// them: ReadSectors reads them, too.
+	BootFiles() []epoch.BootFile
 	// Compare hashes the same pieces of our own copy and says which differ.
 	Compare(h epoch.DiskHashes) (epoch.DiskDiffers, error)
 	// Own says that this host owns the guest in generation g; see
@@ -51,6 +54,7 @@ func (noDisks) Own(epoch.Generation)                                            
 func (noDisks) StandBy(context.Context) error                                            { return nil }
 func (noDisks) Room(context.Context, uint64) error                                       { return nil }
 func (noDisks) Commit(epoch.Number, []epoch.DiskWrite, []byte) error                     { return nil }
+func (noDisks) BootFiles() []epoch.BootFile                                              { return nil }
 func (noDisks) Compare(epoch.DiskHashes) (d epoch.DiskDiffers, _ error)                  { return d, errNoDisk }
 func (noDisks) ReadSectors(epoch.DiskID, uint64, []byte) error                           { return errNoDisk }
 func (noDisks) SetFiller(func(first epoch.GFN, count uint64) error)                      {}

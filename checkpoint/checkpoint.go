@@ -106,7 +106,7 @@ type Parent struct {
 type Disk struct {
 	ID      epoch.DiskID `json:"id"`
 	Name    string       `json:"name"`  // as configured, at most 255 bytes
-	Store   string       `json:"store"` // kind: "shared", "replicated"; at most 255 bytes
+	Store   string       `json:"store"` // kind: "shared", "replicated", StoreBoot; at most 255 bytes
 	Sectors uint64       `json:"sectors"`
 	// Stamp changes with every write to the disk; at most 255 bytes.
 	Stamp string `json:"stamp"`

@@ -507,6 +507,7 @@ func TestDisksMustBeAsTheyWere(t *testing.T) {
 		"another size":      {[]DiskCondition{with(root, func(d *DiskCondition) { d.Sectors = 81 }), data}, "has 81 sectors, it had 80", false},
 		"missing":           {[]DiskCondition{root}, "disk 1 (data) was there", false},
 		"one more":          {[]DiskCondition{root, data, {ID: 2, Name: "new"}}, "disk 2 (new) was not there", false},
+		"a boot file more":  {now: []DiskCondition{root, data, {ID: 15, Name: "/boot/k", Boot: true}}},
 	} {
 		err := CheckDisks(head, c.now)
 		if c.says == "" {
@@ -516,6 +517,28 @@ func TestDisksMustBeAsTheyWere(t *testing.T) {
 			continue
 		}
 		if err == nil || !strings.Contains(err.Error(), c.says) || errors.Is(err, ErrStale) != c.stale {
+			t.Errorf("%s: %v, want %q", name, err, c.says)
+		}
+	}
+}
+
+func TestBootFilesMustBeWhatTheyWere(t *testing.T) {
+	head := Head{Disks: []Disk{{ID: 15, Name: "/boot/k", Store: StoreBoot, Sectors: 80, Stamp: "sum"}}}
+	kernel := DiskCondition{ID: 15, Name: "/srv/k", Sectors: 80, Stamp: "sum", Boot: true}
+	with := func(change func(*DiskCondition)) []DiskCondition { d := kernel; change(&d); return []DiskCondition{d} }
+	for name, c := range map[string]struct {
+		now   []DiskCondition
+		says  string
+		stale bool
+	}{
+		"the same, elsewhere": {now: []DiskCondition{kernel}},
+		"another":             {with(func(d *DiskCondition) { d.Stamp = "mus" }), "bring back that file", true},
+		"a longer one":        {with(func(d *DiskCondition) { d.Sectors = 81 }), "/boot/k", true},
+		"gone":                {nil, "not there now, or not configured", false},
+		"a disk in its place": {with(func(d *DiskCondition) { d.Boot = false }), "not there now", false},
+	} {
+		err := CheckDisks(head, c.now)
+		if c.says == "" && err != nil || c.says != "" && (err == nil || !strings.Contains(err.Error(), c.says)) || errors.Is(err, ErrStale) != c.stale {
 			t.Errorf("%s: %v, want %q", name, err, c.says)
 		}
 	}

@@ -58,6 +58,14 @@ func (s *Set) beforeOverwrite(disk epoch.DiskID, sector uint64, sectors uint32) 
 // brings to a copy of our own, every front end waits, and nothing that was kept
 // before counts any more. After an error it is to be called again.
 func (s *Set) StandBy(ctx context.Context) error {
+	if err := s.standBy(ctx); err != nil {
+		return fmt.Errorf("making the disks a backup's: %w", err)
+	}
+	s.look()
+	return nil
+}
+
+func (s *Set) standBy(ctx context.Context) error {
 	s.mu.Lock()
 	s.settling = true
 	s.role, s.mode, s.owned, s.heir, s.until = roleStandBy, ModeHold, false, false, 0
@@ -68,7 +76,7 @@ func (s *Set) StandBy(ctx context.Context) error {
 		err = s.letGo(func(d *Device) bool { return d.shared })
 	}
 	if err != nil {
-		return fmt.Errorf("making the disks a backup's: %w", err)
+		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -78,7 +86,7 @@ func (s *Set) StandBy(ctx context.Context) error {
 	s.forgetLocked(s.held.first)
 	s.seals, s.last, s.seq = s.seals[:0], 0, 0
 	s.watchers = nil
-	s.quiet, s.settling = false, false
+	s.quiet, s.settling, s.fresh = false, false, true
 	s.asOf = s.held.next
 	for _, d := range s.disks {
 		d.resubmit, d.inFlight, d.flushed, d.unsynced, d.problem = nil, nil, 0, false, nil
@@ -167,6 +175,7 @@ func (s *Set) commit(writes []epoch.DiskWrite, state []byte) error {
 	if s.role != roleStandBy || s.settling {
 		return errors.New("this host does not stand by for the guest")
 	}
+	s.fresh = false
 	for i, st := range states {
 		s.disks[i].inFlight = append(s.disks[i].inFlight[:0], st.inFlight...)
 	}
@@ -286,6 +295,9 @@ func (s *Set) keepLocked(w *epoch.DiskWrite) error {
 // Activate, as long as OnOverwrite's or Activate's callback has not been called
 // for the block.
 func (s *Set) ReadSectors(disk epoch.DiskID, sector uint64, dst []byte) error {
+	if ok, err := s.readBoot(disk, sector, dst); ok {
+		return err
+	}
 	if int(disk) >= len(s.disks) {
 		return fmt.Errorf("reading disk %d: there are %d: %w", disk, len(s.disks), ErrRange)
 	}

@@ -70,8 +70,11 @@ func (s *Set) Own(g epoch.Generation) {
 	if s.closed {
 		return
 	}
-	if s.role == roleStandBy {
+	switch s.role {
+	case roleStandBy:
 		s.heir = true
+	case roleNone:
+		s.running.Go(s.look)
 	}
 	s.role, s.owned, s.quiet, s.generation = roleOwner, true, false, g
 	s.held.j.word(wordGeneration).Store(uint64(g))
@@ -252,6 +255,8 @@ func (s *Set) enter(m Mode) {
 		s.dropSharedLocked()
 		s.releaseAllLocked()
 		s.index.Forget()
+		s.fresh = true
+		s.running.Go(s.look)
 	}
 	s.mode = m
 	s.spare = append(s.spare, s.seals...)

@@ -31,6 +31,9 @@ type SetConfig struct {
 	// Disks are the guest's disks; a DiskID is an index into them. The Set
 	// closes their stores.
 	Disks []DiskConfig
+	// Boot are files that the guest is started with. They need not be there; a
+	// guest that has some needs no disk.
+	Boot []BootFile
 	// HeldBytes bounds the memory for held writes, and is taken at once; 0 means
 	// DefaultHeldBytes, at least MinHeldBytes. Both hosts need the same.
 	HeldBytes int
@@ -78,6 +81,8 @@ const (
 // who does not wait for that disk.
 type Set struct {
 	disks    []*Device
+	boots    []*bootFile
+	looking  sync.Mutex // one look at the boot files at a time; taken before mu
 	unfenced bool
 	guard    time.Duration
 	clock    clock.Clock
@@ -111,7 +116,10 @@ type Set struct {
 	recovered  Recovered
 	watchers   []watcher // who is told before a block is overwritten
 	watchID    int
-	sent       []sentChunks // synchronisation under way
+	sent       []sentChunks     // synchronisation under way
+	there      []epoch.BootFile // the backup's boot files …
+	told       bool             // … if it has said so
+	fresh      bool             // nobody can have a reference to a boot file that this host would have to fill
 	count      counters
 
 	pressure chan struct{}
@@ -184,11 +192,14 @@ func NewSet(c SetConfig) (*Set, error) {
 	}
 	s := &Set{
 		unfenced: c.Unfenced, guard: c.Guard, clock: c.Clock, index: c.Index, log: c.Log, dirty: newDirtyPages(c.Pages),
-		held: newHeld(j, uint64(c.HeldBytes)), asOf: ^uint64(0),
+		held: newHeld(j, uint64(c.HeldBytes)), asOf: ^uint64(0), fresh: true,
 		pressure: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	for i, d := range c.Disks {
 		s.disks = append(s.disks, newDevice(s, epoch.DiskID(i), d))
+	}
+	for _, b := range c.Boot {
+		s.boots = append(s.boots, &bootFile{BootFile: b})
 	}
 	s.syncAllLocked()
 	if found {
@@ -201,6 +212,7 @@ func NewSet(c SetConfig) (*Set, error) {
 	for _, d := range s.disks {
 		s.running.Go(func() { d.flush(ctx) })
 	}
+	s.running.Go(func() { s.look() })
 	return s, nil
 }
 
@@ -208,11 +220,16 @@ func (c *SetConfig) check() error {
 	if c.Clock == nil {
 		return errors.New("a clock is needed")
 	}
-	if len(c.Disks) == 0 || len(c.Disks) > epoch.MaxDisks {
+	if len(c.Disks)+len(c.Boot) == 0 || len(c.Disks) > epoch.MaxDisks {
 		return fmt.Errorf("%d of them: want 1 to %d", len(c.Disks), epoch.MaxDisks)
 	}
 	if c.Pages > epoch.MaxPages {
 		return fmt.Errorf("an image of %d pages: at most %d", c.Pages, uint64(epoch.MaxPages))
+	}
+	for _, b := range c.Boot {
+		if int(b.ID) < len(c.Disks) || b.ID >= epoch.MaxDisks {
+			return fmt.Errorf("the %s %s cannot be disk %d beside %d disks", b.Name, b.Path, b.ID, len(c.Disks))
+		}
 	}
 	for i, d := range c.Disks {
 		if d.Store == nil {
@@ -353,6 +370,7 @@ func (s *Set) Close() error {
 	for _, d := range s.disks {
 		err = errors.Join(err, d.store.Close())
 	}
+	err = errors.Join(err, s.closeBoot())
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err = errors.Join(err, s.held.j.close()); err != nil {

@@ -28,6 +28,7 @@ type Status struct {
 	FlushedBytes uint64       `json:"flushed_bytes"`
 	Errors       uint64       `json:"errors"`
 	Disks        []DiskStatus `json:"disks"`
+	Boot         []BootStatus `json:"boot,omitempty"` // files that pages are left out for as for a disk
 }
 
 // DiskStatus is one of them.
@@ -81,6 +82,7 @@ func (s *Set) Status() Status {
 		}
 		st.Disks = append(st.Disks, one)
 	}
+	st.Boot = s.bootLocked()
 	return st
 }
 

@@ -78,6 +78,9 @@ type Index interface {
 	// SetVerified says whether the backup's own copy of sectors from..to is known
 	// to equal ours.
 	SetVerified(disk epoch.DiskID, from, to uint64, verified bool)
+	// Keep says what a page's size of a disk holds that nobody writes to. Forget
+	// leaves it, Accepted ends it. It reports false when there is no room.
+	Keep(disk epoch.DiskID, sector uint64, content []byte) bool
 	// Forget drops all that is known: another host may have written.
 	Forget()
 	// Redirtied adds pages whose outstanding reference was overtaken, once.
@@ -97,6 +100,7 @@ func (noIndex) ReadBegins() uint64                                         { ret
 func (noIndex) ReadLanded(uint64, epoch.DiskID, uint64, epoch.GFN, []byte) {}
 func (noIndex) Flushed(epoch.DiskID, uint64, epoch.GFN, []byte)            {}
 func (noIndex) SetVerified(epoch.DiskID, uint64, uint64, bool)             {}
+func (noIndex) Keep(epoch.DiskID, uint64, []byte) bool                     { return false }
 func (noIndex) Forget()                                                    {}
 func (noIndex) Redirtied(*epoch.PageSet)                                   {}
 func (noIndex) Materialised(epoch.Number)                                  {}

@@ -33,6 +33,14 @@ const MaxZeroSectors = 16 << 20 / SectorSize
 // DiskID is a disk's index among the guest's disks, as configured.
 type DiskID uint8
 
+// BootFile is a file that the guest was started with, as one host has it. Pages
+// that hold a piece of it can be left out as for a disk that nobody writes to.
+type BootFile struct {
+	Disk    DiskID `json:"disk"`    // that references to it name
+	Sectors uint64 `json:"sectors"` // whole ones
+	Sum     Hash   `json:"sum"`     // of all its bytes
+}
+
 // Fingerprint is a keyed 128-bit hash of a page's content. Who does not know
 // the key cannot choose two pages with the same one.
 type Fingerprint [16]byte

@@ -72,6 +72,11 @@ type Disks interface {
 	// on; see CollectDirty.
 	Void()
 
+	// BackupHas says which of the files that the guest was started with the backup
+	// has, before an epoch goes to it: pages may be left out for those alone that
+	// are the same here.
+	BackupHas(boot []epoch.BootFile)
+
 	// SyncAll says that nothing is known of the backup's own copies of the disks
 	// (the replicated store): they are to be compared, see NextHashes.
 	SyncAll()
@@ -111,6 +116,7 @@ func (noDisks) CollectDirty(*epoch.PageSet)                                {}
 func (noDisks) Encoding(epoch.Number) epoch.Excluder                       { return nil }
 func (noDisks) Materialised(epoch.Number)                                  {}
 func (noDisks) Void()                                                      {}
+func (noDisks) BackupHas([]epoch.BootFile)                                 {}
 func (noDisks) SyncAll()                                                   {}
 func (noDisks) Unsynced() (differ, compare uint64)                         { return 0, 0 }
 func (noDisks) NextHashes(int) (epoch.DiskHashes, bool, error)             { return epoch.DiskHashes{}, false, nil }

@@ -174,6 +174,7 @@ func (p *Primary) adopt(l *link) Event {
 	p.known = append(p.known[:0], at)
 	l.sent = append(l.sent, at)
 	p.encoder.Forget() // the backup's pages are what it says, not what we sent
+	p.Disks.BackupHas(l.welcome.Boot)
 	l.workers.Add(2)
 	go l.sendLoop()
 	go l.receiveLoop()

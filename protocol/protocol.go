@@ -79,6 +79,10 @@ type Welcome struct {
 	// Whole says that the last epoch committed was a checkpoint, so that the
 	// image could be activated now.
 	Whole bool `json:"whole"`
+	// Boot are the files that the guest was started with, as the backup has them,
+	// at most epoch.MaxDisks: only to those that the primary has, too, may a
+	// reference be made.
+	Boot []epoch.BootFile `json:"boot,omitempty"`
 }
 
 // EncodeHello returns the message's bytes.
@@ -127,6 +131,9 @@ func ParseWelcome(b []byte) (Welcome, error) {
 	}
 	if w.At.Image.IsZero() {
 		return Welcome{}, fmt.Errorf("welcome: no image named")
+	}
+	if len(w.Boot) > epoch.MaxDisks {
+		return Welcome{}, fmt.Errorf("welcome: %d boot files (at most %d)", len(w.Boot), epoch.MaxDisks)
 	}
 	return w, nil
 }

@@ -70,10 +70,14 @@ func TestRoundTrip(t *testing.T) {
 		}
 
 		welcome := Welcome{Version: Version, At: position(t, "at"), Whole: rapid.Bool().Draw(t, "whole")}
+		for i := range rapid.IntRange(0, epoch.MaxDisks).Draw(t, "boot files") {
+			welcome.Boot = append(welcome.Boot, epoch.BootFile{Disk: epoch.DiskID(i), Sectors: rapid.Uint64().Draw(t, "sectors"),
+				Sum: epoch.Hash{rapid.Byte().Draw(t, "sum")}})
+		}
 		if b, err = EncodeWelcome(welcome); err != nil {
 			t.Fatal(err)
 		}
-		if got, err := ParseWelcome(b); err != nil || got != welcome {
+		if got, err := ParseWelcome(b); err != nil || !reflect.DeepEqual(got, welcome) {
 			t.Fatalf("%+v, %v", got, err)
 		}
 
@@ -128,6 +132,15 @@ func edited(change func(*Hello)) []byte {
 	h := Hello{Version: Version, Guest: "web", Host: "a", Generation: 1, Spec: hypervisor.Spec{Pages: 16, Machine: []byte("{}")}}
 	change(&h)
 	b, err := EncodeHello(h)
+	if err != nil {
+		panic(err)
+	}
+	return b
+}
+
+// boots is a welcome of a backup with n boot files.
+func boots(n int) []byte {
+	b, err := EncodeWelcome(Welcome{Version: Version, At: epoch.Position{Image: epoch.Incarnation{1}}, Boot: make([]epoch.BootFile, n)})
 	if err != nil {
 		panic(err)
 	}
@@ -198,6 +211,7 @@ func TestHostileInput(t *testing.T) {
 			[]byte("00000000000000000000000000000000"), []byte("00"), 1), "hello"},
 		{"welcome: another version", parseWelcome, bytes.Replace(goodWelcome(), []byte(`"version":2`), []byte(`"version":9`), 1), "version 9"},
 		{"welcome: no image", parseWelcome, []byte(`{"version":2}`), "no image"},
+		{"welcome: too many boot files", parseWelcome, boots(epoch.MaxDisks + 1), "17 boot files"},
 		{"welcome: no JSON", parseWelcome, []byte{0}, "welcome"},
 		{"welcome: too long", parseWelcome, make([]byte, MaxHello+1), "at most"},
 		{"begin: cut short", parseBegin, make([]byte, verifySize-1), "15 bytes"},
@@ -312,9 +326,10 @@ func FuzzParseHello(f *testing.F) {
 
 func FuzzParseWelcome(f *testing.F) {
 	f.Add(goodWelcome())
+	f.Add(boots(2))
 	f.Add([]byte(`{"version":2,"at":{"image":"00"}}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if w, err := ParseWelcome(b); err == nil && (w.Version != Version || w.At.Image.IsZero()) {
+		if w, err := ParseWelcome(b); err == nil && (w.Version != Version || w.At.Image.IsZero() || len(w.Boot) > epoch.MaxDisks) {
 			t.Fatalf("accepted %+v", w)
 		}
 	})

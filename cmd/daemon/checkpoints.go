@@ -14,6 +14,7 @@ import (
 
 	"understudy/checkpoint"
 	"understudy/config"
+	"understudy/disk"
 	"understudy/disk/store"
 	"understudy/epoch"
 	"understudy/host"
@@ -43,6 +44,7 @@ func (h history) Finder() (checkpoint.Finder, epoch.PrintKey) {
 	if h.index == nil {
 		return nil, h.key
 	}
+	h.LookAtBoot() // a file that is another one now is not referred to
 	return h.index, h.key
 }
 
@@ -75,7 +77,28 @@ func (h history) Mark(pins string) (marked []checkpoint.Disk, err error) {
 		}
 		marked = append(marked, d)
 	}
+	boot, err := h.markBoot()
+	return append(marked, boot...), err
+}
+
+// markBoot takes down the files that the guest was started with.
+func (h history) markBoot() (marked []checkpoint.Disk, err error) {
+	before := h.BootFiles()
+	for _, b := range h.boot() {
+		if b.Problem == "" {
+			marked = append(marked, checkpoint.Disk{ID: b.Disk, Name: b.Path, Store: checkpoint.StoreBoot, Sectors: b.Sectors, Stamp: b.Sum.String()})
+		} else if slices.ContainsFunc(before, func(f epoch.BootFile) bool { return f.Disk == b.Disk }) {
+			return nil, fmt.Errorf("the guest's %s %s was changed while the guest was saved (%s): save it again", b.Name, b.Path, b.Problem)
+		}
+	}
 	return marked, nil
+}
+
+// boot are the boot files as they are now, in the order of their numbers.
+func (h history) boot() []disk.BootStatus {
+	all := h.LookAtBoot()
+	slices.SortFunc(all, func(a, b disk.BootStatus) int { return int(a.Disk) - int(b.Disk) })
+	return all
 }
 
 // Sync makes durable what the stores have.
@@ -101,6 +124,11 @@ func (h history) Conditions() (now []checkpoint.DiskCondition, err error) {
 			}
 		}
 		now = append(now, c)
+	}
+	for _, b := range h.boot() {
+		if b.Problem == "" {
+			now = append(now, checkpoint.DiskCondition{ID: b.Disk, Name: b.Path, Sectors: b.Sectors, Stamp: b.Sum.String(), Boot: true})
+		}
 	}
 	return now, nil
 }
@@ -139,10 +167,10 @@ func (k keeper) changed(d checkpoint.Disk) (pin store.PinRecord, since bool, err
 // Blocks reads through the pins, or what the disks have now where there is none.
 // release ends that.
 func (h history) Blocks(marked []checkpoint.Disk) (_ checkpoint.Blocks, release func(), err error) {
-	b := make(blocks, len(h.keepers))
+	b := blocks{sources: make([]store.Source, len(h.keepers)), boot: h.Set}
 	var views []*view
 	for i, k := range h.keepers {
-		b[i] = k.File
+		b.sources[i] = k.File
 		at := slices.IndexFunc(marked, func(d checkpoint.Disk) bool { return int(d.ID) == i })
 		if at < 0 {
 			continue
@@ -153,7 +181,7 @@ func (h history) Blocks(marked []checkpoint.Disk) (_ checkpoint.Blocks, release 
 		}
 		if r.Path != "" && r.Broken == "" {
 			v := &view{keeper: k, pin: r}
-			views, b[i] = append(views, v), v
+			views, b.sources[i] = append(views, v), v
 		}
 	}
 	return b, func() {
@@ -234,14 +262,17 @@ func (k keeper) armed(id store.PinID) *store.Pin {
 }
 
 // blocks are disks by number.
-type blocks []store.Source
+type blocks struct {
+	sources []store.Source
+	boot    *disk.Set // has the rest
+}
 
 // ReadSectors reads whole sectors of one.
 func (b blocks) ReadSectors(disk epoch.DiskID, sector uint64, dst []byte) error {
-	if int(disk) >= len(b) {
-		return fmt.Errorf("disk %d: the guest has %d", disk, len(b))
+	if int(disk) >= len(b.sources) {
+		return b.boot.ReadSectors(disk, sector, dst)
 	}
-	return b[disk].ReadAt(dst, sector)
+	return b.sources[disk].ReadAt(dst, sector)
 }
 
 // lockTime bounds the wait for the lock of a disk that nobody should have.
@@ -263,6 +294,9 @@ func (k keeper) asWriter(ctx context.Context, g epoch.Generation, f func() error
 // Rollback makes the disks what they were when they were pinned.
 func (h history) Rollback(ctx context.Context, g epoch.Generation, marked []checkpoint.Disk, still func(context.Context) error) error {
 	for _, d := range marked {
+		if d.Store == checkpoint.StoreBoot {
+			continue // it is what it was, or CheckDisks has said so
+		}
 		if int(d.ID) >= len(h.keepers) {
 			return fmt.Errorf("disk %d: the guest has %d", d.ID, len(h.keepers))
 		}

@@ -112,8 +112,23 @@ func (s *served) shape() ([]protocol.DiskSpec, epoch.PrintKey) {
 // copied reports whether each host has a copy of its own of one of the disks.
 func (s *served) copied() bool { return s != nil && s.copies }
 
+// bootFiles are the files that QEMU puts into the guest's memory.
+func bootFiles(g config.Guest) (all []disk.BootFile) {
+	if g.Kernel != "" {
+		all = append(all, disk.BootFile{ID: disk.KernelID, Name: "kernel", Path: g.Kernel})
+	}
+	if g.Initrd != "" {
+		all = append(all, disk.BootFile{ID: disk.InitrdID, Name: "initrd", Path: g.Initrd})
+	}
+	return all
+}
+
+// bootPages bounds what is known of the boot files of a guest without a disk: a
+// quarter of it is 64 MiB.
+const bootPages = 1 << 16
+
 // newDisks opens and serves the disks; it returns nil if the guest has none to
-// be served.
+// be served, and no boot files.
 func newDisks(o Options, self config.Host, g config.Guest, driver *qemu.Driver, c qemu.Config) (_ *served, err error) {
 	s := &served{key: newPrintKey()}
 	dirs := o.Config.DirsOf(self)
@@ -150,14 +165,23 @@ func newDisks(o Options, self config.Host, g config.Guest, driver *qemu.Driver, 
 		s.specs = append(s.specs, protocol.DiskSpec{Sectors: one.Sectors(), Store: string(d.Mode)})
 		s.copies = s.copies || d.Mode == config.Replicated
 	}
-	if len(stores) == 0 {
+	if g.Protection.Exclusion == config.ExclusionOn {
+		cfg.Boot = bootFiles(g)
+	}
+	if len(stores)+len(cfg.Boot) == 0 {
 		return nil, nil
 	}
 	if g.Protection.Exclusion == config.ExclusionOn {
-		s.index = exclusion.NewIndex(exclusion.Config{Pages: cfg.Pages, Key: s.key})
+		known := exclusion.Config{Pages: cfg.Pages, Key: s.key}
+		if len(stores) == 0 {
+			known.MaxBlocks, known.MaxOutstanding = bootPages, bootPages
+		}
+		s.index = exclusion.NewIndex(known)
 		cfg.Index = s.index
 	}
-	if err := prepareDir(cfg.JournalDir, 0o700); err != nil {
+	if len(stores) == 0 {
+		cfg.JournalDir, cfg.HeldBytes = "", disk.MinHeldBytes // nothing is written
+	} else if err := prepareDir(cfg.JournalDir, 0o700); err != nil {
 		return nil, err
 	}
 	if s.Set, err = disk.NewSet(cfg); err != nil {

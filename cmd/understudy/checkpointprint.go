@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -31,7 +32,8 @@ func printSaved(w io.Writer, r host.SaveResult) error {
 	for _, pin := range r.Pins {
 		p("  pin\t%s keeps what is overwritten\n", pin)
 	}
-	if !r.Stopped && len(r.Pins) == 0 && len(r.Disks) > 0 {
+	written := func(d checkpoint.Disk) bool { return d.Store != checkpoint.StoreBoot }
+	if !r.Stopped && len(r.Pins) == 0 && slices.ContainsFunc(r.Disks, written) {
 		p("  note\tthe guest runs on without a pin: its next write to a disk makes this file useless\n")
 	}
 	if r.Note != "" {

@@ -114,6 +114,16 @@ func printDisks(p func(format string, a ...any), d disk.Status) {
 		}
 		p("  disk %d\t%s, %s, %s\n", i, size(one.Sectors*512), one.Store, state)
 	}
+	for _, b := range d.Boot {
+		state := "its pages are left out"
+		switch {
+		case b.Problem != "":
+			state = "its pages are not left out: " + b.Problem
+		case b.Lacking:
+			state = "its pages are not left out: the backup has not the same file"
+		}
+		p("  disk %d\t%s, %s %s, %s\n", b.Disk, size(b.Sectors*512), b.Name, b.Path, state)
+	}
 	if d.Problem != "" {
 		p("  disk trouble\t%s\n", d.Problem)
 	}

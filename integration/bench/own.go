@@ -170,8 +170,7 @@ func (g *own) save(ctx context.Context, path string, mark bool) (s savedSample, 
 		if mark { // the guest stands still
 			g.image.mark()
 		}
-		stamp, err := g.disks.store.Stamp()
-		disks = []checkpoint.Disk{{ID: 0, Name: "disk", Store: "shared", Sectors: g.disks.store.Sectors(), Stamp: stamp.String()}}
+		disks, err = g.disks.marked()
 		return err
 	})
 	if err != nil {

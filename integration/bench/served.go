@@ -18,6 +18,7 @@ import (
 	"slices"
 	"sync"
 
+	"understudy/checkpoint"
 	"understudy/clock"
 	"understudy/disk"
 	"understudy/disk/store"
@@ -169,6 +170,7 @@ func serve(c qemu.Config, driver *qemu.Driver, img *copied, host string, exclude
 	if exclude {
 		s.index = exclusion.NewIndex(exclusion.Config{Pages: cfg.Pages, Key: s.key})
 		cfg.Index = s.index
+		cfg.Boot = []disk.BootFile{{ID: disk.KernelID, Name: "kernel", Path: c.Kernel}, {ID: disk.InitrdID, Name: "initrd", Path: c.Initrd}}
 	}
 	if err = errors.Join(os.RemoveAll(cfg.JournalDir), os.MkdirAll(cfg.JournalDir, 0o700)); err == nil {
 		s.Set, err = disk.NewSet(cfg)
@@ -192,6 +194,20 @@ func serve(c qemu.Config, driver *qemu.Driver, img *copied, host string, exclude
 		return nil, errors.Join(fmt.Errorf("serve the disk: %w", err), s.Close())
 	}
 	return s, nil
+}
+
+// marked is what a checkpoint file says of the disk and of the files that the
+// guest was started with. The guest stands still.
+func (s *served) marked() ([]checkpoint.Disk, error) {
+	stamp, err := s.store.Stamp()
+	disks := []checkpoint.Disk{{ID: 0, Name: "disk", Store: "shared", Sectors: s.store.Sectors(), Stamp: stamp.String()}}
+	for _, b := range s.LookAtBoot() {
+		if b.Problem == "" {
+			disks = append(disks, checkpoint.Disk{ID: b.Disk, Name: b.Path, Store: checkpoint.StoreBoot, Sectors: b.Sectors, Stamp: b.Sum.String()})
+		}
+	}
+	slices.SortFunc(disks, func(a, b checkpoint.Disk) int { return int(a.ID) - int(b.ID) })
+	return disks, err
 }
 
 // sideBytes is room for a machine's RAM beside its main memory.
