@@ -4,6 +4,7 @@
 #   make demo       a real guest survives the loss of its host, before your eyes
 #   make test       everything: lint, unit tests, real guests, with the race detector
 #   make failovers  fifty failovers in a row
+#   make faults     real daemons and guests struck at every step of the protocol; hours: see FAULT_FLAGS
 #   make bench      figures, into build/bench.json
 #   make bench-checkpoint   checkpoint files beside QEMU's own, into build/bench-checkpoint.json and .svg
 #   make bench-disk the disk's speed beside QEMU's own, into build/bench-disk.json
@@ -17,14 +18,15 @@ FUZZ          ?=
 GUEST_FLAGS   ?=
 DEMO_FLAGS    ?=
 BENCH_FLAGS   ?=
+FAULT_FLAGS   ?=
 
 # Two cores: two packages at a time, and no two targets at once. Packages with
 # real guests come one at a time: their stories are about time.
 GOTEST := $(GO) test -race -timeout 15m
-REAL   := ./demo ./disk/vhost ./guest ./hypervisor/qemu ./integration ./integration/diskbench
+REAL   := ./demo ./disk/vhost ./guest ./hypervisor/qemu ./integration ./integration/diskbench ./integration/faults
 
 .NOTPARALLEL:
-.PHONY: all build guest guest-big demo test failovers bench bench-disk lint fuzz setup clean
+.PHONY: all build guest guest-big demo test failovers faults bench bench-disk lint fuzz setup clean
 
 all: build
 
@@ -51,6 +53,11 @@ test: setup guest build lint
 
 failovers: setup build guest
 	bin/understudy demo --repeat 50 $(DEMO_FLAGS)
+
+# A part of it: make faults FAULT_FLAGS="-cells 'captured / kill' -repeat 1"; all at
+# random: FAULT_FLAGS="-mixed 200 -seed 7".
+faults: setup guest
+	$(GO) run ./integration/faults -report build/faults.json $(FAULT_FLAGS)
 
 bench: setup guest
 	$(GO) run ./integration/bench --report build/bench.json $(BENCH_FLAGS)

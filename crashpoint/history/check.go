@@ -11,6 +11,7 @@ package history
 //	rule rising         no host is granted a lease of a lower generation than
 //	                    was granted before, to whomever
 //	rule wire           no captured frame left a host whose gate was not open
+//	rule history        nothing is written that the checker does not know
 
 import (
 	"cmp"
@@ -66,7 +67,6 @@ type sealed struct {
 // span is a time in which a gate was open.
 type span struct {
 	from, to clock.Instant
-	host     string
 }
 
 // hostState is what a host knows.
@@ -78,41 +78,66 @@ type hostState struct {
 	acked      epoch.Number
 }
 
-type checker struct {
+// Checker judges the history of one guest, piece by piece.
+type Checker struct {
 	gates    map[gateKey]*gateState
 	hosts    map[string]*hostState
 	highest  epoch.Generation
 	holder   map[epoch.Generation]string
 	breaches []Breach
-	released int
+	lines    int
+	batches  int
+	frames   int
 }
 
-// Result is what a check has looked at and found.
+// NewChecker begins with a guest that never ran.
+func NewChecker() *Checker {
+	return &Checker{gates: map[gateKey]*gateState{}, hosts: map[string]*hostState{}, holder: map[epoch.Generation]string{}}
+}
+
+// Result is what has been looked at and found.
 type Result struct {
 	Lines, Batches, Frames int
 	Breaches               []Breach
 }
 
-// Check judges the history of one guest, of all its hosts, and the frames that
-// were captured meanwhile. Lines need not be in order, except those of one host.
-func Check(lines []Line, frames []Frame) Result {
-	lines = slices.Clone(lines)
-	slices.SortStableFunc(lines, func(a, b Line) int { return cmp.Compare(a.At, b.At) })
-	c := checker{gates: map[gateKey]*gateState{}, hosts: map[string]*hostState{}, holder: map[epoch.Generation]string{}}
-	for i := range lines {
-		c.line(&lines[i])
-	}
-	spans := c.spans()
-	c.oneGate(spans)
-	c.wire(spans, frames)
-	return Result{Lines: len(lines), Batches: c.released, Frames: len(frames), Breaches: c.breaches}
+// Result returns what was found so far.
+func (c *Checker) Result() Result {
+	return Result{Lines: c.lines, Batches: c.batches, Frames: c.frames, Breaches: c.breaches}
 }
 
-func (c *checker) breach(rule string, at clock.Instant, format string, a ...any) {
+// Lines takes all lines of all hosts up to some time. They need not be in
+// order, except those of one host among themselves.
+func (c *Checker) Lines(lines []Line) {
+	lines = slices.Clone(lines)
+	slices.SortStableFunc(lines, func(a, b Line) int { return cmp.Compare(a.At, b.At) })
+	for i := range lines {
+		c.lines++
+		c.line(&lines[i])
+	}
+}
+
+// Frames takes frames that were captured up to the time of the newest line.
+func (c *Checker) Frames(frames []Frame) {
+	c.frames += len(frames)
+	for _, f := range frames {
+		open := false
+		for k, g := range c.gates {
+			open = open || k.host == f.Host && slices.ContainsFunc(g.open, func(s span) bool {
+				return f.At >= s.from.Add(-Slack) && f.At <= s.to.Add(Slack)
+			})
+		}
+		if !open {
+			c.breach("wire", f.At, "a frame left host %s, whose gate was shut", f.Host)
+		}
+	}
+}
+
+func (c *Checker) breach(rule string, at clock.Instant, format string, a ...any) {
 	c.breaches = append(c.breaches, Breach{rule, at, fmt.Sprintf(format, a...)})
 }
 
-func (c *checker) gate(l *Line) *gateState {
+func (c *Checker) gate(l *Line) *gateState {
 	k := gateKey{l.Host, l.Gate}
 	g := c.gates[k]
 	if g == nil {
@@ -122,7 +147,7 @@ func (c *checker) gate(l *Line) *gateState {
 	return g
 }
 
-func (c *checker) host(name string) *hostState {
+func (c *Checker) host(name string) *hostState {
 	h := c.hosts[name]
 	if h == nil {
 		h = &hostState{}
@@ -131,7 +156,7 @@ func (c *checker) host(name string) *hostState {
 	return h
 }
 
-func (c *checker) line(l *Line) {
+func (c *Checker) line(l *Line) {
 	h := c.host(l.Host)
 	switch l.What {
 	case Born:
@@ -174,7 +199,7 @@ func (c *checker) line(l *Line) {
 }
 
 // note takes a line of the gate itself.
-func (c *checker) note(l *Line, h *hostState, g *gateState) {
+func (c *Checker) note(l *Line, h *hostState, g *gateState) {
 	switch egress.What(l.What) {
 	case egress.NoteAllow:
 		if h.generation == 0 {
@@ -182,6 +207,7 @@ func (c *checker) note(l *Line, h *hostState, g *gateState) {
 		}
 		g.until = l.Until
 		if g.mode != egress.NoteShut {
+			c.oneGate(l)
 			g.opened(l)
 		}
 	case egress.NoteSeal:
@@ -200,6 +226,7 @@ func (c *checker) note(l *Line, h *hostState, g *gateState) {
 			c.mayPass(l, h)
 		}
 		if g.until > l.At {
+			c.oneGate(l)
 			g.opened(l)
 		}
 	case egress.NoteShut:
@@ -219,8 +246,8 @@ func (c *checker) note(l *Line, h *hostState, g *gateState) {
 }
 
 // leave judges a batch of frames.
-func (c *checker) leave(l *Line, h *hostState, g *gateState) {
-	c.released++
+func (c *Checker) leave(l *Line, h *hostState, g *gateState) {
+	c.batches++
 	end := l.Position + uint64(l.Frames)
 	switch {
 	case g.mode == egress.NoteShut:
@@ -236,7 +263,7 @@ func (c *checker) leave(l *Line, h *hostState, g *gateState) {
 
 // mayPass: everything leaves only while the log names no backup in sync, and
 // the owner is who lets it out.
-func (c *checker) mayPass(l *Line, h *hostState) {
+func (c *Checker) mayPass(l *Line, h *hostState) {
 	if !h.known || h.log.InSync || string(h.log.Owner) != l.Host || h.log.Phase != ownership.PhaseActive {
 		c.breach("acknowledged", l.At, "host %s lets everything out (%s), the log says: owner %s, %s, in sync: %v",
 			l.Host, l.What, h.log.Owner, h.log.Phase, h.log.InSync)
@@ -261,7 +288,7 @@ func (g *gateState) opened(l *Line) {
 		g.open[n-1].to = max(g.open[n-1].to, g.until)
 		return
 	}
-	g.open = append(g.open, span{from: l.At, to: g.until, host: l.Host})
+	g.open = append(g.open, span{from: l.At, to: g.until})
 }
 
 func (g *gateState) close(at clock.Instant) {
@@ -270,35 +297,11 @@ func (g *gateState) close(at clock.Instant) {
 	}
 }
 
-// spans lists all times in which a gate was open, by their beginning.
-func (c *checker) spans() (all []span) {
-	for _, g := range c.gates {
-		all = append(all, g.open...)
-	}
-	slices.SortFunc(all, func(a, b span) int { return cmp.Compare(a.from, b.from) })
-	return all
-}
-
-func (c *checker) oneGate(spans []span) {
-	var last span // of those so far, the one that ends last
-	for _, s := range spans {
-		if s.host != last.host && last.host != "" && s.from < last.to {
-			c.breach("one-gate", s.from, "the gate of %s opens, that of %s is open for another %v", s.host, last.host, last.to.Sub(s.from))
-		}
-		if s.to > last.to {
-			last = s
-		}
-	}
-}
-
-// wire judges what was captured.
-func (c *checker) wire(spans []span, frames []Frame) {
-	for _, f := range frames {
-		ok := slices.ContainsFunc(spans, func(s span) bool {
-			return s.host == f.Host && f.At >= s.from.Add(-Slack) && f.At <= s.to.Add(Slack)
-		})
-		if !ok {
-			c.breach("wire", f.At, "a frame left host %s, whose gate was shut", f.Host)
+// oneGate is asked when a gate opens, or goes on being open.
+func (c *Checker) oneGate(l *Line) {
+	for k, g := range c.gates {
+		if n := len(g.open); k.host != l.Host && n > 0 && g.open[n-1].to > l.At {
+			c.breach("one-gate", l.At, "the gate of %s opens, that of %s is open for another %v", l.Host, k.host, g.open[n-1].to.Sub(l.At))
 		}
 	}
 }

@@ -63,9 +63,16 @@ func frames() []history.Frame {
 	return []history.Frame{{Host: "a", At: 4 * ms}, {Host: "a", At: 990 * ms}, {Host: "b", At: 1100 * ms}}
 }
 
+func check(lines []history.Line, frames []history.Frame) history.Result {
+	c := history.NewChecker()
+	c.Lines(lines)
+	c.Frames(frames)
+	return c.Result()
+}
+
 // TestEachRuleCanFail doctors the sound history, one lie at a time.
 func TestEachRuleCanFail(t *testing.T) {
-	if r := history.Check(sound(), frames()); len(r.Breaches) > 0 || r.Batches != 4 || r.Frames != 3 {
+	if r := check(sound(), frames()); len(r.Breaches) > 0 || r.Batches != 4 || r.Frames != 3 {
 		t.Fatalf("the sound history: %+v", r)
 	}
 	change := func(host, what string, nth int, f func(*history.Line)) func(h []history.Line) []history.Line {
@@ -112,7 +119,7 @@ func TestEachRuleCanFail(t *testing.T) {
 			if c.doctor != nil {
 				h = c.doctor(h)
 			}
-			r := history.Check(h, c.frames)
+			r := check(h, c.frames)
 			for _, b := range r.Breaches {
 				if b.Rule == c.rule {
 					return

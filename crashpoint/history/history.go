@@ -2,7 +2,7 @@
 // and the checker of what they wrote.
 //
 //	gate, log, sessions ── Writer ──> one file of JSON lines for each host and guest
-//	files of all hosts, frames captured on their cables ── Check ──> breaches
+//	files of all hosts, frames captured on their cables ── Checker ──> breaches
 //
 // All hosts of such a test are on one machine, so that their times, all of
 // CLOCK_BOOTTIME, can be compared.

@@ -96,7 +96,7 @@ func (w *Wire) read(host string, fd int) {
 	data, control := make([]byte, 64), make([]byte, 128)
 	for !w.quit.Load() {
 		n, cn, _, from, err := unix.Recvmsg(fd, data, control, 0)
-		if err == unix.EAGAIN || err == unix.EINTR {
+		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
 			continue
 		}
 		link, ok := from.(*unix.SockaddrLinklayer)

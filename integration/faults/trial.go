@@ -1,0 +1,268 @@
+package main
+
+// This file is one trial: arm → provoke → wait for the point → strike → let go →
+// see the guest go on → mend → see the pair whole again → judge.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"understudy/backup"
+	"understudy/crashpoint/history"
+	"understudy/demo/world"
+	"understudy/host"
+	"understudy/ownership"
+)
+
+// trial is what came of a cell, once. Durations are nanoseconds in JSON.
+type trial struct {
+	Row     string `json:"point"`
+	Fault   string `json:"fault"`
+	Number  int    `json:"number"`
+	Outcome string `json:"outcome"`
+	Why     string `json:"why,omitempty"`
+
+	// From the fault: until the first line after the longest silence at the
+	// client, and the parts that the taker's log tells.
+	FirstLine time.Duration `json:"first_line_ns"`
+	Outage    time.Duration `json:"outage_ns"`
+	Asked     time.Duration `json:"asked_ns,omitempty"`
+	Granted   time.Duration `json:"granted_ns,omitempty"`
+	Running   time.Duration `json:"running_ns,omitempty"`
+	// Mended: the guest went on only after what had been struck was back.
+	Mended bool `json:"mended"`
+	// Whole again: from the repair until the guest was protected.
+	Again time.Duration `json:"protected_again_ns"`
+	Took  time.Duration `json:"took_ns"`
+
+	Breaches []string `json:"breaches,omitempty"`
+}
+
+// Outcomes.
+const (
+	goesOn  = "goes on"
+	boots   = "boots anew" // both copies were lost
+	failed  = "FAILED"
+	missed  = "MISSED" // the point was not reached
+	guestOn = "runs"   // was asked to stop, and was not stopped, or was started again
+)
+
+func (t *trial) ok() bool { return t.Outcome != failed && t.Outcome != missed }
+
+// play plays a cell once. An error means that the world is not fit for another.
+func (s *stage) play(ctx context.Context, c cell, dice *rand.Rand) (t trial, err error) {
+	t = trial{Row: c.row(), Fault: c.fault.name}
+	began := time.Now()
+	defer func() {
+		t.Took = time.Since(began)
+		if err != nil {
+			t.Outcome, t.Why = failed, err.Error()
+		}
+	}()
+	last := s.client.Last().Number
+	if err := s.client.Wait(ctx, last+5, soon); err != nil {
+		return t, err
+	}
+	struck, err := s.strike(ctx, c, dice)
+	if errors.Is(err, errMissed) {
+		t.Outcome, t.Why = missed, err.Error()
+		s.control.release(s.host(c.situation.on))
+	} else if err != nil {
+		return t, err
+	}
+	taker := s.backup
+	on := s.goesOn(ctx, c, struck)
+	t.Mended = !on
+	if err := s.mend(ctx, c); err != nil {
+		return t, err
+	}
+	mended := time.Now()
+	booted, err := s.comesBack(ctx, c)
+	if err != nil {
+		return t, err
+	}
+	t.measure(s, struck, taker, booted)
+	if err := s.settle(ctx); err != nil {
+		return t, err
+	}
+	t.Again = time.Since(mended)
+	if err := s.whole(ctx); err != nil {
+		return t, err
+	}
+	breaches, err := s.judge()
+	if err != nil {
+		return t, err
+	}
+	if t.breached(breaches); len(t.Breaches) > 0 {
+		return t, fmt.Errorf("%d breaches, the first: %s", len(t.Breaches), t.Breaches[0])
+	}
+	switch {
+	case t.Outcome == missed:
+	case booted && c.situation.stops:
+		t.Outcome = guestOn
+	case booted:
+		t.Outcome = boots
+	default:
+		t.Outcome = goesOn
+	}
+	return t, nil
+}
+
+func (t *trial) breached(all []history.Breach) {
+	for _, b := range all {
+		t.Breaches = append(t.Breaches, b.String())
+	}
+}
+
+var errMissed = errors.New("the point was not reached")
+
+// strike brings the fault about, at the point.
+func (s *stage) strike(ctx context.Context, c cell, dice *rand.Rand) (time.Time, error) {
+	where := s.host(c.situation.on)
+	if c.point != "" {
+		s.control.arm(where, c.point, 1+dice.IntN(max(c.situation.count, 1)))
+	} else if err := world.Sleep(ctx, time.Duration(dice.Int64N(int64(200*time.Millisecond)))); err != nil {
+		return time.Time{}, err
+	}
+	provoked := time.Now()
+	// A start waits for a daemon that may be standing still.
+	provoking := make(chan error, 1)
+	go func() {
+		if c.situation.provoke == nil {
+			provoking <- nil
+			return
+		}
+		provoking <- c.situation.provoke(ctx, s)
+	}()
+	if c.point != "" {
+		if err := s.control.wait(ctx, where, soon); err != nil {
+			return provoked, errors.Join(fmt.Errorf("%w: %w", errMissed, err), <-provoking)
+		}
+	}
+	struck := time.Now()
+	if err := c.fault.strike(ctx, s); err != nil {
+		return struck, fmt.Errorf("%s: %w", c.fault.name, err)
+	}
+	if c.fault.name == "stall" {
+		if err := world.Sleep(ctx, s.lasting(c)); err != nil {
+			return struck, err
+		}
+	}
+	if c.point != "" && !s.frozen[where] {
+		s.control.release(where)
+	}
+	// What was to be started may have been killed: then it is mended.
+	if err := <-provoking; err != nil && s.Up(where) && !s.frozen[where] && len(s.cut) == 0 {
+		return struck, fmt.Errorf("%s: %w", c.situation.name, err)
+	}
+	if s.frozen[where] {
+		s.control.release(where) // read once it is thawed
+	}
+	return struck, nil
+}
+
+func (s *stage) lasting(c cell) time.Duration {
+	return time.Duration(c.fault.lasts * float64(s.Lease()))
+}
+
+// goesOn reports whether the client hears of the guest again before anything is
+// mended. It takes as long as the fault lasts.
+func (s *stage) goesOn(ctx context.Context, c cell, struck time.Time) bool {
+	from := s.client.Last().Number
+	// What was on its way when the fault struck still comes: it is not enough.
+	limit := 4*s.Lease() + 2*time.Second
+	err := s.client.Wait(ctx, from+100, limit)
+	if rest := s.lasting(c) - time.Since(struck); c.fault.name != "stall" && rest > 0 {
+		_ = world.Sleep(ctx, rest) // ctx's end is seen by what comes next
+	}
+	return err == nil
+}
+
+// mend undoes what the fault, and the way to it, did.
+func (s *stage) mend(ctx context.Context, c cell) error {
+	errs := []error{s.thawAll(), s.restoreAll()}
+	for _, h := range world.Hosts() {
+		s.control.release(h)
+	}
+	errs = append(errs, s.startDead(ctx))
+	if c.fault.mend != nil {
+		errs = append(errs, c.fault.mend(s))
+	}
+	return errors.Join(errs...)
+}
+
+// comesBack waits until the guest is heard of again, and, where it may have been
+// lost, until it has booted anew.
+func (s *stage) comesBack(ctx context.Context, c cell) (booted bool, err error) {
+	if !c.mayBoot() {
+		if err := s.client.Wait(ctx, s.client.Last().Number+20, late); err != nil {
+			return false, fmt.Errorf("the guest does not go on: %w", err)
+		}
+		return false, nil
+	}
+	if c.situation.stops {
+		if err := s.startStopped(ctx); err != nil {
+			return false, err
+		}
+	}
+	if _, err := s.Protected(ctx, web, "", late); err != nil {
+		return false, err
+	}
+	boot, err := s.Boot(ctx, web)
+	if err != nil {
+		return false, err
+	}
+	if boot == s.boot {
+		return false, nil
+	}
+	return true, s.connect(ctx)
+}
+
+// startStopped starts a guest that was stopped, on the host that ran it last.
+func (s *stage) startStopped(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, soon)
+	defer cancel()
+	for {
+		// Whether it is to stop may not have been decided yet.
+		at, err := s.Await(ctx, web, "decided", soon, func(name string, g host.GuestStatus) bool {
+			return g.Log.Owner == ownership.HostID(name) && (g.Log.Desired == ownership.Stopped && g.Role == "stopped" || g.Protected == host.ProtectedYes)
+		})
+		if err != nil {
+			return err
+		}
+		g, err := s.Status(ctx, at, web)
+		if err == nil && g.Log.Desired == ownership.Running {
+			return nil
+		}
+		if err == nil {
+			if err = s.Operate(ctx, at, web, "start", nil); err == nil {
+				return nil
+			}
+		}
+		if world.Sleep(ctx, 50*time.Millisecond) != nil {
+			return fmt.Errorf("the stopped guest cannot be started: %w", err)
+		}
+	}
+}
+
+// measure takes the times from the client and the taker's log.
+func (t *trial) measure(s *stage, struck time.Time, taker string, booted bool) {
+	if !booted {
+		outage, first := s.client.Outage(struck)
+		t.Outage = outage
+		if first.Number != 0 {
+			t.FirstLine = first.At.Sub(struck)
+		}
+	}
+	for _, e := range []struct {
+		msg string
+		to  *time.Duration
+	}{{backup.LogAsking, &t.Asked}, {backup.LogGranted, &t.Granted}, {backup.LogRunning, &t.Running}} {
+		if at, ok := s.Logged(taker, e.msg, struck); ok {
+			*e.to = at.Sub(struck)
+		}
+	}
+}
