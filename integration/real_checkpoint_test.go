@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"understudy/checkpoint"
 	"understudy/config"
 	"understudy/demo/world"
 	"understudy/guest/client"
@@ -53,6 +54,9 @@ func TestARealGuestGoesOnFromAFile(t *testing.T) {
 	t.Logf("saved and stopped in %v: %d KiB for %d MiB, left out %+v", s.Took, s.FileBytes>>10, s.ImageBytes>>20, s.Summary.Pages)
 	if s.Summary.Pages.Mapped+s.Summary.Pages.Content == 0 {
 		t.Error("no page was left out for being on the disk")
+	}
+	if n := len(s.Disks); n != 3 || s.Disks[1].Store != checkpoint.StoreBoot || s.Disks[2].Store != checkpoint.StoreBoot {
+		t.Errorf("the file names %+v, want the disk, the initrd and the kernel", s.Disks)
 	}
 	r.until(web, "stopped", func(name string, g host.GuestStatus) bool { return name == world.HostA && g.Role == "stopped" })
 	ok(r, "checkpoint", "verify", stopped)
