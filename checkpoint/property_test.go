@@ -151,6 +151,9 @@ func live(m *image, d *disk, dirty *epoch.PageSet, rng *rand.Rand, writes int) {
 // round gives the writer the pages of a set, one way or another.
 func round(w *Writer, m *image, set *epoch.PageSet, rng *rand.Rand) error {
 	if rng.IntN(2) == 0 {
+		if err := w.Known(knownOf(m, set, rng)); err != nil {
+			return err
+		}
 		return w.Image(context.Background(), m, set, nil)
 	}
 	for first, count := range set.Runs {
@@ -166,6 +169,20 @@ func round(w *Writer, m *image, set *epoch.PageSet, rng *rand.Rand) error {
 		}
 	}
 	return nil
+}
+
+// knownOf is what somebody could know of some pages of a set.
+func knownOf(m *image, set *epoch.PageSet, rng *rand.Rand) epoch.Known {
+	k := epoch.Known{Key: testKey, Pages: epoch.NewPageSet(m.Pages()), Prints: make([]epoch.Fingerprint, m.Pages())}
+	for first, count := range set.Runs {
+		for f := first; f < first+epoch.GFN(count); f++ {
+			if rng.IntN(3) == 0 {
+				k.Prints[f] = testKey.Of(m.page(f))
+				k.Pages.Add(f)
+			}
+		}
+	}
+	return k
 }
 
 // TestOverwrittenBlocksAreSetAside: the guest runs from a lazy restore and

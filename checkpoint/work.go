@@ -18,7 +18,7 @@ import (
 // pages, reads it into a buffer that stays in its processor's cache, decides
 // on each page while it is there, and collects those that must be stored:
 //
-//	cursor → hole? → ReadPages → zero? → as stored? → as in the parent? → on a disk?
+//	cursor → hole? → known by its fingerprint? → ReadPages → zero? → as stored? → as in the parent? → on a disk?
 //	→ stored already? → open record, full → s2 → written at the file's end
 //
 // There is no queue between them and no order to keep: the index says where a
@@ -201,6 +201,34 @@ func (k *worker) run(ctx context.Context, from source, first epoch.GFN, count in
 			return nil
 		}
 	}
+	for end := first + epoch.GFN(count); first < end; {
+		unknown := first
+		for ; unknown < end && k.w.known.Has(unknown); unknown++ {
+			there, err := k.elsewhere(unknown, k.w.known.Prints[unknown], k.w.entries[unknown].kind())
+			if err != nil {
+				return err
+			}
+			if !there { // its block was overwritten since
+				break
+			}
+			k.given++
+		}
+		if first = unknown; first == end {
+			return nil
+		}
+		for unknown++; unknown < end && !k.w.known.Has(unknown); {
+			unknown++
+		}
+		if err := k.look(from, first, int(unknown-first)); err != nil {
+			return err
+		}
+		first = unknown
+	}
+	return nil
+}
+
+// look reads and decides on pages.
+func (k *worker) look(from source, first epoch.GFN, count int) error {
 	b := k.read[:count*epoch.PageSize]
 	if err := from.ReadPages(first, b); err != nil {
 		return fmt.Errorf("reading pages %d+%d: %w", first, count, err)
@@ -227,33 +255,8 @@ func (k *worker) page(f epoch.GFN, page []byte) error {
 		k.repeated++
 		return nil
 	}
-	var inParent resolved
-	if w.opts.Parent != nil {
-		var err error
-		if inParent, err = w.opts.Parent.resolve(f); err != nil {
-			return fmt.Errorf("reading the parent: %w", err)
-		}
-		if inParent.print == print && inParent.entry.kind() == kindRecord {
-			if is == kindParent {
-				k.repeated++
-			}
-			k.set(f, entry(kindParent), print, Unchanged)
-			return nil
-		}
-	}
-	if at, mapped, ok := w.find(f, print); ok {
-		e, reason := blockEntry(at), Content
-		switch {
-		case inParent.entry == e && inParent.print == print:
-			e, reason = entry(kindParent), Unchanged
-		case mapped:
-			reason = Mapped
-		}
-		if w.entries[f] == e && w.prints[f] == print {
-			k.repeated++
-		}
-		k.set(f, e, print, reason)
-		return nil
+	if there, err := k.elsewhere(f, print, is); there || err != nil {
+		return err
 	}
 	if e, ok := w.copies.find(print); ok {
 		k.set(f, e, print, Copy)
@@ -267,6 +270,41 @@ func (k *worker) page(f epoch.GFN, page []byte) error {
 		return k.flush()
 	}
 	return nil
+}
+
+// elsewhere leaves out a page that is in the parent, or on a disk. is is what the
+// page was so far.
+func (k *worker) elsewhere(f epoch.GFN, print epoch.Fingerprint, is kind) (there bool, err error) {
+	w := k.w
+	var inParent resolved
+	if w.opts.Parent != nil {
+		if inParent, err = w.opts.Parent.resolve(f); err != nil {
+			return false, fmt.Errorf("reading the parent: %w", err)
+		}
+		if inParent.print == print && inParent.entry.kind() == kindRecord {
+			if is == kindParent {
+				k.repeated++
+			}
+			k.set(f, entry(kindParent), print, Unchanged)
+			return true, nil
+		}
+	}
+	at, mapped, ok := w.find(f, print)
+	if !ok {
+		return false, nil
+	}
+	e, reason := blockEntry(at), Content
+	switch {
+	case inParent.entry == e && inParent.print == print:
+		e, reason = entry(kindParent), Unchanged
+	case mapped:
+		reason = Mapped
+	}
+	if w.entries[f] == e && w.prints[f] == print {
+		k.repeated++
+	}
+	k.set(f, e, print, reason)
+	return true, nil
 }
 
 // set notes what a page is now.

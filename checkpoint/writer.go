@@ -71,6 +71,7 @@ type Writer struct {
 	entries []entry // of a record: its slot, and its number instead of its offset
 	prints  []epoch.Fingerprint
 	reasons []Reason
+	known   epoch.Known // for the next Image
 	workers []*worker
 	copies  *copyTable
 
@@ -297,6 +298,24 @@ func (w *Writer) Pages(first epoch.GFN, data []byte) error {
 	return nil
 }
 
+// Known says of pages what they hold, for the next Image alone, whose set they
+// are in: those that are on a disk or in the parent are not read. It must have been
+// true when the dirty pages were collected that come with later rounds. Fingerprints
+// of another key than Head.Key say nothing.
+func (w *Writer) Known(known epoch.Known) error {
+	if err := w.ready(0, 0); err != nil {
+		return err
+	}
+	if known.Pages == nil || known.Key != w.head.Key {
+		return nil
+	}
+	if known.Pages.Pages() != w.head.Pages || uint64(len(known.Prints)) != w.head.Pages {
+		return w.fail(fmt.Errorf("%d fingerprints for a set over %d pages, the file is for %d", len(known.Prints), known.Pages.Pages(), w.head.Pages))
+	}
+	w.known = known
+	return nil
+}
+
 // Image takes the pages of a set out of an image, by several goroutines, each
 // of which calls image.ReadPages: this is the quickest way. A page that was torn
 // because the guest wrote it meanwhile must come again. set is not changed.
@@ -307,7 +326,9 @@ func (w *Writer) Image(ctx context.Context, image hypervisor.Image, set *epoch.P
 	if set.Pages() != w.head.Pages || image.Pages() != w.head.Pages {
 		return w.fail(fmt.Errorf("an image of %d pages and a set over %d, the file is for %d", image.Pages(), set.Pages(), w.head.Pages))
 	}
-	return w.take(ctx, image, set, progress)
+	err := w.take(ctx, image, set, progress)
+	w.known = epoch.Known{}
+	return err
 }
 
 // Zero takes pages that are known to be zero without a look at them: holes of

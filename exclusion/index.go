@@ -63,6 +63,7 @@ type Index struct {
 	outstanding outstanding
 	redirtied   *epoch.PageSet
 	redirty     bool // redirtied is not empty
+	named       *epoch.PageSet
 	unverified  [epoch.MaxDisks]unverified
 	copies      copies
 	life        uint64 // changes as what was emitted is void
@@ -95,6 +96,7 @@ func NewIndex(cfg Config) *Index {
 		blocks:    newBlocks(cfg.MaxBlocks),
 		hints:     make([]uint32, cfg.Pages),
 		redirtied: epoch.NewPageSet(cfg.Pages),
+		named:     epoch.NewPageSet(cfg.Pages),
 		copies:    newCopies(cfg.Pages),
 	}
 	ix.outstanding = newOutstanding(cfg.MaxOutstanding, ix.blocks.seed)
@@ -214,6 +216,7 @@ func (ix *Index) know(disk epoch.DiskID, sector uint64, page epoch.GFN, print ep
 	name := ix.blocks.put(disk, sector, print)
 	if uint64(page) < ix.cfg.Pages {
 		ix.hints[page] = name | freshHint
+		ix.named.Add(page)
 	}
 }
 
@@ -249,14 +252,27 @@ func (ix *Index) Redirtied(set *epoch.PageSet) {
 	ix.mu.Lock()
 	defer ix.mu.Unlock()
 	if ix.redirty {
-		for first, count := range ix.redirtied.Runs {
-			if uint64(first) < set.Pages() {
-				set.AddRange(first, min(count, set.Pages()-uint64(first)))
-			}
-		}
-		ix.redirtied.Clear()
+		move(set, ix.redirtied)
 		ix.redirty = false
 	}
+}
+
+// Named moves into set the pages for which traffic has named a block since the
+// last call: they may hold what is on a disk. set may be as Redirtied says.
+func (ix *Index) Named(set *epoch.PageSet) {
+	ix.mu.Lock()
+	defer ix.mu.Unlock()
+	move(set, ix.named)
+}
+
+// move moves pages to a set that may be over a smaller image.
+func move(to, from *epoch.PageSet) {
+	for first, count := range from.Runs {
+		if uint64(first) < to.Pages() {
+			to.AddRange(first, min(count, to.Pages()-uint64(first)))
+		}
+	}
+	from.Clear()
 }
 
 // span returns the sectors of a request as from..to, without overflow.

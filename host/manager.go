@@ -91,7 +91,7 @@ func (m *manager) play(ctx context.Context, state ownership.Guest) error {
 func (m *manager) own(ctx context.Context, state ownership.Guest) error {
 	p, err := primary.New(m.Primary(m.lease()), primary.Deps{
 		Guest: m.guest, Gate: m.Gate, Disks: m.primaryDisks(), Log: m.host.cfg.Log, Clock: m.host.cfg.Clock, Slog: m.slog,
-		State: state, Running: m.running,
+		State: state, Running: m.running, Blocks: m.blocks(),
 		Dial: func(ctx context.Context) (protocol.Session, ownership.HostID, error) {
 			s, err := m.Dial(ctx)
 			return s, m.Peer, err

@@ -207,6 +207,17 @@ func (m *manager) finder() (checkpoint.Finder, epoch.PrintKey) {
 	return nil, epoch.PrintKey(binary.LittleEndian.Uint64(b[:]))
 }
 
+// blocks is what is known to be on the disks, for pages that a save need not read;
+// nil: nothing.
+func (m *manager) blocks() primary.Blocks {
+	f, _ := m.finder()
+	b, _ := f.(primary.Blocks)
+	return b
+}
+
+// Known says of pages what they hold.
+func (s *save) Known(known epoch.Known) error { return s.w.Known(known) }
+
 // Image takes pages of the guest.
 func (s *save) Image(ctx context.Context, image hypervisor.Image, set *epoch.PageSet) error {
 	s.result.Last = set.Count()

@@ -206,14 +206,18 @@ func (p *Primary) syncStep(n epoch.Number) Event {
 func (p *Primary) collect(set *epoch.PageSet) error {
 	set.Union(p.pending)
 	p.pending.Clear()
-	if p.saving == nil {
+	if p.saving == nil && p.seen == nil {
 		return p.collectNew(set)
 	}
-	// A save owes only what was written since its last copy.
+	// A save owes only what was written since its last copy, and only what was
+	// written since it was looked at is not known any more.
 	fresh := p.takeSet()
 	defer p.putSet(fresh)
 	err := p.collectNew(fresh)
-	p.saving.note(fresh)
+	p.written(fresh)
+	if p.saving != nil {
+		p.saving.note(fresh)
+	}
 	set.Union(fresh)
 	return err
 }

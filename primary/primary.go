@@ -22,6 +22,7 @@ import (
 	"understudy/clock"
 	"understudy/crashpoint"
 	"understudy/epoch"
+	"understudy/exclusion"
 	"understudy/hypervisor"
 	"understudy/ownership"
 	"understudy/protocol"
@@ -72,10 +73,12 @@ type Deps struct {
 	Guest hypervisor.Guest
 	Gate  Gate
 	Disks Disks // nil: the guest has none that can be written
-	Log   Ownership
-	Dial  Dial
-	Clock clock.Clock
-	Slog  *slog.Logger
+	// Blocks is what is known to be on the disks, for saves; nil: nothing.
+	Blocks Blocks
+	Log    Ownership
+	Dial   Dial
+	Clock  clock.Clock
+	Slog   *slog.Logger
 	// State is the log as it was when this host became, or found itself, the
 	// owner. Running says that the guest runs already.
 	State   ownership.Guest
@@ -111,8 +114,9 @@ type Primary struct {
 	inflight []flight       // captured, not acknowledged, ascending
 	spare    []*epoch.PageSet
 	saving   *saving
-	will     *will // of a guest that is stopping
-	stalled  bool  // the capture under way had to wait for a backup that took nothing
+	seen     *exclusion.Seen // nil: nothing is looked at ahead of a save
+	will     *will           // of a guest that is stopping
+	stalled  bool            // the capture under way had to wait for a backup that took nothing
 
 	verifies verifier
 	stats    stats
@@ -146,6 +150,7 @@ func New(cfg Config, d Deps) (*Primary, error) {
 		encoder: epoch.NewEncoder(d.Guest.Pages(), cfg.Encoder),
 		pending: epoch.NewPageSet(d.Guest.Pages()),
 		memory:  slabs{count: cfg.CaptureBytes / slabBytes},
+		seen:    newSeen(cfg, d),
 	}
 	p.generation.Store(uint64(d.State.Generation))
 	p.pending.Fill()
@@ -168,6 +173,10 @@ func (p *Primary) Run(ctx context.Context) (Outcome, error) {
 	p.start(ctx, p.listen)
 	if p.cfg.VerifyEvery > 0 {
 		p.start(ctx, p.verifyRegularly)
+	}
+
+	if p.seen != nil {
+		p.start(ctx, p.sweep)
 	}
 
 	timer := time.NewTimer(0)

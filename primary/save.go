@@ -2,7 +2,8 @@ package primary
 
 // This file saves the guest to a checkpoint file while it runs:
 //
-//	every page, copied while the guest runs ─> those written meanwhile, again
+//	every page, copied while the guest runs, but for those that are known to be
+//	on a disk since they were looked at (sweep.go) ─> those written meanwhile, again
 //	and again until few are left ─> in a pause: the last ones, the device
 //	state, the disks' condition ─> the guest runs on
 //
@@ -30,6 +31,9 @@ import (
 // Saver takes a guest's pages (package checkpoint). A page that comes again
 // replaces what came before.
 type Saver interface {
+	// Known says of pages what they hold, for the next Image alone. It changes
+	// only after Image.
+	Known(known epoch.Known) error
 	// Image takes the pages of a set out of an image, which it reads.
 	Image(ctx context.Context, image hypervisor.Image, set *epoch.PageSet) error
 	// Stale adds to set pages that must be given again although the guest has
@@ -130,6 +134,9 @@ func (p *Primary) save(ctx context.Context, s Saver, at func(Moment) error, w *w
 		_ = p.errand(context.WithoutCancel(ctx), func(context.Context) error { p.saving = nil; return nil })
 	}()
 	set := epoch.NewPageSet(p.Guest.Pages())
+	if m.Rounds, err = p.saveAll(ctx, sv, set); err != nil {
+		return m, err
+	}
 	for left := ^uint64(0); m.Rounds < saveRounds && left > saveFew; m.Rounds++ {
 		if err := p.errand(ctx, p.collectPending); err != nil {
 			return m, err
@@ -144,6 +151,29 @@ func (p *Primary) save(ctx context.Context, s Saver, at func(Moment) error, w *w
 	}
 	err = p.errand(ctx, func(ctx context.Context) error { return p.saveRest(ctx, sv, set, at, w, &m) })
 	return m, err
+}
+
+// saveAll is the first round, of every page. What is known of pages holds as of
+// the collection that it begins with; what is written from there on comes again.
+func (p *Primary) saveAll(ctx context.Context, sv *saving, set *epoch.PageSet) (rounds int, err error) {
+	var known epoch.Known
+	if err := p.errand(ctx, func(ctx context.Context) error {
+		err := p.collectPending(ctx)
+		if err == nil {
+			known = p.freeze()
+		}
+		return err
+	}); err != nil {
+		return 0, err
+	}
+	defer p.thaw()
+	if err := sv.take(set); err != nil {
+		return 0, err
+	}
+	if err := sv.Known(known); err != nil {
+		return 0, err
+	}
+	return 1, sv.Image(ctx, p.Guest, set)
 }
 
 // errand has the loop run f between two events.

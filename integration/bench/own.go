@@ -90,6 +90,9 @@ func (g *own) boot(ctx context.Context, exclude bool, c primary.Config, d primar
 	c.Disks, c.PrintKey = g.disks.spec, g.disks.key
 	d.Guest, d.Gate, d.Disks, d.Log = g.guest, g.gate, g.disks.Set, log
 	d.Clock, d.Slog, d.State, d.Running = clock.Boot{}, g.b.place.Log, log.Begin(), true
+	if g.disks.index != nil {
+		d.Blocks = g.disks.index
+	}
 	if g.primary, err = primary.New(c, d); err != nil {
 		return err
 	}
