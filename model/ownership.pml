@@ -1,0 +1,849 @@
+/*
+ * Who may let a guest's output out: a model of ownership, leases, commit and
+ * gate, checked exhaustively by spin (make model). README.md has the table of
+ * its transitions and of the code that each stands for.
+ *
+ *   host 0, host 1    primary, backup and manager of each host; its gate
+ *   proposal 0..3     what a host has put to the log: its current command, and
+ *                     one whose outcome it does not know (2, 3)
+ *   renewal 0, 1      a lease renewal on its way
+ *   voters            elections and reigns
+ *   time              ticks, and nothing else: whoever is not scheduled while
+ *                     it ticks is frozen, slow, or far away
+ *
+ * A transition is one option, named by the comment "@ NAME" before it. Its body
+ * is one d_step, as a core's Step is one step.
+ *
+ * Time. Every limit is a counter that falls with the ticks, so the state stays
+ * finite. The owner may write while at least one tick of its lease is left; a
+ * takeover waits until the leader's count is zero. In between lie the gate's
+ * guard and the leader's allowance for drift: so all conditions on time are
+ * closed (at most LEASE-1 after, at least LEASE after), and for such conditions
+ * whole ticks show every order of events that real time can show (Henzinger,
+ * Manna, Pnueli: What good are digital clocks?, 1992). Timers that only choose
+ * when to act (silence, acknowledgement, detach, retry, reclaim) may fire at any
+ * time here.
+ *
+ * BREAK names one rule that is left out; make model demands that each of these
+ * is noticed.
+ */
+
+#ifndef LEASE
+#define LEASE 2		/* ticks */
+#endif
+#ifndef GENERATIONS
+#define GENERATIONS 3	/* no command that begins another one is proposed past it */
+#endif
+#ifndef IMAGES
+#define IMAGES 2	/* images that are ever made */
+#endif
+#ifndef EPOCHS
+#define EPOCHS 2	/* checkpoints per image */
+#endif
+#ifndef ELECTIONS
+#define ELECTIONS 1
+#endif
+#ifndef CRASHES
+#define CRASHES 1
+#endif
+#ifndef UNKNOWNS
+#define UNKNOWNS 1	/* answers to proposals that are lost */
+#endif
+#ifndef SWITCHES
+#define SWITCHES 1	/* switchovers and guests that die */
+#endif
+#ifndef FAILURES
+#define FAILURES 1	/* takeovers that cannot be completed, images that lose commits */
+#endif
+
+/* The rules that can be left out. */
+#define RENEW_WHILE_DECIDED	1
+#define NEW_LEADER_HASTY	2
+#define NO_BARRIER		3
+#define STALE_CONFIRMATION	4
+#define ANY_INCARNATION		5
+#define ANY_EPOCH		6
+#define GATE_WITHOUT_LEASE	7
+#define NO_KERNEL_GATE		8
+#define INSYNC_BEFORE_HOLD	9
+#define UNKNOWN_INSYNC_FAILED	10
+#define UNKNOWN_SURRENDER_FAILED 11
+#define SURRENDER_BEFORE_SHUT	12
+#define ALONE_UNRECORDED	13
+#define ACK_WHILE_ASKING	14
+#define OUTPUT_WHILE_ACTIVATING	15
+#define TAKEOVER_HASTY		16
+#define LEASE_FROM_ANSWER	17
+#define KERNEL_GATE_LATE	18
+#define ANY_REVISION		19
+#define RELEASE_UNACKNOWLEDGED	20
+#define ANY_GENERATION		21
+#define TAKEOVER_UNSYNCED	22
+#ifndef BREAK
+#define BREAK 0
+#endif
+
+/* phases of the log */
+#define ACTIVE		0
+#define ACTIVATING	1
+#define SURRENDERED	2
+
+/* commands */
+#define START		1
+#define ADOPT		2
+#define INSYNC		3
+#define OUTOFSYNC	4
+#define TAKEOVER	5
+#define ACTIVATED	6
+#define RETURN		7
+#define SURRENDER	8
+#define RECLAIM		9
+
+/* where a proposal is */
+#define SENT	1	/* on its way to a leader */
+#define LOGGED	2	/* in a leader's log, undecided */
+#define DONE	3	/* applied; the answer is behind the proposer's log */
+#define VOID	4	/* refused, likewise */
+#define YES	5	/* the answer can be taken */
+#define NO	6
+#define GONE	7	/* it will never be decided */
+
+/* where a renewal is */
+#define ASKED		1
+#define GRANTED		2
+
+/* roles */
+#define DOWN	0
+#define IDLE	1	/* about to read the log */
+#define READY	2	/* has read it */
+#define BACK	3
+#define PRIM	4
+
+/* modes of a primary */
+#define STARTING	0
+#define ALONE		1	/* syncing included */
+#define ENTERING	2
+#define PROTECTED	3
+#define DETACHING	4
+#define LEAVING		5
+#define YIELDED		6
+/* modes of a backup */
+#define STANDBY		0
+#define ASKING		1
+#define HASGRANT	2
+#define RETURNING	3
+
+/* the gate */
+#define SHUT	0
+#define HOLD	1
+#define PASS	2
+
+/* The ownership log, as committed. The backup it names is always on the host
+ * that is not the owner; so is the previous owner while activating. */
+byte g_gen = 1;
+bit  g_owner;
+byte g_phase;
+bit  g_ins;
+byte g_inc;
+byte g_ep;
+
+/* What each host has applied of it; v_cur: that is all of it. */
+byte v_gen[2];
+bit  v_owner[2];
+byte v_phase[2];
+bit  v_ins[2];
+byte v_inc[2];
+byte v_ep[2];
+bit  v_cur[2];
+
+/* The reign: lead while one serves. What it remembers goes with it. */
+bit  lead = 1;
+byte rwait;	/* ticks until no lease of an earlier reign is alive */
+byte gend;	/* ticks until no lease of this reign is */
+bit  frozen;	/* a takeover is being decided: no renewals */
+
+/* Proposals. */
+byte pk[4];	/* command, 0: none */
+byte pinc[4];
+byte pep[4];
+bit  pfr[4];	/* made at the revision that the log still has */
+byte ps[4];
+
+/* Renewals. */
+byte rn[2];
+byte rl[2];	/* ticks left, counted from before it was sent */
+byte rgen[2];
+bit  rold[2];	/* may have been confirmed by a reign that is over, and does not know */
+bit  oldvalid[2]; /* BREAK 4 only: what a leader that is over would grant */
+
+/* Hosts. */
+byte role[2];
+byte mode[2];
+byte p_gen[2];
+bit  maybe[2];	/* an InSync of ours may be, or may become, applied */
+bit  fin[2];	/* the last epoch before a surrender was taken */
+bit  gone[2];	/* the guest's hypervisor died */
+bit  gst[2];	/* a guest that the dead daemon left behind */
+byte left[2];	/* the lease by CLOCK_BOOTTIME, in ticks */
+byte kleft[2];	/* the kernel's gate */
+byte gate[2];
+bit  wr[2];	/* the clock was looked at, the frame is not written yet */
+bit  al[2];	/* the clock was read, the kernel's gate is not set yet */
+byte kd[2];	/* the time it read */
+byte nu[2];	/* the end it means, in ticks */
+bit  rel[2];	/* released frames wait */
+byte rep[2];	/* of this epoch, and before */
+
+/* Checkpoints: as the primary sees it. */
+bit  linked[2];
+byte p_inc[2];
+byte sealed[2];
+byte acked[2];
+byte fw[2];	/* the first whole checkpoint of this entering */
+/* on the way: 1 an epoch, 2 an acknowledgement */
+byte msg;
+bit  good;	/* that epoch contains all output that has left */
+/* as the backup sees it */
+bit  sess[2];
+byte incs;	/* images made so far */
+byte i_inc[2];
+byte i_ep[2];	/* 0: not whole */
+
+/* Ghost: this host's guest, or image, contains every output that has left. */
+bit  has[2];
+
+byte crashes = CRASHES, elections = ELECTIONS, unknowns = UNKNOWNS, switches = SWITCHES, failures = FAILURES;
+
+#define OTHER(h)	(1 - (h))
+#define FREE(h)		(wr[h] == 0 && al[h] == 0)	/* nobody holds the gate's lock */
+#define IDLEP(h)	(pk[h] == 0)
+#define MINE(h)		(v_owner[h] == (h) && v_phase[h] != SURRENDERED)
+#define OWNS(h)		(MINE(h) && v_gen[h] == p_gen[h])	/* a new generation is taken on before anything else */
+#define NAMESUS(h)	(v_ins[h] && v_owner[h] != (h) && i_inc[h] != 0 && i_ep[h] > 0 && \
+			 (v_inc[h] == i_inc[h] || BREAK == ANY_INCARNATION) && \
+			 (i_ep[h] >= v_ep[h] || BREAK == ANY_EPOCH))
+#define COMMITS(h)	(mode[h] >= ENTERING && mode[h] != YIELDED)
+
+/* Whether output of h can leave right now. */
+#define CANWRITE(h)	(role[h] == PRIM && kleft[h] > 0 && \
+			 (wr[h] || (FREE(h) && left[h] > 0 && (gate[h] == PASS || gate[h] == HOLD && rel[h]))))
+
+inline view(h)
+{
+	v_gen[h] = g_gen; v_owner[h] = g_owner; v_phase[h] = g_phase;
+	v_ins[h] = g_ins; v_inc[h] = g_inc; v_ep[h] = g_ep; v_cur[h] = 1;
+	answerable(h); answerable(h + 2)
+}
+
+/* The proposer's own log has caught up with the answer. */
+inline answerable(s)
+{
+	if
+	:: ps[s] == DONE -> ps[s] = YES
+	:: ps[s] == VOID -> ps[s] = NO
+	:: else
+	fi
+}
+
+inline clear(s) { pk[s] = 0; pinc[s] = 0; pep[s] = 0; pfr[s] = 0; ps[s] = 0 }
+
+inline move(from, to)
+{
+	pk[to] = pk[from]; pinc[to] = pinc[from]; pep[to] = pep[from]; pfr[to] = pfr[from]; ps[to] = ps[from];
+	clear(from)
+}
+
+/* A command at the revision that the host knows; or, if the one of unknown
+ * outcome is of the same kind, that one again. */
+inline propose(h, k, inc, ep)
+{
+	if
+	:: pk[h + 2] == k ->
+		move(h + 2, h);
+		if :: ps[h] == GONE -> ps[h] = SENT :: else fi
+	:: else ->
+		pk[h] = k; pinc[h] = inc; pep[h] = ep; pfr[h] = v_cur[h]; ps[h] = SENT
+	fi
+}
+
+/* A definite answer has been taken. */
+inline settled(h)
+{
+	clear(h);
+	if :: pk[h + 2] != 0 && !pfr[h + 2] -> clear(h + 2) :: else fi
+}
+
+/* What a host leaves behind when its process, or its part, ends. */
+inline park(h)
+{
+	if
+	:: pk[h] != 0 && (pk[h + 2] == 0 || !pfr[h + 2]) && ps[h] != YES && ps[h] != NO -> move(h, h + 2)
+	:: else -> clear(h)
+	fi
+}
+
+inline setgate(h, m)
+{
+	if
+	:: m == SHUT -> kleft[h] = 0
+	:: m != SHUT && gate[h] == SHUT && left[h] > 0 -> al[h] = 1; nu[h] = left[h]; kd[h] = left[h]
+	:: else
+	fi;
+	gate[h] = m
+}
+
+inline unlink(h)
+{
+	linked[h] = 0;
+	if :: msg == 2 -> msg = 0 :: else fi
+}
+
+inline endsession(h)
+{
+	sess[h] = 0;
+	if :: msg == 1 -> msg = 0 :: else fi
+}
+
+inline forget(h)
+{
+	v_gen[h] = 0; v_owner[h] = 0; v_phase[h] = 0; v_ins[h] = 0; v_inc[h] = 0; v_ep[h] = 0; v_cur[h] = 0
+}
+
+inline noimage(h)
+{
+	i_inc[h] = 0; i_ep[h] = 0; has[h] = 0
+}
+
+/* The primary's and the backup's parts begin and end here. */
+inline asPrimary(h)
+{
+	role[h] = PRIM; mode[h] = STARTING; p_gen[h] = v_gen[h];
+	maybe[h] = 0; fin[h] = 0; gone[h] = 0; gst[h] = 0;
+	gate[h] = HOLD; left[h] = 0; kleft[h] = 0; rel[h] = 0; rep[h] = 0;
+	linked[h] = 0; p_inc[h] = 0; sealed[h] = 0; acked[h] = 0; fw[h] = 0;
+	i_inc[h] = 0; i_ep[h] = 0
+}
+
+inline noPrimary(h)
+{
+	mode[h] = 0; p_gen[h] = 0; maybe[h] = 0; fin[h] = 0; gone[h] = 0;
+	left[h] = 0; kleft[h] = 0; gate[h] = SHUT; wr[h] = 0; al[h] = 0; kd[h] = 0; nu[h] = 0; rel[h] = 0; rep[h] = 0;
+	unlink(h); p_inc[h] = 0; sealed[h] = 0; acked[h] = 0; fw[h] = 0;
+	dropRenewal(h)
+}
+
+inline alone(h)
+{
+	mode[h] = ALONE; fw[h] = 0; fin[h] = 0; rel[h] = 0; rep[h] = 0;
+	setgate(h, PASS)
+}
+
+inline sendRenewal(h) { rn[h] = ASKED; rl[h] = LEASE; rgen[h] = p_gen[h] }
+inline dropRenewal(h) { rn[h] = 0; rl[h] = 0; rgen[h] = 0; rold[h] = 0 }
+
+proctype host(bit me)
+{
+end:	do
+	/* ---- any role ---- */
+
+	/* @ LOG_APPLIED */
+	:: d_step { (role[me] > IDLE && (!v_cur[me] || ps[me] == DONE || ps[me] == VOID || ps[me + 2] == DONE || ps[me + 2] == VOID)) ->
+		view(me);
+		if :: role[me] == READY && pk[me] == 0 -> role[me] = IDLE :: else fi }
+
+	/* @ ANSWER_LOST */
+	:: d_step { (unknowns > 0 && role[me] != DOWN && pk[me] != 0 &&
+		     (pk[me + 2] == 0 || !pfr[me + 2] && ps[me + 2] >= VOID)) ->
+		unknowns--;
+		if
+		:: role[me] == PRIM && pk[me] == INSYNC && BREAK == UNKNOWN_INSYNC_FAILED -> maybe[me] = 0
+		:: role[me] == PRIM && pk[me] == SURRENDER && BREAK == UNKNOWN_SURRENDER_FAILED && mode[me] == LEAVING && !gone[me] && FREE(me) ->
+			mode[me] = PROTECTED; fin[me] = 0; setgate(me, HOLD)
+		:: role[me] == READY -> role[me] = IDLE
+		:: else
+		fi;
+		clear(me + 2);
+		move(me, me + 2) }
+
+	/* ---- the manager: which part to play ---- */
+
+	/* @ RESTART */
+	:: d_step { (role[me] == DOWN) -> role[me] = IDLE }
+
+	/* @ READ_LOG */
+	:: d_step { (role[me] == IDLE && ps[me + 2] != LOGGED) ->
+		clear(me + 2); /* a new session: what was lost never applies */
+		view(me);
+		role[me] = READY }
+
+	/* @ STAND_BY */
+	:: d_step { (role[me] == READY && IDLEP(me) && v_owner[me] != me && v_phase[me] != ACTIVATING) ->
+		role[me] = BACK; mode[me] = STANDBY; gst[me] = 0; noimage(me) }
+
+	/* @ RETURN_STRAY_GRANT */
+	:: d_step { (role[me] == READY && IDLEP(me) && v_owner[me] == me && v_phase[me] == ACTIVATING && g_gen < GENERATIONS) ->
+		propose(me, RETURN, 0, 0) }
+
+	/* @ RECLAIM_AFTER_RESTART */
+	:: d_step { (role[me] == READY && IDLEP(me) && v_owner[me] == me && v_phase[me] == SURRENDERED && g_gen < GENERATIONS) ->
+		propose(me, RECLAIM, 0, 0) }
+
+	/* @ ADOPT_GUEST */
+	:: d_step { (role[me] == READY && IDLEP(me) && v_owner[me] == me && v_phase[me] == ACTIVE && gst[me] && g_gen < GENERATIONS) ->
+		propose(me, ADOPT, 0, 0) }
+
+	/* @ SURRENDER_AFTER_RESTART */
+	:: d_step { (role[me] == READY && IDLEP(me) && v_owner[me] == me && v_phase[me] == ACTIVE && !gst[me] && v_ins[me]) ->
+		propose(me, SURRENDER, v_inc[me], v_ep[me]) }
+
+	/* @ BOOT_GUEST */
+	:: d_step { (role[me] == READY && IDLEP(me) && v_owner[me] == me && v_phase[me] == ACTIVE && !gst[me] && !v_ins[me] && g_gen < GENERATIONS) ->
+		propose(me, START, 0, 0) }
+
+	/* @ MANAGER_ANSWERED */
+	:: d_step { (role[me] == READY && (ps[me] == YES || ps[me] == NO)) ->
+		if
+		:: ps[me] == YES && pk[me] == ADOPT -> asPrimary(me)
+		:: ps[me] == YES && pk[me] == START -> asPrimary(me); has[me] = 1; has[OTHER(me)] = 0; good = 0
+		:: else -> role[me] = IDLE
+		fi;
+		settled(me) }
+
+	/* ---- the primary ---- */
+
+	/* @ YIELD */
+	:: d_step { (role[me] == PRIM && mode[me] != YIELDED && !MINE(me) && FREE(me)) ->
+		mode[me] = YIELDED; setgate(me, SHUT); unlink(me) }
+
+	/* @ SUPERSEDED */
+	:: d_step { (role[me] == PRIM && mode[me] == YIELDED && v_owner[me] != me && v_phase[me] == ACTIVE && FREE(me)) ->
+		noPrimary(me); park(me); has[me] = 0; role[me] = IDLE }
+
+	/* @ RECLAIM_GUEST */
+	:: d_step { (role[me] == PRIM && mode[me] == YIELDED && v_owner[me] == me && v_phase[me] == SURRENDERED && !gone[me] &&
+		     IDLEP(me) && g_gen < GENERATIONS) ->
+		propose(me, RECLAIM, 0, 0) }
+
+	/* @ GUEST_LOST */
+	:: d_step { (role[me] == PRIM && gone[me] && FREE(me) &&
+		     (mode[me] == YIELDED && v_owner[me] == me || OWNS(me) && !v_ins[me] && !maybe[me])) ->
+		noPrimary(me); park(me); has[me] = 0; role[me] = IDLE }
+
+	/* @ NEW_GENERATION */
+	:: d_step { (role[me] == PRIM && MINE(me) && v_gen[me] != p_gen[me] && FREE(me)) ->
+		p_gen[me] = v_gen[me]; maybe[me] = 0; fin[me] = 0; unlink(me);
+		if :: mode[me] != STARTING -> alone(me) :: else fi }
+
+	/* @ BEGIN_ALONE */
+	:: d_step { (role[me] == PRIM && mode[me] == STARTING && OWNS(me) && FREE(me) &&
+		     (v_phase[me] == ACTIVE || BREAK == OUTPUT_WHILE_ACTIVATING) && !v_ins[me]) ->
+		alone(me) }
+
+	/* @ RECORD_ACTIVATED */
+	:: d_step { (role[me] == PRIM && OWNS(me) && v_phase[me] == ACTIVATING && IDLEP(me)) ->
+		propose(me, ACTIVATED, 0, 0) }
+
+	/* @ LINK_UP */
+	:: d_step { (role[me] == PRIM && !linked[me] && OWNS(me) && v_phase[me] == ACTIVE && !gone[me] && FREE(me) &&
+		     (mode[me] == ALONE || mode[me] == ENTERING || mode[me] == PROTECTED) && left[me] > 0 &&
+		     role[OTHER(me)] == BACK && mode[OTHER(me)] == STANDBY && v_owner[OTHER(me)] == me && v_gen[OTHER(me)] == p_gen[me] &&
+		     (i_inc[OTHER(me)] != 0 && i_inc[OTHER(me)] == p_inc[me] || !NAMESUS(OTHER(me)) && incs < IMAGES)) ->
+		msg = 0; good = 0; linked[me] = 1; sess[OTHER(me)] = 1;
+		if
+		:: i_inc[OTHER(me)] != 0 && i_inc[OTHER(me)] == p_inc[me] ->
+			if
+			:: i_ep[OTHER(me)] > acked[me] && COMMITS(me) && fw[me] != 0 && i_ep[OTHER(me)] >= fw[me] -> rel[me] = 1; rep[me] = i_ep[OTHER(me)]
+			:: else
+			fi;
+			if
+			:: i_ep[OTHER(me)] > acked[me] -> acked[me] = i_ep[OTHER(me)]
+			:: else
+			fi;
+			sealed[me] = acked[me];
+		:: else ->
+			incs++;
+			i_inc[OTHER(me)] = incs; i_ep[OTHER(me)] = 0; has[OTHER(me)] = 0;
+			p_inc[me] = incs; sealed[me] = 0; acked[me] = 0; fw[me] = 0;
+			/* the image that the log names is gone */
+			if :: COMMITS(me) -> unlink(me); mode[me] = DETACHING :: else fi
+		fi }
+
+	/* @ LINK_DOWN */
+	:: d_step { (role[me] == PRIM && linked[me]) -> unlink(me) }
+
+	/* @ ENTER */
+	:: d_step { (role[me] == PRIM && mode[me] == ALONE && OWNS(me) && linked[me] && !gone[me] && FREE(me) && sealed[me] < EPOCHS) ->
+		mode[me] = ENTERING; fw[me] = 0;
+		/* frames that were passed on and wait for a lease still leave: the first checkpoint contains them */
+		rel[me] = 1; rep[me] = sealed[me] + 1;
+		if :: BREAK != INSYNC_BEFORE_HOLD -> setgate(me, HOLD) :: else fi }
+
+	/* @ CAPTURE */
+	:: d_step { (role[me] == PRIM && (mode[me] == ENTERING || mode[me] == PROTECTED) && OWNS(me) && linked[me] && !gone[me] && !fin[me] &&
+		     sealed[me] == acked[me] && sealed[me] < EPOCHS && msg == 0 && left[me] > 0) ->
+		sealed[me]++; msg = 1; good = 1;
+		if :: fw[me] == 0 -> fw[me] = sealed[me] :: else fi;
+		if :: BREAK == RELEASE_UNACKNOWLEDGED -> rel[me] = 1; rep[me] = sealed[me] :: else fi }
+
+	/* @ ACKNOWLEDGED */
+	:: d_step { (role[me] == PRIM && linked[me] && msg == 2 && acked[me] < sealed[me]) ->
+		msg = 0; good = 0; acked[me] = sealed[me];
+		if :: COMMITS(me) && fw[me] != 0 && acked[me] >= fw[me] -> rel[me] = 1; rep[me] = acked[me] :: else fi }
+
+	/* @ PROPOSE_INSYNC */
+	:: d_step { (role[me] == PRIM && mode[me] == ENTERING && OWNS(me) && linked[me] && fw[me] != 0 && acked[me] >= fw[me] && !v_ins[me] && IDLEP(me) && !gone[me]) ->
+		maybe[me] = 1;
+		propose(me, INSYNC, p_inc[me], acked[me]) }
+
+	/* @ PROTECT */
+	:: d_step { (role[me] == PRIM && mode[me] == ENTERING && OWNS(me) && v_ins[me] && v_inc[me] == p_inc[me] && linked[me] && FREE(me)) ->
+		mode[me] = PROTECTED;
+		if :: BREAK == INSYNC_BEFORE_HOLD -> setgate(me, HOLD) :: else fi }
+
+	/* @ GIVE_UP_ENTERING */
+	:: d_step { (role[me] == PRIM && mode[me] == ENTERING && OWNS(me) && FREE(me) && !gone[me] &&
+		     (!linked[me] || acked[me] < sealed[me] || v_ins[me] && v_inc[me] != p_inc[me])) ->
+		unlink(me);
+		if
+		:: maybe[me] || v_ins[me] -> mode[me] = DETACHING
+		:: else -> alone(me)
+		fi }
+
+	/* @ DETACH */
+	:: d_step { (role[me] == PRIM && OWNS(me) && FREE(me) && !gone[me] &&
+		     (mode[me] == PROTECTED && (!linked[me] || acked[me] < sealed[me] || v_inc[me] != p_inc[me]) ||
+		      mode[me] == STARTING && v_phase[me] == ACTIVE && v_ins[me])) ->
+		unlink(me); mode[me] = DETACHING; fin[me] = 0;
+		if :: BREAK == ALONE_UNRECORDED -> alone(me) :: else fi }
+
+	/* @ PROPOSE_OUTOFSYNC */
+	:: d_step { (role[me] == PRIM && OWNS(me) && IDLEP(me) && v_gen[me] == p_gen[me] &&
+		     (mode[me] == DETACHING && !gone[me] || gone[me] && maybe[me] && !v_ins[me])) ->
+		propose(me, OUTOFSYNC, 0, 0) }
+
+	/* @ LAST_EPOCH */
+	:: d_step { (switches > 0 && role[me] == PRIM && mode[me] == PROTECTED && OWNS(me) && linked[me] && !gone[me] && !fin[me] &&
+		     sealed[me] == acked[me] && sealed[me] < EPOCHS && msg == 0 && left[me] > 0) ->
+		switches--; fin[me] = 1; sealed[me]++; msg = 1; good = 1 }
+
+	/* @ SHUT_FOR_SURRENDER */
+	:: d_step { (role[me] == PRIM && mode[me] == PROTECTED && OWNS(me) && !gone[me] && fin[me] && linked[me] && acked[me] == sealed[me] && FREE(me)) ->
+		mode[me] = LEAVING;
+		if :: BREAK != SURRENDER_BEFORE_SHUT -> setgate(me, SHUT) :: else fi }
+
+	/* @ GUEST_DIES */
+	:: d_step { (switches > 0 && role[me] == PRIM && !gone[me]) ->
+		switches--; gone[me] = 1 }
+
+	/* @ SHUT_FOR_DEAD_GUEST */
+	:: d_step { (role[me] == PRIM && gone[me] && OWNS(me) && v_ins[me] && mode[me] != LEAVING && mode[me] != YIELDED && FREE(me)) ->
+		mode[me] = LEAVING;
+		if :: BREAK != SURRENDER_BEFORE_SHUT -> setgate(me, SHUT) :: else fi }
+
+	/* @ PROPOSE_SURRENDER */
+	:: d_step { (role[me] == PRIM && mode[me] == LEAVING && OWNS(me) && v_ins[me] && IDLEP(me)) ->
+		propose(me, SURRENDER, v_inc[me], acked[me]) }
+
+	/* @ PRIMARY_ANSWERED_YES */
+	:: d_step { (role[me] == PRIM && ps[me] == YES && FREE(me)) ->
+		if
+		:: pk[me] == OUTOFSYNC ->
+			maybe[me] = 0;
+			if :: mode[me] == DETACHING && OWNS(me) -> alone(me) :: else fi
+		:: pk[me] == RECLAIM -> maybe[me] = 0
+		:: else
+		fi;
+		settled(me) }
+
+	/* @ PRIMARY_ANSWERED_NO */
+	:: d_step { (role[me] == PRIM && ps[me] == NO && FREE(me)) ->
+		if
+		:: pk[me] == INSYNC -> maybe[me] = 0
+		:: pk[me] == SURRENDER && mode[me] == LEAVING && !gone[me] -> mode[me] = PROTECTED; fin[me] = 0; setgate(me, HOLD)
+		:: else
+		fi;
+		settled(me) }
+
+	/* @ RENEW */
+	:: d_step { (role[me] == PRIM && rn[me] == 0 && mode[me] != YIELDED && left[me] < LEASE) -> sendRenewal(me) }
+
+	/* ---- the primary's gate ---- */
+
+	/* @ ALLOW_READ_CLOCK */
+	:: d_step { (role[me] == PRIM && rn[me] == GRANTED && rgen[me] == p_gen[me] && FREE(me)) ->
+		if
+		:: BREAK == LEASE_FROM_ANSWER -> nu[me] = LEASE
+		:: else -> nu[me] = rl[me]
+		fi;
+		kd[me] = nu[me];
+		if
+		:: gate[me] != SHUT -> al[me] = 1
+		:: else -> left[me] = nu[me]; nu[me] = 0; kd[me] = 0
+		fi;
+		dropRenewal(me) }
+
+	/* @ ALLOW_SET_KERNEL */
+	:: d_step { (role[me] == PRIM && al[me] == 1) ->
+		if
+		:: nu[me] == 0 || kd[me] > nu[me] && BREAK != KERNEL_GATE_LATE -> kleft[me] = 0
+		:: else -> kleft[me] = kd[me]
+		fi;
+		if :: nu[me] > left[me] -> left[me] = nu[me] :: else fi;
+		al[me] = 0; nu[me] = 0; kd[me] = 0 }
+
+	/* @ LOOK */
+	:: d_step { (role[me] == PRIM && FREE(me) && (left[me] > 0 || BREAK == GATE_WITHOUT_LEASE) &&
+		     (gate[me] == PASS || gate[me] == HOLD && rel[me])) -> wr[me] = 1 }
+
+	/* @ WRITE */
+	:: d_step { (wr[me] == 1) ->
+		if
+		:: kleft[me] > 0 || BREAK == GATE_WITHOUT_LEASE || BREAK == NO_KERNEL_GATE ->
+			/* guarantee 1: the log names this host, in this generation, and no other gate is open */
+			assert(g_owner == me && g_phase == ACTIVE && p_gen[me] == g_gen);
+			assert(!CANWRITE(OTHER(me)));
+			/* guarantee 7: the lease holds, and either the log says unprotected or the epoch was acknowledged */
+			assert(left[me] > 0);
+			assert(gate[me] == HOLD || !g_ins);
+			/* guarantee 6: who speaks knows all that was said */
+			assert(has[me]);
+			if
+			:: gate[me] == PASS -> has[OTHER(me)] = 0; good = 0
+			:: gate[me] == HOLD && !(i_inc[OTHER(me)] != 0 && i_inc[OTHER(me)] == p_inc[me] && i_ep[OTHER(me)] >= rep[me]) -> has[OTHER(me)] = 0
+			:: else
+			fi
+		:: else
+		fi;
+		wr[me] = 0;
+		if :: gate[me] == HOLD -> rel[me] = 0; rep[me] = 0 :: else fi }
+
+	/* ---- the backup ---- */
+
+	/* @ COMMIT */
+	:: d_step { (role[me] == BACK && sess[me] && msg == 1 &&
+		     (mode[me] == STANDBY || BREAK == ACK_WHILE_ASKING) && (v_owner[me] != me)) ->
+		if
+		:: mode[me] == STANDBY -> i_ep[me] = sealed[OTHER(me)]; has[me] = good
+		:: else
+		fi;
+		good = 0;
+		if :: linked[OTHER(me)] -> msg = 2 :: else -> msg = 0 fi }
+
+	/* @ SESSION_LOST */
+	:: d_step { (role[me] == BACK && sess[me]) -> endsession(me) }
+
+	/* @ ASK */
+	:: d_step { (role[me] == BACK && mode[me] == STANDBY && (NAMESUS(me) || BREAK == TAKEOVER_UNSYNCED && i_ep[me] > 0 && v_owner[me] != me) &&
+		     (v_phase[me] == SURRENDERED || !sess[me] || BREAK == ACK_WHILE_ASKING) && g_gen < GENERATIONS) ->
+		mode[me] = ASKING;
+		if :: BREAK != ACK_WHILE_ASKING -> endsession(me) :: else fi }
+
+	/* @ PROPOSE_TAKEOVER */
+	:: d_step { (role[me] == BACK && mode[me] == ASKING && IDLEP(me) && g_gen < GENERATIONS) ->
+		propose(me, TAKEOVER, i_inc[me], i_ep[me]) }
+
+	/* @ TAKEOVER_GRANTED */
+	:: d_step { (role[me] == BACK && mode[me] == ASKING && ps[me] == YES) ->
+		mode[me] = HASGRANT; settled(me) }
+
+	/* @ TAKEOVER_REFUSED */
+	:: d_step { (role[me] == BACK && mode[me] == ASKING && ps[me] == NO) ->
+		mode[me] = STANDBY; settled(me) }
+
+	/* @ RUN */
+	:: d_step { (role[me] == BACK && mode[me] == HASGRANT) ->
+		/* guarantee 6: no stale image is ever run */
+		assert(has[me]);
+		endsession(me);
+		asPrimary(me) }
+
+	/* @ LOAD_FAILED */
+	:: d_step { (role[me] == BACK && mode[me] == HASGRANT && failures > 0 && g_gen < GENERATIONS) ->
+		failures--; mode[me] = RETURNING }
+
+	/* @ RETURN_GRANT */
+	:: d_step { (role[me] == BACK && mode[me] == RETURNING && IDLEP(me) && g_gen < GENERATIONS) ->
+		propose(me, RETURN, 0, 0) }
+
+	/* @ RETURN_ANSWERED */
+	:: d_step { (role[me] == BACK && mode[me] == RETURNING && (ps[me] == YES || ps[me] == NO)) ->
+		mode[me] = STANDBY; noimage(me); settled(me) }
+
+	/* @ OWNER_UNASKED */
+	:: d_step { (role[me] == BACK && mode[me] == STANDBY && v_owner[me] == me && IDLEP(me)) ->
+		endsession(me); noimage(me); role[me] = IDLE }
+
+	/* @ COMMITS_LOST */
+	:: d_step { (failures > 0 && role[me] == BACK && mode[me] == STANDBY && g_ins && g_owner != me && i_inc[me] == g_inc &&
+		     g_ep > 1 && i_ep[me] >= g_ep && msg == 0) ->
+		failures--; i_ep[me] = g_ep - 1; has[me] = 0; endsession(me) }
+
+	/* ---- faults ---- */
+
+	/* @ HOST_CRASH */
+	:: d_step { (crashes > 0 && role[me] != DOWN) ->
+		crashes--; noPrimary(me); park(me); endsession(me); noimage(me);
+		gst[me] = 0; forget(me); role[me] = DOWN }
+
+	/* @ DAEMON_CRASH */
+	:: d_step { (crashes > 0 && role[me] == PRIM && !gone[me]) ->
+		crashes--; noPrimary(me); park(me);
+		gst[me] = 1; forget(me); role[me] = DOWN }
+	od
+}
+
+/* ownership.Apply, on the committed state. */
+#define MAYAPPLY(s)	((pfr[s] || BREAK == ANY_REVISION) && ( \
+	(pk[s] == START && g_owner == (s & 1) && !g_ins && g_phase == ACTIVE) || \
+	(pk[s] == ADOPT && g_owner == (s & 1) && g_phase == ACTIVE) || \
+	(pk[s] == INSYNC && g_owner == (s & 1) && g_phase == ACTIVE) || \
+	(pk[s] == OUTOFSYNC && g_owner == (s & 1) && g_phase == ACTIVE) || \
+	(pk[s] == TAKEOVER && g_owner != (s & 1) && g_phase != ACTIVATING && (g_ins || BREAK == TAKEOVER_UNSYNCED) && \
+	 (pinc[s] == g_inc || BREAK == ANY_INCARNATION || BREAK == TAKEOVER_UNSYNCED) && (pep[s] >= g_ep || BREAK == ANY_EPOCH)) || \
+	(pk[s] == ACTIVATED && g_owner == (s & 1) && g_phase == ACTIVATING) || \
+	(pk[s] == RETURN && g_owner == (s & 1) && g_phase == ACTIVATING) || \
+	(pk[s] == SURRENDER && g_owner == (s & 1) && g_phase == ACTIVE && g_ins && pinc[s] == g_inc && pep[s] >= g_ep) || \
+	(pk[s] == RECLAIM && g_owner == (s & 1) && g_phase == SURRENDERED)))
+
+inline outofsync() { g_ins = 0; g_inc = 0; g_ep = 0 }
+
+/* Whatever becomes of it, it never applies: all the same where it is. */
+inline overtaken(t)
+{
+	if :: t != s && (ps[t] == SENT || ps[t] == LOGGED) && BREAK != ANY_REVISION -> ps[t] = GONE :: else fi
+}
+
+inline apply(s)
+{
+	if
+	:: MAYAPPLY(s) ->
+		if
+		:: pk[s] == START || pk[s] == ADOPT -> g_gen++; outofsync()
+		:: pk[s] == INSYNC -> g_ins = 1; g_inc = pinc[s]; g_ep = pep[s]
+		:: pk[s] == OUTOFSYNC -> outofsync()
+		:: pk[s] == TAKEOVER -> g_gen++; g_owner = (s & 1); g_phase = ACTIVATING; outofsync()
+		:: pk[s] == ACTIVATED -> g_phase = ACTIVE
+		:: pk[s] == RETURN -> g_gen++; g_owner = 1 - (s & 1); g_phase = ACTIVE
+		:: pk[s] == SURRENDER -> g_phase = SURRENDERED; g_ep = pep[s]
+		:: pk[s] == RECLAIM -> g_gen++; g_phase = ACTIVE; outofsync()
+		fi;
+		pfr[0] = 0; pfr[1] = 0; pfr[2] = 0; pfr[3] = 0;
+		overtaken(2); overtaken(3);
+		v_cur[0] = 0; v_cur[1] = 0;
+		ps[s] = DONE
+	:: else -> refuse(s)
+	fi
+}
+
+inline refuse(s)
+{
+	if
+	:: v_cur[s & 1] -> ps[s] = NO
+	:: else -> ps[s] = VOID
+	fi
+}
+
+proctype proposal(byte s)
+{
+end:	do
+	/* @ REFUSE */
+	:: d_step { (lead && ps[s] == SENT && !MAYAPPLY(s)) -> refuse(s) }
+
+	/* @ LOG_COMMAND */
+	:: d_step { (lead && ps[s] == SENT && MAYAPPLY(s) && pk[s] != TAKEOVER) -> ps[s] = LOGGED }
+
+	/* @ LOG_TAKEOVER */
+	:: d_step { (lead && ps[s] == SENT && MAYAPPLY(s) && pk[s] == TAKEOVER &&
+		     (g_phase == SURRENDERED || rwait == 0 && gend == 0 || BREAK == TAKEOVER_HASTY)) ->
+		ps[s] = LOGGED; frozen = 1 }
+
+	/* @ APPLY */
+	:: d_step { (lead && ps[s] == LOGGED) ->
+		if :: pk[s] == TAKEOVER -> frozen = 0 :: else fi;
+		apply(s) }
+
+	/* @ APPLY_INHERITED */
+	:: d_step { (!lead && ps[s] == LOGGED) -> apply(s) }
+
+	/* @ LOSE_ENTRY */
+	:: d_step { (!lead && ps[s] == LOGGED) -> ps[s] = GONE }
+
+	/* @ LOSE_REQUEST */
+	:: d_step { (ps[s] == SENT && (s >= 2 || unknowns > 0)) -> ps[s] = GONE }
+	od
+}
+
+/* The generation and owner that a renewal names are those of the log. */
+#define MAYRENEW(h)	((rgen[h] == g_gen && g_owner == h || BREAK == ANY_GENERATION) && g_phase != SURRENDERED)
+
+proctype renewal(bit h)
+{
+end:	do
+	/* @ GRANT */
+	:: d_step { (lead && rn[h] == ASKED && MAYRENEW(h) && (!frozen || BREAK == RENEW_WHILE_DECIDED)) ->
+		rn[h] = GRANTED; rold[h] = 0;
+		if :: rl[h] > gend -> gend = rl[h] :: else fi }
+
+	/* @ DENY */
+	:: d_step { (lead && rn[h] == ASKED && (!MAYRENEW(h) || frozen)) -> dropRenewal(h) }
+
+	/* @ GRANT_BY_OLD */
+	:: d_step { (rn[h] == ASKED && rold[h]) -> rn[h] = GRANTED; rold[h] = 0 }
+
+	/* Without a round to the voters: an answer that was in a socket. */
+	:: d_step { (BREAK == STALE_CONFIRMATION && rn[h] == ASKED && oldvalid[h]) -> rn[h] = GRANTED }
+	od
+}
+
+/* A reign is over: what it has confirmed by now, and only that, it may still
+ * grant, from what it had applied. */
+inline outlive(h)
+{
+	rold[h] = (rn[h] == ASKED && MAYRENEW(h) && !frozen);
+	oldvalid[h] = (BREAK == STALE_CONFIRMATION && g_owner == h)
+}
+
+proctype voters()
+{
+end:	do
+	/* @ ELECT */
+	:: d_step { (lead && elections > 0) ->
+		elections--; lead = 0; outlive(0); outlive(1); frozen = 0; rwait = 0; gend = 0 }
+
+	/* @ REIGN */
+	:: d_step { (!lead && (BREAK == NO_BARRIER || ps[0] != LOGGED && ps[1] != LOGGED && ps[2] != LOGGED && ps[3] != LOGGED)) ->
+		lead = 1; gend = 0;
+		if :: BREAK == NEW_LEADER_HASTY -> rwait = 0 :: else -> rwait = LEASE fi }
+	od
+}
+
+inline fall(x) { if :: x > 0 -> x-- :: else fi }
+
+inline age(h)
+{
+	fall(left[h]); fall(kleft[h]); fall(nu[h]);
+	if :: rl[h] > 1 -> rl[h]-- :: rl[h] == 1 -> dropRenewal(h) :: else fi
+}
+
+proctype time()
+{
+end:	do
+	/* @ TICK */
+	:: d_step { (left[0] + kleft[0] + nu[0] + rl[0] + left[1] + kleft[1] + nu[1] + rl[1] + rwait + gend > 0) ->
+		age(0); age(1); fall(rwait); fall(gend) }
+	od
+}
+
+/* Host 0 runs the guest alone, host 1 has no image yet. */
+init
+{
+	atomic {
+		view(0); view(1);
+		asPrimary(0); has[0] = 1;
+		role[1] = BACK;
+		run host(0); run host(1);
+		run proposal(0); run proposal(1); run proposal(2); run proposal(3);
+		run renewal(0); run renewal(1);
+		run voters(); run time()
+	}
+}
