@@ -36,9 +36,9 @@ type QEMUOptions struct {
 	Kernel, Initrd string
 	// Image is the file system image that guests' disks begin as, ext4.
 	Image string
-	// MountDisks, if not nil, puts a file system of its own where the guests'
-	// disks will be. What it returns takes it away again.
-	MountDisks func(dir string) (unmount func() error, err error)
+	// Mount, if not nil, puts file systems of its own below a world's directories,
+	// which are made but for those of the daemons. What it returns takes them away.
+	Mount func(w *World) (unmount func() error, err error)
 }
 
 // ClientHost is the host of the lab from which clients connect.
@@ -86,12 +86,12 @@ func NewQEMU(o QEMUOptions) (_ *QEMU, err error) {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 		return cmd.Cmd, cmd.Start
 	}
-	if o.MountDisks != nil {
+	if o.Mount != nil {
 		if err := os.MkdirAll(q.Disks, 0o755); err != nil {
 			return nil, fmt.Errorf("a directory for disks: %w", err)
 		}
-		if q.unmount, err = o.MountDisks(q.Disks); err != nil {
-			return nil, fmt.Errorf("a file system for disks: %w", err)
+		if q.unmount, err = o.Mount(q.World); err != nil {
+			return nil, fmt.Errorf("file systems for the hosts: %w", err)
 		}
 	}
 	for _, g := range o.Guests {

@@ -25,7 +25,7 @@ func TestEveryPointIsPlanned(t *testing.T) {
 		t.Errorf("no situation leads to %v", m)
 	}
 	seen := map[string]bool{}
-	for _, c := range cells(regexp.MustCompile("")) {
+	for _, c := range cells(regexp.MustCompile(""), config.Replicated, true) {
 		if seen[c.String()] {
 			t.Errorf("cell %q is there twice", c)
 		}
@@ -71,10 +71,11 @@ func TestSomeCells(t *testing.T) {
 	for _, name := range []string{
 		"protected: captured / kill owner",
 		"protected: ack-sent / kill backup",
+		"any time / torn writes, owner",
 		"switchover: surrender-proposed / kill owner's QEMU",
 		"owner lost: granted / stall",
 	} {
-		found := cells(regexp.MustCompile("^" + regexp.QuoteMeta(name) + "$"))
+		found := cells(regexp.MustCompile("^"+regexp.QuoteMeta(name)+"$"), config.Replicated, true)
 		if len(found) != 1 {
 			t.Fatalf("%d cells are called %q", len(found), name)
 		}

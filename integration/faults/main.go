@@ -4,6 +4,7 @@
 //	plan.go     the table of situations, points and faults
 //	control.go  stopping daemons at points
 //	stage.go    a world with one guest, and what can be done to its hosts
+//	mounts.go   file systems that fail when they are told to
 //	trial.go    one fault at one point
 //	report.go   the matrix and the times
 //
@@ -36,6 +37,7 @@ type options struct {
 	mixed   int
 	seed    uint64
 	list    bool
+	every   bool
 	json    bool
 	out     string
 	mode    config.DiskMode
@@ -71,6 +73,7 @@ func parse(args []string) (o options, err error) {
 	f.IntVar(&o.repeat, "repeat", 3, "how often each cell is played")
 	f.IntVar(&o.mixed, "mixed", 0, "instead of all cells in order, so many of them at random")
 	f.Uint64Var(&o.seed, "seed", 1, "of all dice")
+	f.BoolVar(&o.every, "every", false, "every fault at every point, also those of which another of the kind strikes there")
 	f.BoolVar(&o.list, "list", false, "list the cells and do nothing")
 	output := f.String("output", "text", "text or json, on standard output")
 	f.StringVar(&o.out, "report", "", "also write the report as JSON into this `file`")
@@ -93,7 +96,7 @@ func parse(args []string) (o options, err error) {
 }
 
 func run(ctx context.Context, o options, out io.Writer) (failed int, err error) {
-	all := cells(o.pattern)
+	all := cells(o.pattern, o.mode, o.every)
 	if len(all) == 0 {
 		return 0, errors.New("no cell fits: see -list")
 	}

@@ -8,8 +8,12 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"syscall"
+	"time"
 
+	"understudy/config"
 	"understudy/crashpoint"
+	"understudy/demo/world"
 )
 
 // role is a host by the part it plays when a trial begins.
@@ -67,6 +71,13 @@ type fault struct {
 	mend func(s *stage) error
 	// ownerGone, backupGone: the guest's copy there is lost with it.
 	ownerGone, backupGone bool
+	// anyTime: it has nothing to do with points.
+	anyTime bool
+	// copies: it needs a disk of which each host has a copy.
+	copies bool
+	// fine: it is one of a kind of which another strikes everywhere; this one
+	// strikes at the points of a protected guest and at any time.
+	fine bool
 	// lasts: it is mended only after this many leases; else once the guest goes
 	// on, or does not by itself.
 	lasts float64
@@ -81,17 +92,46 @@ var faults = []fault{
 	{name: "kill backup's QEMU", backupGone: true, strike: on(standby, (*stage).killQEMU)},
 	{name: "kill backup", backupGone: true, strike: on(standby, (*stage).killHost)},
 	{name: "kill witness", strike: on(voter, (*stage).killHost)},
-	{name: "kill both", ownerGone: true, backupGone: true, strike: func(_ context.Context, s *stage) error { return s.killBoth() }},
+	{name: "kill both", fine: true, ownerGone: true, backupGone: true, strike: func(_ context.Context, s *stage) error { return s.killBoth() }},
 	{name: "freeze owner", lasts: 1.5, strike: on(owner, (*stage).freeze), mend: (*stage).thawAll},
 	{name: "freeze backup", lasts: 1.5, strike: on(standby, (*stage).freeze), mend: (*stage).thawAll},
-	{name: "freeze witness", lasts: 1.5, strike: on(voter, (*stage).freeze), mend: (*stage).thawAll},
+	{name: "freeze witness", fine: true, lasts: 1.5, strike: on(voter, (*stage).freeze), mend: (*stage).thawAll},
 	{name: "cut owner", lasts: 1.5, strike: on(owner, (*stage).cutBoth), mend: (*stage).restoreAll},
-	{name: "cut owner, out", lasts: 1.5, strike: on(owner, (*stage).cutOut), mend: (*stage).restoreAll},
-	{name: "cut owner, in", lasts: 1.5, strike: on(owner, (*stage).cutIn), mend: (*stage).restoreAll},
+	{name: "cut owner, out", fine: true, lasts: 1.5, strike: on(owner, (*stage).cutOut), mend: (*stage).restoreAll},
+	{name: "cut owner, in", fine: true, lasts: 1.5, strike: on(owner, (*stage).cutIn), mend: (*stage).restoreAll},
 	{name: "cut backup", lasts: 1.5, strike: on(standby, (*stage).cutBoth), mend: (*stage).restoreAll},
-	{name: "cut backup, out", lasts: 1.5, strike: on(standby, (*stage).cutOut), mend: (*stage).restoreAll},
-	{name: "cut backup, in", lasts: 1.5, strike: on(standby, (*stage).cutIn), mend: (*stage).restoreAll},
-	{name: "cut witness", lasts: 1.5, strike: on(voter, (*stage).cutBoth), mend: (*stage).restoreAll},
+	{name: "cut backup, out", fine: true, lasts: 1.5, strike: on(standby, (*stage).cutOut), mend: (*stage).restoreAll},
+	{name: "cut backup, in", fine: true, lasts: 1.5, strike: on(standby, (*stage).cutIn), mend: (*stage).restoreAll},
+	{name: "cut witness", fine: true, lasts: 1.5, strike: on(voter, (*stage).cutBoth), mend: (*stage).restoreAll},
+
+	{name: "no room for owner's log", anyTime: true, lasts: 2, strike: on(owner, (*stage).fillState), mend: (*stage).emptyAll},
+	{name: "no room for backup's log", anyTime: true, lasts: 2, strike: on(standby, (*stage).fillState), mend: (*stage).emptyAll},
+	{name: "no room for witness's log", anyTime: true, lasts: 2, strike: on(voter, (*stage).fillState), mend: (*stage).emptyAll},
+
+	{name: "EIO on owner's writes", anyTime: true, lasts: 2, strike: on(owner, sicken(ail{write: syscall.EIO})), mend: (*stage).healAll},
+	{name: "ENOSPC on owner's writes", anyTime: true, lasts: 2, strike: on(owner, sicken(ail{write: syscall.ENOSPC})), mend: (*stage).healAll},
+	{name: "torn writes, owner", anyTime: true, lasts: 2, strike: on(owner, sicken(ail{write: syscall.EIO, torn: true})), mend: (*stage).healAll},
+	{name: "short writes, owner", anyTime: true, lasts: 2, strike: on(owner, sicken(ail{short: true})), mend: (*stage).healAll},
+	{name: "EIO on owner's sync", anyTime: true, lasts: 2, strike: on(owner, sicken(ail{sync: syscall.EIO})), mend: (*stage).healAll},
+	{name: "slow disk, owner", anyTime: true, lasts: 3, strike: on(owner, sicken(ail{slow: 200 * time.Millisecond})), mend: (*stage).healAll},
+	{name: "EIO on backup's writes", anyTime: true, copies: true, lasts: 2, strike: on(standby, sicken(ail{write: syscall.EIO})), mend: (*stage).healAll},
+	{name: "ENOSPC on backup's writes", anyTime: true, copies: true, lasts: 2, strike: on(standby, sicken(ail{write: syscall.ENOSPC})), mend: (*stage).healAll},
+	{name: "torn writes, backup", anyTime: true, copies: true, lasts: 2, strike: on(standby, sicken(ail{write: syscall.EIO, torn: true})), mend: (*stage).healAll},
+	{name: "short writes, backup", anyTime: true, copies: true, lasts: 2, strike: on(standby, sicken(ail{short: true})), mend: (*stage).healAll},
+	{name: "EIO on backup's sync", anyTime: true, copies: true, lasts: 2, strike: on(standby, sicken(ail{sync: syscall.EIO})), mend: (*stage).healAll},
+	{name: "slow disk, backup", anyTime: true, copies: true, lasts: 3, strike: on(standby, sicken(ail{slow: 200 * time.Millisecond})), mend: (*stage).healAll},
+	{name: "owner's disk fails, then owner is killed", anyTime: true, ownerGone: true, lasts: 2, strike: failThenKill, mend: (*stage).healAll},
+}
+
+// failThenKill: what the owner could not write is with the backup.
+func failThenKill(ctx context.Context, s *stage) error {
+	if err := sicken(ail{write: syscall.EIO, torn: true})(s, s.owner); err != nil {
+		return err
+	}
+	if err := world.Sleep(ctx, s.Lease()); err != nil {
+		return err
+	}
+	return s.Kill(s.owner)
 }
 
 func on(r role, f func(s *stage, host string) error) func(context.Context, *stage) error {
@@ -119,8 +159,9 @@ func (c cell) mayBoot() bool {
 	return c.situation.stops || (c.situation.ownerGone || c.fault.ownerGone) && (c.situation.backupGone || c.fault.backupGone)
 }
 
-// cells lists the squares whose names fit the pattern.
-func cells(pattern *regexp.Regexp) (all []cell) {
+// cells lists the squares whose names fit the pattern, for a mode of the disk:
+// those of the matrix, or every one that can be made.
+func cells(pattern *regexp.Regexp, mode config.DiskMode, every bool) (all []cell) {
 	for i := range situations {
 		s := &situations[i]
 		points := s.points
@@ -130,6 +171,12 @@ func cells(pattern *regexp.Regexp) (all []cell) {
 		for _, p := range points {
 			for j := range faults {
 				c := cell{s, p, &faults[j]}
+				if c.fault.fine && len(s.points) > 0 && s.name != "protected" && !every {
+					continue
+				}
+				if c.fault.anyTime && p != "" || c.fault.copies && mode != config.Replicated {
+					continue
+				}
 				if pattern.MatchString(c.String()) {
 					all = append(all, c)
 				}

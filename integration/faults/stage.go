@@ -52,6 +52,8 @@ type stage struct {
 	owner, backup string
 
 	frozen, cut map[string]bool
+	patients    *patients
+	full        []string // files that fill a file system
 
 	checker *history.Checker
 	read    map[string]int // lines of each history that were checked
@@ -61,12 +63,16 @@ type stage struct {
 
 // newStage brings up the three hosts; the guest boots.
 func newStage(ctx context.Context, o setup) (_ *stage, err error) {
-	s := &stage{checker: history.NewChecker(), read: map[string]int{}, heard: time.Now(), frozen: map[string]bool{}, cut: map[string]bool{}}
+	s := &stage{checker: history.NewChecker(), read: map[string]int{}, heard: time.Now(), frozen: map[string]bool{}, cut: map[string]bool{},
+		patients: &patients{ails: map[string]ail{}, hit: map[string]int{}}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close())
 		}
 	}()
+	if err := sweepMounts(o.prefix); err != nil {
+		return nil, fmt.Errorf("remove what a former run left: %w", err)
+	}
 	if s.dir, err = os.MkdirTemp("/dev/shm", o.prefix+"-control-"); err != nil {
 		return nil, err
 	}
@@ -80,7 +86,7 @@ func newStage(ctx context.Context, o setup) (_ *stage, err error) {
 			},
 			Guests: []world.Guest{{Name: web, Home: world.HostA, Memory: o.memory, Machine: "q35", Disk: o.mode,
 				Unfenced: o.mode == config.Shared}}},
-		Kernel: o.kernel, Initrd: o.initrd, Image: o.image,
+		Kernel: o.kernel, Initrd: o.initrd, Image: o.image, Mount: s.patients.mount,
 	})
 	if err != nil {
 		return nil, err
@@ -318,6 +324,39 @@ func (s *stage) restoreAll() error {
 		delete(s.cut, h)
 	}
 	return errors.Join(errs...)
+}
+
+// fillState leaves no room for a host's log of ownership.
+func (s *stage) fillState(host string) error {
+	h, _ := s.Config.Host(host)
+	path, err := fill(h.State)
+	s.full = append(s.full, path)
+	return err
+}
+
+func (s *stage) emptyAll() error {
+	var errs []error
+	for _, path := range s.full {
+		errs = append(errs, os.Remove(path))
+	}
+	s.full = nil
+	return errors.Join(errs...)
+}
+
+// sicken has a host's disk suffer.
+func sicken(a ail) func(s *stage, host string) error {
+	return func(s *stage, host string) error {
+		s.patients.give(filepath.Base(s.DiskPath(web, host)), a)
+		return nil
+	}
+}
+
+// healAll wants to have been of use.
+func (s *stage) healAll() error {
+	if s.patients.heal() == 0 {
+		return errors.New("no call suffered from what the disk was given")
+	}
+	return nil
 }
 
 // startDead starts whose daemons are not there.

@@ -25,8 +25,9 @@ type trial struct {
 	Outcome string `json:"outcome"`
 	Why     string `json:"why,omitempty"`
 
-	// From the fault: until the first line after the longest silence at the
-	// client, and the parts that the taker's log tells.
+	// Outage is the longest silence at the client. FirstLine is from the fault
+	// until its end, 0 if nobody would have noticed it. The rest, from the fault
+	// too, is what the taker's log tells.
 	FirstLine time.Duration `json:"first_line_ns"`
 	Outage    time.Duration `json:"outage_ns"`
 	Asked     time.Duration `json:"asked_ns,omitempty"`
@@ -183,15 +184,14 @@ func (s *stage) goesOn(ctx context.Context, c cell, struck time.Time) bool {
 
 // mend undoes what the fault, and the way to it, did.
 func (s *stage) mend(ctx context.Context, c cell) error {
-	errs := []error{s.thawAll(), s.restoreAll()}
+	errs := []error{s.thawAll(), s.restoreAll()} // also of what led to the point
 	for _, h := range world.Hosts() {
 		s.control.release(h)
 	}
-	errs = append(errs, s.startDead(ctx))
 	if c.fault.mend != nil {
 		errs = append(errs, c.fault.mend(s))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, s.startDead(ctx))...)
 }
 
 // comesBack waits until the guest is heard of again, and, where it may have been
@@ -248,12 +248,15 @@ func (s *stage) startStopped(ctx context.Context) error {
 	}
 }
 
+// noticed is how long a silence has to be to count as one.
+const noticed = 200 * time.Millisecond
+
 // measure takes the times from the client and the taker's log.
 func (t *trial) measure(s *stage, struck time.Time, taker string, booted bool) {
 	if !booted {
 		outage, first := s.client.Outage(struck)
 		t.Outage = outage
-		if first.Number != 0 {
+		if first.Number != 0 && outage >= noticed {
 			t.FirstLine = first.At.Sub(struck)
 		}
 	}
