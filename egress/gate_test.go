@@ -318,6 +318,23 @@ func TestTheKernelsGateEndsBeforeTheLease(t *testing.T) {
 		if limit.end != 0 {
 			t.Errorf("a limit set too late stands until %v, now is %v", limit.end, c.Now())
 		}
+		// It is stopped there for a part of the lease only: the limit would outlast
+		// it by that part, and a process stopped again, between its look at the
+		// clock and its write, would find it open.
+		stops := 2
+		limit.before = func() {
+			if stops--; stops >= 0 {
+				c.now.Add(int64(400 * time.Millisecond))
+			}
+		}
+		lease = c.Now().Add(time.Second)
+		if err := r.Allow(lease); err != nil {
+			t.Fatal(err)
+		}
+		if limit.end == 0 || limit.end.Add(5*time.Millisecond) > lease {
+			t.Errorf("the kernel's gate ends at %v, the lease at %v", limit.end, lease)
+		}
+		c.now.Add(int64(time.Second))
 		limit.before = nil
 		// A kernel that refuses leaves the former end.
 		limit.fail = errors.New("no")

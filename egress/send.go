@@ -99,24 +99,32 @@ func (g *Gate) Allow(until clock.Instant) error {
 }
 
 // refresh sets the kernel's gate to shut before until; its caller holds out.
-// The clock is read before and again after: a process that was stopped in
-// between has set a limit that lasts too long, and takes it back before it
-// lets go of the lock without which nothing is written (RULES 8).
+// The kernel counts from when it was told, not from when the clock was read. A
+// process that was stopped in between has set a limit that lasts too long: it
+// sets another one, or takes it back, before it lets go of the lock without
+// which nothing is written (RULES 8). Each turn takes half a guard or more, so
+// the lease bounds the turns.
 func (g *Gate) refresh(until clock.Instant) error {
 	if g.limit == nil || g.shut.Load() {
 		return nil
 	}
 	// The kernel's gate shuts between the last write and the lease's end.
 	end := until.Add(-g.guard / 2)
-	if err := g.limit.Open(end.Sub(g.clock.Now())); err != nil {
-		return fmt.Errorf("renewing the egress lease: %w", err)
-	}
-	if !g.clock.Now().Before(end) {
-		if err := g.limit.Shut(); err != nil {
-			return fmt.Errorf("taking back an egress lease that ended meanwhile: %w", err)
+	for {
+		now := g.clock.Now()
+		if !now.Before(end) {
+			if err := g.limit.Shut(); err != nil {
+				return fmt.Errorf("taking back an egress lease that has ended: %w", err)
+			}
+			return nil
+		}
+		if err := g.limit.Open(end.Sub(now)); err != nil {
+			return fmt.Errorf("renewing the egress lease: %w", err)
+		}
+		if g.clock.Now().Sub(now) < g.guard/2 {
+			return nil
 		}
 	}
-	return nil
 }
 
 // receive moves frames from the network to the guest until the gate is closed.
