@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"understudy/epoch"
 )
@@ -41,14 +42,17 @@ type Device struct {
 	resubmit []byte // for the next front end that attaches
 	inFlight []byte // of the front end on the other host, as of the last commit
 	overlay  overlay
-	pending  uint64 // entries in the held log that are not durable
-	cursor   uint64 // index: entries of this disk before it are durable
-	flushed  uint64 // Seq of the last write that is durable
-	barred   bool   // nothing was accepted since the last barrier
-	direct   int    // requests on their way straight to the store
-	unsynced bool   // the store has direct writes that are not durable
-	busy     bool   // the flusher is at the store
-	acquired bool   // this host is the writer of the store …
+	pending  uint64    // entries in the held log that are not durable
+	cursor   uint64    // index: entries of this disk before it are durable
+	flushed  uint64    // Seq of the last write that is durable
+	barred   bool      // nothing was accepted since the last barrier
+	direct   int       // changes on their way straight to the store
+	landing  int       // reads on their way straight into guest memory
+	slow     time.Time // of the last direct transfer that took long
+	learner  learner
+	unsynced bool // the store has direct writes that are not durable
+	busy     bool // the flusher is at the store
+	acquired bool // this host is the writer of the store …
 	since    epoch.Generation
 	waiting  bool   // … or waits to be
 	giveUp   func() // ends that wait
@@ -65,6 +69,7 @@ func newDevice(s *Set, id epoch.DiskID, c DiskConfig) *Device {
 		},
 	}
 	d.split, _ = c.Store.(splitter)
+	d.learner.wake = make(chan struct{}, 1)
 	if !d.shared && !c.ReadOnly {
 		d.sync = newSyncState(d.info.Sectors)
 	}
@@ -117,9 +122,6 @@ func (d *Device) check(r *Request) error {
 		return fmt.Errorf("disk %d: %w", d.id, ErrReadOnly)
 	}
 	want := uint64(r.Sectors) * epoch.SectorSize
-	if r.Op == OpRead && uint64(len(r.Buffer)) != want {
-		return fmt.Errorf("disk %d: a buffer of %d bytes for %d: %w", d.id, len(r.Buffer), want, ErrRange)
-	}
 	if r.Op == OpRead || r.Op == OpWrite {
 		var have uint64
 		for i := range r.Segments {
@@ -128,6 +130,14 @@ func (d *Device) check(r *Request) error {
 		if have != want {
 			return fmt.Errorf("disk %d: segments of %d bytes for %d: %w", d.id, have, want, ErrRange)
 		}
+	}
+	return nil
+}
+
+// checkBuffer refuses a buffer that does not fit its read.
+func (d *Device) checkBuffer(r *Request) error {
+	if want := int(r.Sectors) * epoch.SectorSize; len(r.Buffer) != want {
+		return fmt.Errorf("disk %d: a buffer of %d bytes for %d: %w", d.id, len(r.Buffer), want, ErrRange)
 	}
 	return nil
 }
@@ -251,6 +261,9 @@ func (d *Device) Do(ctx context.Context, r *Request) error {
 		return err
 	}
 	if r.Op == OpRead {
+		if err := d.checkBuffer(r); err != nil {
+			return err
+		}
 		return d.read(ctx, r)
 	}
 	if r.Op == OpFlush && d.info.ReadOnly {
@@ -463,19 +476,27 @@ func (d *Device) Landed(r *Request) {
 		g := &r.Segments[i]
 		s.dirty.mark(g.Page, g.At, len(g.Data))
 	}
+	if r.Buffer == nil {
+		d.note(r)
+		return
+	}
 	walk := pageWalk{segments: r.Segments}
 	for at := 0; at+epoch.PageSize <= len(r.Buffer); at += epoch.PageSize {
-		page := walk.next()
-		if page == epoch.NoPage {
-			continue
+		if page := walk.next(); page != epoch.NoPage {
+			d.known(r.Ticket, r.Sector+uint64(at/epoch.SectorSize), page, r.Buffer[at:at+epoch.PageSize])
 		}
-		sector := r.Sector + uint64(at/epoch.SectorSize)
-		s.mu.Lock()
-		held := d.pending > 0 && d.overlay.any(sector, epoch.PageSectors)
-		s.mu.Unlock()
-		if !held {
-			s.index.ReadLanded(r.Ticket, d.id, sector, page, r.Buffer[at:at+epoch.PageSize])
-		}
+	}
+}
+
+// known gives the index what a read has brought from the store, unless it came
+// from the held log.
+func (d *Device) known(ticket uint64, sector uint64, page epoch.GFN, content []byte) {
+	s := d.set
+	s.mu.Lock()
+	held := d.pending > 0 && d.overlay.any(sector, epoch.PageSectors)
+	s.mu.Unlock()
+	if !held {
+		s.index.ReadLanded(ticket, d.id, sector, page, content)
 	}
 }
 

@@ -9,6 +9,7 @@ package disk
 import (
 	"context"
 	"errors"
+	"time"
 
 	"understudy/epoch"
 )
@@ -46,12 +47,14 @@ type Request struct {
 
 	// Buffer receives what an OpRead has read: Sectors × 512 bytes, made by the
 	// front end, private to it. The front end copies it into Segments once the
-	// guest may see it, and then calls Backend.Landed.
+	// guest may see it, and then calls Backend.Landed. nil: the read goes into
+	// Segments themselves, see Splitter.Direct.
 	Buffer []byte
 
 	// Ticket is the backend's own: when the request was begun.
 	Ticket uint64
-	bounce *buffer // the backend's own: what a Transfer writes
+	bounce *buffer   // the backend's own: what a Transfer writes
+	began  time.Time // the backend's own: of a direct one
 }
 
 // Info is what the guest is told of a disk.
@@ -104,6 +107,8 @@ type Transfer struct {
 	Sync   bool
 	Data   []byte // stays where it is
 	Offset int64  // bytes
+	// Direct: the bytes are those of the request's Segments, and Data is nil.
+	Direct bool
 }
 
 // Splitter is a Backend whose Do can be split in two around the wait for the
@@ -112,8 +117,17 @@ type Transfer struct {
 //
 //	Begin ── ok ──> the front end makes the transfer ──> End, with what came of it
 //	   └── not ok ──> Do
+//
+// A transfer may be a direct one, between the file and guest memory itself, which
+// saves two copies. The front end sees to it that none is under way where guest
+// memory must not be touched: it does not say that it has stopped before they are
+// over, and calls Landed for a read as soon as it is, whatever came of it.
 type Splitter interface {
 	Backend
+	// Direct reports whether Begin would make a direct transfer of a read or
+	// write now: a read needs no Buffer then. Begin may still find that it must
+	// not, and says so by ok being false; with a Buffer it does not.
+	Direct(r *Request) bool
 	// Begin begins a request, without waiting, that was not accepted. After an
 	// ok End follows, exactly once, and Do does not.
 	Begin(r *Request) (t Transfer, ok bool)

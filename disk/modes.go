@@ -283,7 +283,7 @@ func (s *Set) Settled() bool {
 
 func (s *Set) settledLocked() bool {
 	for _, d := range s.disks {
-		if d.direct > 0 || d.unsynced {
+		if d.direct > 0 || d.unsynced || d.landing > 0 {
 			return false
 		}
 	}

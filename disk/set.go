@@ -211,6 +211,7 @@ func NewSet(c SetConfig) (*Set, error) {
 	s.stop = stop
 	for _, d := range s.disks {
 		s.running.Go(func() { d.flush(ctx) })
+		s.running.Go(func() { d.learn(ctx) })
 	}
 	s.running.Go(func() { s.look() })
 	return s, nil

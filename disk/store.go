@@ -37,8 +37,10 @@ type Store interface {
 // request than that. EndWrite follows every StartWrite that was ok, and EndSync
 // every StartSync, with what came of it; it returns what Sync would.
 type splitter interface {
-	StartRead(p []byte, sector uint64) (fd int, offset int64, ok bool)
-	StartWrite(p []byte, sector uint64) (fd int, offset int64, ok bool)
+	// Aligned reports whether p may be memory of such a caller, or a piece of it.
+	Aligned(p []byte) bool
+	StartRead(sector uint64, sectors uint32) (fd int, offset int64, ok bool)
+	StartWrite(sector uint64, sectors uint32) (fd int, offset int64, ok bool)
 	EndWrite()
 	StartSync() (fd int, ok bool)
 	EndSync(err error) error

@@ -251,19 +251,24 @@ func (r *ranges) unlock(s span) {
 // system call, for a caller that makes it itself (io_uring(7)), if there is
 // nothing else to do. A write is under way until EndWrite, which must follow.
 
-// StartRead returns the descriptor and the offset in bytes to read p from.
-func (f *File) StartRead(p []byte, sector uint64) (fd int, offset int64, ok bool) {
-	offset = int64(sector * epoch.SectorSize)
-	if f.via != nil || f.check(len(p), sector) != nil || len(p) == 0 || !f.align.fits(p, offset) {
+// Aligned reports whether p may be such a caller's memory, or a piece of it.
+func (f *File) Aligned(p []byte) bool { return f.align.fits(p, 0) }
+
+// StartRead returns the descriptor and the offset in bytes to read sectors from.
+func (f *File) StartRead(sector uint64, sectors uint32) (fd int, offset int64, ok bool) {
+	offset, length := int64(sector*epoch.SectorSize), int64(sectors)*epoch.SectorSize
+	if f.via != nil || sectors == 0 || f.checkSectors(sector, uint64(sectors)) != nil || !f.align.whole(offset, length) {
 		return -1, 0, false
 	}
 	return f.fd, offset, true
 }
 
-// StartWrite returns the descriptor and the offset in bytes to write p to.
-func (f *File) StartWrite(p []byte, sector uint64) (fd int, offset int64, ok bool) {
-	offset = int64(sector * epoch.SectorSize)
-	if f.via != nil || f.check(len(p), sector) != nil || len(p) == 0 || !f.align.fits(p, offset) || f.align.io > epoch.SectorSize {
+// StartWrite returns the descriptor and the offset in bytes to write sectors to.
+func (f *File) StartWrite(sector uint64, sectors uint32) (fd int, offset int64, ok bool) {
+	if f.align.io > epoch.SectorSize {
+		return -1, 0, false
+	}
+	if fd, offset, ok = f.StartRead(sector, sectors); !ok {
 		return -1, 0, false
 	}
 	if !f.gate.TryRLock() {

@@ -128,7 +128,7 @@ func (b *batch) open() (err error) {
 	for i := range b.free {
 		b.free[i] = uint32(i)
 	}
-	b.w.wake = wake
+	b.w.wake, b.w.split = wake, b.split
 	return nil
 }
 
@@ -136,7 +136,7 @@ func (b *batch) close() {
 	r := b.w.r
 	r.mu.Lock()
 	wake := b.w.wake
-	b.w.wake = -1
+	b.w.wake, b.w.split = -1, nil
 	r.mu.Unlock()
 	b.ring.close()
 	_ = unix.Close(wake)
@@ -235,11 +235,19 @@ func (b *batch) take() (starved int, more bool) {
 func (b *batch) carry(q *work) {
 	if b.w.r.run == b.w && len(b.begun) < len(b.free) {
 		var ok bool
-		if q.transfer, ok = b.split.Begin(&q.Request); ok {
+		if q.transfer, ok = b.split.Begin(&q.Request); !ok && q.Op == disk.OpRead && q.Buffer == nil {
+			b.w.r.buffered(q)
+			q.transfer, ok = b.split.Begin(&q.Request)
+		}
+		if ok {
+			if q.transfer.Direct {
+				b.w.r.lend(q)
+			}
 			b.begun = append(b.begun, q)
 			return
 		}
 	}
+	b.w.r.buffered(q)
 	b.aside(q)
 }
 
@@ -267,7 +275,7 @@ func (b *batch) aside(q *work) {
 
 // prepare hands a request that was begun to the kernel.
 func (b *batch) prepare(q *work) {
-	if len(q.transfer.Data) == 0 && !q.transfer.Sync {
+	if t := &q.transfer; len(t.Data) == 0 && !t.Sync && !t.Direct {
 		b.end(q, nil)
 		return
 	}
@@ -284,6 +292,8 @@ func (b *batch) again(place uint32) {
 	t := &b.places[place].t
 	var err error
 	switch {
+	case t.Direct:
+		err = b.ring.vector(t.Write, t.File, b.places[place].q.pieces, t.Offset, uint64(place))
 	case t.Sync:
 		err = b.ring.sync(t.File, uint64(place))
 	case t.Write:
@@ -352,6 +362,16 @@ func (b *batch) completed(place uint32, result int32) {
 		b.finish(place, nil)
 	case result == 0:
 		b.finish(place, io.ErrUnexpectedEOF)
+	case t.Direct:
+		q := b.places[place].q
+		if q.advance(int(result)); q.left == 0 {
+			b.finish(place, nil)
+			return
+		}
+		if t.Offset >= 0 {
+			t.Offset += int64(result)
+		}
+		b.again(place)
 	case int(result) < len(t.Data):
 		t.Data, t.Offset = t.Data[result:], t.Offset+int64(result)
 		b.again(place)
@@ -387,4 +407,8 @@ func (b *batch) broken(err error) {
 		r.fail(err)
 	}
 	r.stranded = append(r.stranded, b)
+	// Guest memory that they have is not ours to say anything of: we have never
+	// stopped, and nobody waits for them.
+	r.forlorn = r.lent
+	r.drained.Broadcast()
 }

@@ -23,6 +23,7 @@ type splitDisk struct {
 
 	mu        sync.Mutex
 	stuck     bool
+	direct    bool
 	from, to  *os.File // the pipe
 	began     chan struct{}
 	over      chan struct{}
@@ -46,22 +47,30 @@ func newSplitDisk(t *testing.T, sectors uint64) *splitDisk {
 	return d
 }
 
+func (d *splitDisk) Direct(r *disk.Request) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.direct && (r.Op == disk.OpRead || r.Op == disk.OpWrite)
+}
+
 func (d *splitDisk) Begin(r *disk.Request) (t disk.Transfer, ok bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	t = disk.Transfer{File: int(d.file.Fd()), Offset: int64(r.Sector * epoch.SectorSize)}
 	switch r.Op {
 	case disk.OpRead:
-		t.Data = r.Buffer
+		t.Data, t.Direct = r.Buffer, r.Buffer == nil
 		if d.stuck {
 			t.File, t.Offset = int(d.from.Fd()), -1
 			d.began <- struct{}{}
 		}
 	case disk.OpWrite:
-		for _, s := range r.Segments {
-			t.Data = append(t.Data, s.Data...)
+		if t.Write, t.Direct = true, d.direct; !t.Direct {
+			for _, s := range r.Segments {
+				t.Data = append(t.Data, s.Data...)
+			}
+			d.bounces[r] = t.Data
 		}
-		t.Write, d.bounces[r] = true, t.Data
 	case disk.OpFlush:
 		t.Sync = true
 	default:
@@ -94,9 +103,16 @@ func serveSplit(t *testing.T, d *splitDisk) *Server {
 }
 
 // Requests that the backend splits bring the right bytes, many at a time, with
-// those that it does not split among them.
+// those that it does not split among them; copied, and directly.
 func TestBatchCarriesRequests(t *testing.T) {
+	for name, direct := range map[string]bool{"copied": false, "direct": true} {
+		t.Run(name, func(t *testing.T) { testBatchCarriesRequests(t, direct) })
+	}
+}
+
+func testBatchCarriesRequests(t *testing.T, direct bool) {
 	d := newSplitDisk(t, 4096)
+	d.direct = direct
 	c := newClient(t, serveSplit(t, d), 1, 128, func(c *client) { c.eventIdx = true })
 	q := c.queues[0]
 	const many, length = 24, 8192
@@ -142,7 +158,14 @@ func TestBatchCarriesRequests(t *testing.T) {
 
 // A disk that has become shorter is an error of the request, and of no other.
 func TestBatchTellsOfErrors(t *testing.T) {
+	for name, direct := range map[string]bool{"copied": false, "direct": true} {
+		t.Run(name, func(t *testing.T) { testBatchTellsOfErrors(t, direct) })
+	}
+}
+
+func testBatchTellsOfErrors(t *testing.T, direct bool) {
 	d := newSplitDisk(t, 4096)
+	d.direct = direct
 	q := newClient(t, serveSplit(t, d), 1, 16).queues[0]
 	must(t, d.file.Truncate(4096+512))
 	if done := q.do(0, typeIn, 0, 4096); done.status != statusOK {

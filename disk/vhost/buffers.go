@@ -56,6 +56,18 @@ func (b *budget) take(n int) []byte {
 	return make([]byte, n, size)
 }
 
+// force returns a buffer of n bytes, whatever the limit.
+func (b *budget) force(n int) []byte {
+	if p := b.take(n); p != nil {
+		return p
+	}
+	size := 1 << class(n)
+	b.mu.Lock()
+	b.used += size
+	b.mu.Unlock()
+	return make([]byte, n, size)
+}
+
 // give returns a buffer.
 func (b *budget) give(p []byte) {
 	size := cap(p)

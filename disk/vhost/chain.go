@@ -212,15 +212,18 @@ func (r *ring) read(q *work) (starved int, err error) {
 			return 0, nil
 		}
 		q.Sector, q.Sectors = sector, uint32(n/epoch.SectorSize)
-		if kind == typeIn {
-			if q.Buffer = s.budget.take(int(n)); q.Buffer == nil {
-				return int(n), nil
-			}
-			q.written += uint32(n)
-		}
 		for _, p := range data {
 			q.Segments = append(q.Segments, disk.Segment{Data: p.data, Page: p.page(), At: p.at()})
 			q.gpas = append(q.gpas, p.gpa)
+		}
+		if kind == typeIn {
+			if !r.direct(q) {
+				if q.Buffer = s.budget.take(int(n)); q.Buffer == nil {
+					q.unmap()
+					return int(n), nil
+				}
+			}
+			q.written += uint32(n)
 		}
 		q.flushes = kind == typeOut && s.writeThrough.Load()
 	case typeFlush:

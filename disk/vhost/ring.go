@@ -78,6 +78,10 @@ type ring struct {
 	inFlight int
 	pending  []*work  // of those, what the next start or step takes on first
 	stranded []*batch // whose requests the kernel has for ever
+	touches  bool     // counted in Server.running
+	lent     int      // direct transfers under way …
+	forlorn  int      // … of which as many will never end
+	drained  sync.Cond
 	free     []*work
 	counter  uint64
 	dirty    *dirtyLog
@@ -89,6 +93,7 @@ type ring struct {
 
 func newRing(s *Server, index int) *ring {
 	r := &ring{s: s, index: index, kickFD: -1, callFD: -1, errFD: -1, baseSet: true, flight: make([]*work, s.cfg.QueueSize)}
+	r.drained.L = &r.mu
 	binary.LittleEndian.PutUint64(r.callData[:], interruptEvent)
 	return r
 }
@@ -149,7 +154,10 @@ func (r *ring) start(ctx context.Context, mem *memory, region *inflightRegion, f
 	w.lead <- struct{}{}
 	w.wake = -1
 	r.run = w
-	r.s.running.Add(1)
+	if !r.touches {
+		r.touches = true
+		r.s.running.Add(1)
+	}
 	r.workers.Go(w.begin)
 	return nil
 }
@@ -190,7 +198,8 @@ func (r *ring) begin() {
 	}
 }
 
-// halt stops the ring: from its return on guest memory is left alone.
+// halt stops the ring: from its return on guest memory is left alone but by
+// direct transfers that are under way (drain).
 func (r *ring) halt() {
 	w := r.run
 	if w == nil {
@@ -202,7 +211,7 @@ func (r *ring) halt() {
 	}
 	w.rouse()
 	r.run = nil
-	r.s.running.Add(-1)
+	r.rest()
 	r.s.budget.wake()
 	r.s.orphans.add(0)
 }
@@ -239,6 +248,7 @@ func (s *Server) orphanHalted() {
 	for _, r := range s.rings {
 		r.mu.Lock()
 		if r.run == nil {
+			r.drain()
 			r.orphan()
 		}
 		r.mu.Unlock()
@@ -269,6 +279,7 @@ func setFD(at *int, fd int) {
 // reset forgets what a hypervisor has set.
 func (r *ring) reset() {
 	r.halt()
+	r.drain()
 	r.orphan()
 	for _, at := range []*int{&r.kickFD, &r.callFD, &r.errFD} {
 		setFD(at, -1)
@@ -346,9 +357,10 @@ func (r *ring) recycle(q *work) {
 		r.s.budget.give(q.Buffer)
 	}
 	q.file.release()
-	segments, gpas := q.Segments, q.gpas
+	segments, gpas, pieces := q.Segments, q.gpas, q.pieces[:cap(q.pieces)]
 	clear(segments) // nothing may point to where guest memory was once mapped
-	*q = work{gpas: gpas[:0]}
+	clear(pieces)
+	*q = work{gpas: gpas[:0], pieces: pieces[:0]}
 	q.Segments = segments[:0]
 	r.free = append(r.free, q)
 }

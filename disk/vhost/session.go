@@ -308,6 +308,7 @@ func (c *session) setInflight(at inflightAt, fds descriptors) error {
 	if c.shared.same(at, fds[0]) {
 		return nil
 	}
+	c.s.drainHalted()
 	if !c.s.Stopped() {
 		return errors.New("rings run")
 	}
@@ -376,6 +377,7 @@ func (c *session) setRing(kind request, m message, fds descriptors) error {
 			return fmt.Errorf("ring %d without a kick: polling is not offered", m.index)
 		}
 		r.halt()
+		r.drain()
 		setFD(&r.kickFD, fd)
 		r.enabled = r.enabled || c.features&featureProtocol == 0
 		return c.update(r)
@@ -401,10 +403,12 @@ func (c *session) update(r *ring) error {
 	switch {
 	case !should:
 		r.halt()
+		r.drain()
 		return nil
 	case r.run != nil:
 		return nil
 	}
+	r.drain() // it may have failed
 	if err := r.resolve(c.mem); err != nil {
 		return err
 	}
@@ -432,6 +436,7 @@ func (c *session) getVringBase(index int) ([]byte, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.halt()
+	r.drain()
 	setFD(&r.kickFD, -1)
 	if !r.known {
 		c.s.log.Warn("the hypervisor stops a ring that it has never set up here: it has missed that its connection was lost", "ring", index)
@@ -448,6 +453,11 @@ func (c *session) getVringBase(index int) ([]byte, error) {
 
 // end halts every ring and lets go of the guest.
 func (c *session) end() {
+	for _, r := range c.s.rings { // all, before the first is waited for
+		r.mu.Lock()
+		r.halt()
+		r.mu.Unlock()
+	}
 	for _, r := range c.s.rings {
 		r.mu.Lock()
 		r.reset()

@@ -174,6 +174,20 @@ func (u *uring) transfer(op uint8, fd int, p []byte, offset int64, user uint64) 
 	})
 }
 
+// vector prepares a read or write of pieces, which stay where they are until its
+// completion. There is one at least.
+func (u *uring) vector(write bool, fd int, pieces []unix.Iovec, offset int64, user uint64) error {
+	op := uint8(uringOpReadv)
+	if write {
+		op = uringOpWritev
+	}
+	e := uringEntry{op: op, fd: int32(fd), offset: uint64(offset), addr: uint64(uintptr(unsafe.Pointer(&pieces[0]))), length: uint32(len(pieces)), user: user}
+	if len(pieces) == 1 {
+		e.op, e.addr, e.length = op+uringOpRead-uringOpReadv, uint64(uintptr(unsafe.Pointer(pieces[0].Base))), uint32(pieces[0].Len)
+	}
+	return u.prepare(e)
+}
+
 // sync prepares an fdatasync(2).
 func (u *uring) sync(fd int, user uint64) error {
 	return u.prepare(uringEntry{op: uringOpFsync, fd: int32(fd), opFlags: uringFsyncDatasync, user: user})

@@ -47,6 +47,15 @@ type work struct {
 	gpas     []uint64      // of the segments
 	file     *mapping      // kept mapped
 	transfer disk.Transfer // begun, for batch
+	lent     bool          // the transfer is with guest memory itself
+	pieces   []unix.Iovec  // of that memory, what is left
+	left     int           // bytes
+}
+
+// unmap forgets the request's guest memory.
+func (q *work) unmap() {
+	clear(q.Segments)
+	q.Segments, q.gpas = q.Segments[:0], q.gpas[:0]
 }
 
 // answer decides the request's outcome.
@@ -56,11 +65,13 @@ func (q *work) answer(status byte) { q.state, q.status = isDone, status }
 type run struct {
 	r    *ring
 	ctx  context.Context
-	kick *os.File // of workers; nil: there are none
+	kick *os.File      // of workers; nil: there are none
 	lead chan struct{} // holds one token: the lead
 	over atomic.Bool   // halted; for those who wait without the ring's lock
 	buf  [8]byte
 	wake int // eventfd: there is something for batch to look at; -1: nobody waits for it
+	// split is set while batch serves the ring. Under the ring's lock, as wake.
+	split disk.Splitter
 
 	workers, idle int // under the ring's lock; idle ones wait for the lead
 }
@@ -185,6 +196,7 @@ func (w *run) step(first bool) (q *work, next outcome, starved int) {
 		}
 		r.notify()
 		q.state = isDoing
+		r.buffered(q)
 		if w.idle == 0 && w.workers < r.s.cfg.Workers {
 			w.workers++
 			w.idle++
@@ -223,8 +235,8 @@ func (q *work) step() {
 		return
 	}
 	q.flushes, q.Op, q.state = false, disk.OpFlush, isRead
-	clear(q.Segments)
-	q.Sector, q.Sectors, q.Segments, q.gpas = 0, 0, q.Segments[:0], q.gpas[:0]
+	q.Sector, q.Sectors = 0, 0
+	q.unmap()
 }
 
 // finish takes note of what Do said and reports whether the worker is through
@@ -248,6 +260,9 @@ func (w *run) settle(q *work, err error) (done bool) {
 	var next outcome
 	defer func() { done = done || next == ended }()
 	defer func() { r.caught(recover(), &next) }()
+	if q.lent {
+		r.land(q)
+	}
 	if q.orphan {
 		r.recycle(q)
 		r.s.orphans.add(-1)
@@ -269,6 +284,7 @@ func (w *run) settle(q *work, err error) (done bool) {
 	}
 	if !r.offer(q) {
 		q.state = isDoing
+		r.buffered(q)
 		return false
 	}
 	return true
@@ -287,6 +303,8 @@ func (r *ring) complete(q *work) {
 		} else {
 			q.written = 1
 		}
+	} else if q.status != statusOK && q.Op == disk.OpRead {
+		q.written = 1
 	}
 	q.statusAt.data[0] = q.status
 	r.touch(q.statusAt, 1)

@@ -161,7 +161,7 @@ func TestADiskIsBroughtBack(t *testing.T) {
 	write(3, 'x', 1)
 	write(0, 'y', 24)
 	z := bytes.Repeat([]byte("z"), epoch.PageSize)
-	if fd, at, ok := c.StartWrite(z, 48); ok {
+	if fd, at, ok := c.StartWrite(48, epoch.PageSectors); ok {
 		_, err := unix.Pwrite(fd, z, at)
 		c.EndWrite()
 		if err != nil {

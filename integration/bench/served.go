@@ -132,11 +132,11 @@ func (c changing) WriteAt(p []byte, sector uint64) error {
 
 // StartWrite is WriteAt up to the system call; without it the caller's own would
 // go past us.
-func (c changing) StartWrite(p []byte, sector uint64) (fd int, offset int64, ok bool) {
-	if c.image.keep(c.File, sector, uint64(len(p))/epoch.SectorSize) != nil {
+func (c changing) StartWrite(sector uint64, sectors uint32) (fd int, offset int64, ok bool) {
+	if c.image.keep(c.File, sector, uint64(sectors)) != nil {
 		return -1, 0, false // WriteAt tells of it
 	}
-	return c.File.StartWrite(p, sector)
+	return c.File.StartWrite(sector, sectors)
 }
 
 func (c changing) Zero(sector uint64, sectors uint32, discard bool) error {
