@@ -18,7 +18,7 @@ import (
 
 // Commit turns what a Writer has into a file under its name:
 //
-//	what counts of each record → copied without the rest, if that is much
+//	the rest of the records → what counts of each → copied without the rest, if that is much
 //	→ leaves, states, directory, summary, head → table, trailer → fsync
 //	→ rename → fsync of the directory
 
@@ -51,6 +51,11 @@ func (w *Writer) commit(progress Progress) error {
 	if err := w.weigh(); err != nil {
 		return err
 	}
+	began := time.Now()
+	if err := w.out.drain(w.end); err != nil {
+		return err
+	}
+	w.synced = time.Since(began)
 	if progress == nil {
 		progress = func(uint64, uint64) {}
 	}
@@ -65,8 +70,8 @@ func (w *Writer) commit(progress Progress) error {
 	if err := w.close(progress); err != nil {
 		return err
 	}
-	began := time.Now()
-	defer func() { w.synced = time.Since(began) }()
+	began = time.Now()
+	defer func() { w.synced += time.Since(began) }()
 	if err := w.temp.Sync(); err != nil {
 		return err
 	}

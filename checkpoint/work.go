@@ -9,7 +9,6 @@ import (
 	"sync"
 
 	"github.com/klauspost/compress/s2"
-	"golang.org/x/sys/unix"
 
 	"understudy/epoch"
 )
@@ -19,7 +18,8 @@ import (
 // on each page while it is there, and collects those that must be stored:
 //
 //	cursor → hole? → known by its fingerprint? → ReadPages → zero? → as stored? → as in the parent? → on a disk?
-//	→ stored already? → open record, full → s2 → written at the file's end
+//	→ stored already? → open record, full → s2 → its place at the file's end
+//	(output.go)
 //
 // There is no queue between them and no order to keep: the index says where a
 // page is.
@@ -142,16 +142,6 @@ func (w *Writer) reserve(size, pages int) (number int, offset uint64, err error)
 	w.end += uint64(size)
 	return number, offset, nil
 }
-
-// hint lets the disk begin with what is complete, so that the fsync of Commit
-// finds little to do. No error of it matters.
-func (w *Writer) hint(offset uint64, size int) {
-	if now := (offset + uint64(size)) / syncBytes; now > 1 && now != offset/syncBytes {
-		_ = unix.SyncFileRange(int(w.temp.Fd()), int64((now-2)*syncBytes), syncBytes, unix.SYNC_FILE_RANGE_WRITE)
-	}
-}
-
-const syncBytes = 8 << 20
 
 // worker is one goroutine's buffers, and what it has open.
 type worker struct {
@@ -328,10 +318,9 @@ func (k *worker) flush() error {
 		return err
 	}
 	signRecord(b, w.salt, offset)
-	if _, err := w.temp.WriteAt(b, int64(offset)); err != nil {
+	if err := w.out.put(b, offset); err != nil {
 		return err
 	}
-	w.hint(offset, len(b))
 	reason := Raw
 	if packed {
 		reason = Packed

@@ -67,6 +67,7 @@ type Writer struct {
 	opts Options
 	salt salt
 	temp *os.File
+	out  *output // of records to temp
 
 	entries []entry // of a record: its slot, and its number instead of its offset
 	prints  []epoch.Fingerprint
@@ -158,6 +159,9 @@ func create(path string, head Head, opts Options) (*Writer, error) {
 		return nil, err
 	}
 	w.temp, w.end = temp, prefaceSize
+	if w.out, err = newOutput(temp, appendPreface(nil, w.salt), opts.Workers); err != nil {
+		return nil, errors.Join(err, discard(temp))
+	}
 	return w, nil
 }
 
@@ -443,7 +447,7 @@ func (w *Writer) Abort() error {
 	if w.temp == nil {
 		return nil
 	}
-	err := discard(w.temp)
+	err := errors.Join(w.out.end(), discard(w.temp))
 	w.temp = nil
 	if w.err == nil {
 		w.err = errDone
@@ -454,7 +458,7 @@ func (w *Writer) Abort() error {
 	return nil
 }
 
-// Synced returns how long Commit waited for the disk alone (fsync), at the end.
+// Synced returns how long Commit waited for the disk alone (records on their way, fsync), at the end.
 func (w *Writer) Synced() time.Duration { return w.synced }
 
 // ready says why pages cannot be taken.
