@@ -18,6 +18,7 @@ import (
 
 	"understudy/clock"
 	"understudy/config"
+	"understudy/disk/vhost"
 	"understudy/failover"
 	"understudy/host"
 	"understudy/ownership"
@@ -38,6 +39,8 @@ type Options struct {
 	// hypervisor/qemu.
 	Helper []string
 	Slog   *slog.Logger
+	// Linger makes the guests' disks faster; nil: not. See vhost.Linger.
+	Linger *vhost.Linger
 	// Histories is where a daemon built for tests writes the histories of its
 	// gates; others write none.
 	Histories string

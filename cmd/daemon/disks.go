@@ -35,6 +35,7 @@ type served struct {
 	specs   []protocol.DiskSpec
 	key     epoch.PrintKey
 	copies  bool // each host has its own
+	linger  *vhost.Linger
 }
 
 // Settled is disk.Set's, and says no while a hypervisor has yet to find our
@@ -130,7 +131,7 @@ const bootPages = 1 << 16
 // newDisks opens and serves the disks; it returns nil if the guest has none to
 // be served, and no boot files.
 func newDisks(o Options, self config.Host, g config.Guest, driver *qemu.Driver, c qemu.Config) (_ *served, err error) {
-	s := &served{key: newPrintKey()}
+	s := &served{key: newPrintKey(), linger: o.Linger}
 	dirs := o.Config.DirsOf(self)
 	cfg := disk.SetConfig{
 		Pages:     uint64(g.Memory)/epoch.PageSize + sideBlocks/epoch.PageSize,
@@ -219,7 +220,7 @@ func (s *served) serve(g config.Guest, driver *qemu.Driver, c qemu.Config, i int
 		return err
 	}
 	device := s.Disk(epoch.DiskID(i))
-	front, err := vhost.Listen(vhost.Config{Path: path, Backend: device, Queues: c.Served[i].Queues, QueueSize: c.Served[i].QueueSize, Log: cfg.Log})
+	front, err := vhost.Listen(vhost.Config{Path: path, Backend: device, Queues: c.Served[i].Queues, QueueSize: c.Served[i].QueueSize, Linger: s.linger, Log: cfg.Log})
 	if err != nil {
 		return err
 	}

@@ -15,12 +15,14 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"understudy/cmd/daemon"
 	"understudy/config"
+	"understudy/disk/vhost"
 	"understudy/hypervisor/qemu/dirty"
 	"understudy/status"
 )
@@ -92,6 +94,9 @@ func command(understood *bool) *cobra.Command {
 			if err := t.begin(&o); err != nil {
 				return err
 			}
+			// One processor more than there are: see vhost.Linger.
+			runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 1)
+			o.Linger = new(vhost.Linger)
 			return daemon.Run(cmd.Context(), o)
 		},
 	}

@@ -1,8 +1,7 @@
 package store
 
-// This file decides who may write. The lock is on the disk itself, through an
-// open file description of its own, and is held exactly while this host may
-// write:
+// This file decides who may write. The lock is on the disk itself, and is held
+// exactly while this host may write:
 //
 //	Acquire ── poll the lock until ctx ends ── read the record ── a lower
 //	generation than recorded? refuse ── record ours, durably ── writer
@@ -207,7 +206,7 @@ func (f *File) Release() error {
 // for what is not shared), so that neither runs over the other.
 type locker struct {
 	mu   sync.Mutex
-	file *os.File // an open file description of its own
+	file *os.File
 	held bool
 	// plain: flock alone; QEMU itself has the image open on our behalf.
 	plain bool
@@ -216,7 +215,19 @@ type locker struct {
 // Permissions of QEMU's block layer: write, and resize.
 var qemuBytes = [...]int64{101, 103, 201, 203}
 
+// open makes the lock's descriptor: of the description that data's is of, so that
+// what the kernel has yet to write or read for us after our death, by io_uring(7),
+// keeps the lock, and who comes after us meets none of it. Of an image that QEMU
+// shows us, data is another file.
 func (l *locker) open(path string, data *os.File, readOnly bool) error {
+	if !l.plain {
+		fd, err := unix.FcntlInt(data.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+		if err != nil {
+			return fmt.Errorf("another descriptor for the lock: %w", err)
+		}
+		l.file = os.NewFile(uintptr(fd), path)
+		return nil
+	}
 	flags := os.O_RDWR
 	if readOnly {
 		flags = os.O_RDONLY
@@ -224,17 +235,6 @@ func (l *locker) open(path string, data *os.File, readOnly bool) error {
 	var err error
 	if l.file, err = os.OpenFile(path, flags, 0); err != nil {
 		return fmt.Errorf("open for the lock: %w", err)
-	}
-	a, err := l.file.Stat()
-	if err != nil {
-		return err
-	}
-	b, err := data.Stat()
-	if err != nil {
-		return err
-	}
-	if !l.plain && !os.SameFile(a, b) {
-		return errors.New("it was replaced while it was being opened")
 	}
 	return nil
 }

@@ -164,3 +164,20 @@ func TestOwnDiskIsLockedFromOpenOn(t *testing.T) {
 		t.Fatalf("QEMU is kept out of a disk that nobody has: %s, %v", out, err)
 	}
 }
+
+// What the kernel still does for a process that was killed holds the file open, and
+// so the lock, if it is that description's.
+func TestTheLockOutlivesWhatIsUnderWay(t *testing.T) {
+	f := open(t, Config{Path: makeFile(t, t.TempDir(), testSectors), Shared: true})
+	other, err := os.OpenFile(f.cfg.Path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = other.Close() }()
+	if err := unix.Flock(int(other.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+		t.Error("another description gets the lock")
+	}
+	if err := unix.Flock(f.fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		t.Errorf("the description that requests are made with has not the lock: %v", err)
+	}
+}
