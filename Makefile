@@ -8,7 +8,9 @@
 #   make bench      figures, into build/bench.json
 #   make bench-checkpoint   checkpoint files beside QEMU's own, into build/bench-checkpoint.json and .svg
 #   make bench-disk the disk's speed beside QEMU's own, into build/bench-disk.json
-#   make lint fuzz guest guest-big clean
+#   make model      every state of the model of ownership
+#   make fuzz       every parser's fuzz target for a while, the corpora kept
+#   make lint guest guest-big clean
 
 GO            ?= go
 GOLANGCI      := v2.15.0
@@ -18,6 +20,7 @@ FUZZ          ?=
 GUEST_FLAGS   ?=
 DEMO_FLAGS    ?=
 BENCH_FLAGS   ?=
+MODEL_FLAGS   ?=
 FAULT_FLAGS   ?=
 
 # Two cores: two packages at a time, and no two targets at once. Packages with
@@ -26,7 +29,7 @@ GOTEST := $(GO) test -race -timeout 15m
 REAL   := ./demo ./disk/vhost ./guest ./hypervisor/qemu ./integration ./integration/diskbench ./integration/faults
 
 .NOTPARALLEL:
-.PHONY: all build guest guest-big demo test failovers faults bench bench-disk lint fuzz setup clean
+.PHONY: all build guest guest-big demo test failovers faults bench bench-disk lint model fuzz setup clean
 
 all: build
 
@@ -81,6 +84,9 @@ $(GOLANGCI_LINT):
 	@mkdir -p build/tools
 	GOBIN=$(CURDIR)/build/tools $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI)
 	@mv build/tools/golangci-lint $@
+
+model: setup
+	$(GO) run ./model $(MODEL_FLAGS)
 
 fuzz:
 	scripts/fuzz $(FUZZTIME) $(FUZZ)

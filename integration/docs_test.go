@@ -22,7 +22,7 @@ import (
 )
 
 // documents are checked; root is the module's directory, seen from here.
-var documents = []string{"README.md", "ARCHITECTURE.md", "PROTOCOL.md"}
+var documents = []string{"README.md", "ARCHITECTURE.md", "PROTOCOL.md", "model/README.md"}
 
 const root = ".."
 
@@ -241,7 +241,7 @@ var (
 )
 
 // notSymbols are the endings of names that look like package.symbol.
-var notSymbols = []string{"go", "md", "sh", "pem", "key", "toml", "json", "sock", "story", "raw", "ram", "qcow2", "bolt", "service"}
+var notSymbols = []string{"go", "md", "sh", "pem", "key", "toml", "json", "sock", "story", "raw", "ram", "qcow2", "bolt", "service", "pml"}
 
 // symbolsIn returns a document's citations of symbols, each once.
 func symbolsIn(text string) (cited []string) {

@@ -11,8 +11,8 @@
  *   time              ticks, and nothing else: whoever is not scheduled while
  *                     it ticks is frozen, slow, or far away
  *
- * A transition is one option, named by the comment "@ NAME" before it. Its body
- * is one d_step, as a core's Step is one step.
+ * A transition is one option, named by its DID. Its body is one d_step, as a
+ * core's Step is one step.
  *
  * Time. Every limit is a counter that falls with the ticks, so the state stays
  * finite. The owner may write while at least one tick of its lease is left; a
@@ -82,6 +82,20 @@
 #ifndef BREAK
 #define BREAK 0
 #endif
+
+/* How often each transition was taken, by its line; not a part of the state.
+ * With pan -r: the story of a counterexample. */
+c_decl {
+	static unsigned long did[2000];
+	static void tell(void)
+	{
+		for (int i = 0; i < 2000; i++)
+			if (did[i])
+				printf("did %d %lu\n", i, did[i]);
+	}
+	#define DOES(l, name) do { did[l]++; if (readtrail) printf("does %s\n", name); } while (0)
+}
+#define DID(name) c_code { DOES(__LINE__, #name); }
 
 /* phases of the log */
 #define ACTIVE		0
@@ -346,14 +360,12 @@ proctype host(bit me)
 end:	do
 	/* ---- any role ---- */
 
-	/* @ LOG_APPLIED */
-	:: d_step { (role[me] > IDLE && (!v_cur[me] || ps[me] == DONE || ps[me] == VOID || ps[me + 2] == DONE || ps[me + 2] == VOID)) ->
+	:: d_step { (role[me] > IDLE && (!v_cur[me] || ps[me] == DONE || ps[me] == VOID || ps[me + 2] == DONE || ps[me + 2] == VOID)) -> DID(LOG_APPLIED);
 		view(me);
 		if :: role[me] == READY && pk[me] == 0 -> role[me] = IDLE :: else fi }
 
-	/* @ ANSWER_LOST */
 	:: d_step { (unknowns > 0 && role[me] != DOWN && pk[me] != 0 &&
-		     (pk[me + 2] == 0 || !pfr[me + 2] && ps[me + 2] >= VOID)) ->
+		     (pk[me + 2] == 0 || !pfr[me + 2] && ps[me + 2] >= VOID)) -> DID(ANSWER_LOST);
 		unknowns--;
 		if
 		:: role[me] == PRIM && pk[me] == INSYNC && BREAK == UNKNOWN_INSYNC_FAILED -> maybe[me] = 0
@@ -367,41 +379,32 @@ end:	do
 
 	/* ---- the manager: which part to play ---- */
 
-	/* @ RESTART */
-	:: d_step { (role[me] == DOWN) -> role[me] = IDLE }
+	:: d_step { (role[me] == DOWN) -> DID(RESTART); role[me] = IDLE }
 
-	/* @ READ_LOG */
-	:: d_step { (role[me] == IDLE && ps[me + 2] != LOGGED) ->
+	:: d_step { (role[me] == IDLE && ps[me + 2] != LOGGED) -> DID(READ_LOG);
 		clear(me + 2); /* a new session: what was lost never applies */
 		view(me);
 		role[me] = READY }
 
-	/* @ STAND_BY */
-	:: d_step { (role[me] == READY && IDLEP(me) && v_owner[me] != me && v_phase[me] != ACTIVATING) ->
+	:: d_step { (role[me] == READY && IDLEP(me) && v_owner[me] != me && v_phase[me] != ACTIVATING) -> DID(STAND_BY);
 		role[me] = BACK; mode[me] = STANDBY; gst[me] = 0; noimage(me) }
 
-	/* @ RETURN_STRAY_GRANT */
-	:: d_step { (role[me] == READY && IDLEP(me) && v_owner[me] == me && v_phase[me] == ACTIVATING && g_gen < GENERATIONS) ->
+	:: d_step { (role[me] == READY && IDLEP(me) && v_owner[me] == me && v_phase[me] == ACTIVATING && g_gen < GENERATIONS) -> DID(RETURN_STRAY_GRANT);
 		propose(me, RETURN, 0, 0) }
 
-	/* @ RECLAIM_AFTER_RESTART */
-	:: d_step { (role[me] == READY && IDLEP(me) && v_owner[me] == me && v_phase[me] == SURRENDERED && g_gen < GENERATIONS) ->
+	:: d_step { (role[me] == READY && IDLEP(me) && v_owner[me] == me && v_phase[me] == SURRENDERED && g_gen < GENERATIONS) -> DID(RECLAIM_AFTER_RESTART);
 		propose(me, RECLAIM, 0, 0) }
 
-	/* @ ADOPT_GUEST */
-	:: d_step { (role[me] == READY && IDLEP(me) && v_owner[me] == me && v_phase[me] == ACTIVE && gst[me] && g_gen < GENERATIONS) ->
+	:: d_step { (role[me] == READY && IDLEP(me) && v_owner[me] == me && v_phase[me] == ACTIVE && gst[me] && g_gen < GENERATIONS) -> DID(ADOPT_GUEST);
 		propose(me, ADOPT, 0, 0) }
 
-	/* @ SURRENDER_AFTER_RESTART */
-	:: d_step { (role[me] == READY && IDLEP(me) && v_owner[me] == me && v_phase[me] == ACTIVE && !gst[me] && v_ins[me]) ->
+	:: d_step { (role[me] == READY && IDLEP(me) && v_owner[me] == me && v_phase[me] == ACTIVE && !gst[me] && v_ins[me]) -> DID(SURRENDER_AFTER_RESTART);
 		propose(me, SURRENDER, v_inc[me], v_ep[me]) }
 
-	/* @ BOOT_GUEST */
-	:: d_step { (role[me] == READY && IDLEP(me) && v_owner[me] == me && v_phase[me] == ACTIVE && !gst[me] && !v_ins[me] && g_gen < GENERATIONS) ->
+	:: d_step { (role[me] == READY && IDLEP(me) && v_owner[me] == me && v_phase[me] == ACTIVE && !gst[me] && !v_ins[me] && g_gen < GENERATIONS) -> DID(BOOT_GUEST);
 		propose(me, START, 0, 0) }
 
-	/* @ MANAGER_ANSWERED */
-	:: d_step { (role[me] == READY && (ps[me] == YES || ps[me] == NO)) ->
+	:: d_step { (role[me] == READY && (ps[me] == YES || ps[me] == NO)) -> DID(MANAGER_ANSWERED);
 		if
 		:: ps[me] == YES && pk[me] == ADOPT -> asPrimary(me)
 		:: ps[me] == YES && pk[me] == START -> asPrimary(me); has[me] = 1; has[OTHER(me)] = 0; good = 0
@@ -411,43 +414,35 @@ end:	do
 
 	/* ---- the primary ---- */
 
-	/* @ YIELD */
-	:: d_step { (role[me] == PRIM && mode[me] != YIELDED && !MINE(me) && FREE(me)) ->
+	:: d_step { (role[me] == PRIM && mode[me] != YIELDED && !MINE(me) && FREE(me)) -> DID(YIELD);
 		mode[me] = YIELDED; setgate(me, SHUT); unlink(me) }
 
-	/* @ SUPERSEDED */
-	:: d_step { (role[me] == PRIM && mode[me] == YIELDED && v_owner[me] != me && v_phase[me] == ACTIVE && FREE(me)) ->
+	:: d_step { (role[me] == PRIM && mode[me] == YIELDED && v_owner[me] != me && v_phase[me] == ACTIVE && FREE(me)) -> DID(SUPERSEDED);
 		noPrimary(me); park(me); has[me] = 0; role[me] = IDLE }
 
-	/* @ RECLAIM_GUEST */
 	:: d_step { (role[me] == PRIM && mode[me] == YIELDED && v_owner[me] == me && v_phase[me] == SURRENDERED && !gone[me] &&
-		     IDLEP(me) && g_gen < GENERATIONS) ->
+		     IDLEP(me) && g_gen < GENERATIONS) -> DID(RECLAIM_GUEST);
 		propose(me, RECLAIM, 0, 0) }
 
-	/* @ GUEST_LOST */
 	:: d_step { (role[me] == PRIM && gone[me] && FREE(me) &&
-		     (mode[me] == YIELDED && v_owner[me] == me || OWNS(me) && !v_ins[me] && !maybe[me])) ->
+		     (mode[me] == YIELDED && v_owner[me] == me || OWNS(me) && !v_ins[me] && !maybe[me])) -> DID(GUEST_LOST);
 		noPrimary(me); park(me); has[me] = 0; role[me] = IDLE }
 
-	/* @ NEW_GENERATION */
-	:: d_step { (role[me] == PRIM && MINE(me) && v_gen[me] != p_gen[me] && FREE(me)) ->
+	:: d_step { (role[me] == PRIM && MINE(me) && v_gen[me] != p_gen[me] && FREE(me)) -> DID(NEW_GENERATION);
 		p_gen[me] = v_gen[me]; maybe[me] = 0; fin[me] = 0; unlink(me);
 		if :: mode[me] != STARTING -> alone(me) :: else fi }
 
-	/* @ BEGIN_ALONE */
 	:: d_step { (role[me] == PRIM && mode[me] == STARTING && OWNS(me) && FREE(me) &&
-		     (v_phase[me] == ACTIVE || BREAK == OUTPUT_WHILE_ACTIVATING) && !v_ins[me]) ->
+		     (v_phase[me] == ACTIVE || BREAK == OUTPUT_WHILE_ACTIVATING) && !v_ins[me]) -> DID(BEGIN_ALONE);
 		alone(me) }
 
-	/* @ RECORD_ACTIVATED */
-	:: d_step { (role[me] == PRIM && OWNS(me) && v_phase[me] == ACTIVATING && IDLEP(me)) ->
+	:: d_step { (role[me] == PRIM && OWNS(me) && v_phase[me] == ACTIVATING && IDLEP(me)) -> DID(RECORD_ACTIVATED);
 		propose(me, ACTIVATED, 0, 0) }
 
-	/* @ LINK_UP */
 	:: d_step { (role[me] == PRIM && !linked[me] && OWNS(me) && v_phase[me] == ACTIVE && !gone[me] && FREE(me) &&
 		     (mode[me] == ALONE || mode[me] == ENTERING || mode[me] == PROTECTED) && left[me] > 0 &&
 		     role[OTHER(me)] == BACK && mode[OTHER(me)] == STANDBY && v_owner[OTHER(me)] == me && v_gen[OTHER(me)] == p_gen[me] &&
-		     (i_inc[OTHER(me)] != 0 && i_inc[OTHER(me)] == p_inc[me] || !NAMESUS(OTHER(me)) && incs < IMAGES)) ->
+		     (i_inc[OTHER(me)] != 0 && i_inc[OTHER(me)] == p_inc[me] || !NAMESUS(OTHER(me)) && incs < IMAGES)) -> DID(LINK_UP);
 		msg = 0; good = 0; linked[me] = 1; sess[OTHER(me)] = 1;
 		if
 		:: i_inc[OTHER(me)] != 0 && i_inc[OTHER(me)] == p_inc[me] ->
@@ -468,84 +463,69 @@ end:	do
 			if :: COMMITS(me) -> unlink(me); mode[me] = DETACHING :: else fi
 		fi }
 
-	/* @ LINK_DOWN */
-	:: d_step { (role[me] == PRIM && linked[me]) -> unlink(me) }
+	:: d_step { (role[me] == PRIM && linked[me]) -> DID(LINK_DOWN); unlink(me) }
 
-	/* @ ENTER */
-	:: d_step { (role[me] == PRIM && mode[me] == ALONE && OWNS(me) && linked[me] && !gone[me] && FREE(me) && sealed[me] < EPOCHS) ->
+	:: d_step { (role[me] == PRIM && mode[me] == ALONE && OWNS(me) && linked[me] && !gone[me] && FREE(me) && sealed[me] < EPOCHS) -> DID(ENTER);
 		mode[me] = ENTERING; fw[me] = 0;
 		/* frames that were passed on and wait for a lease still leave: the first checkpoint contains them */
 		rel[me] = 1; rep[me] = sealed[me] + 1;
 		if :: BREAK != INSYNC_BEFORE_HOLD -> setgate(me, HOLD) :: else fi }
 
-	/* @ CAPTURE */
 	:: d_step { (role[me] == PRIM && (mode[me] == ENTERING || mode[me] == PROTECTED) && OWNS(me) && linked[me] && !gone[me] && !fin[me] &&
-		     sealed[me] == acked[me] && sealed[me] < EPOCHS && msg == 0 && left[me] > 0) ->
+		     sealed[me] == acked[me] && sealed[me] < EPOCHS && msg == 0 && left[me] > 0) -> DID(CAPTURE);
 		sealed[me]++; msg = 1; good = 1;
 		if :: fw[me] == 0 -> fw[me] = sealed[me] :: else fi;
 		if :: BREAK == RELEASE_UNACKNOWLEDGED -> rel[me] = 1; rep[me] = sealed[me] :: else fi }
 
-	/* @ ACKNOWLEDGED */
-	:: d_step { (role[me] == PRIM && linked[me] && msg == 2 && acked[me] < sealed[me]) ->
+	:: d_step { (role[me] == PRIM && linked[me] && msg == 2 && acked[me] < sealed[me]) -> DID(ACKNOWLEDGED);
 		msg = 0; good = 0; acked[me] = sealed[me];
 		if :: COMMITS(me) && fw[me] != 0 && acked[me] >= fw[me] -> rel[me] = 1; rep[me] = acked[me] :: else fi }
 
-	/* @ PROPOSE_INSYNC */
-	:: d_step { (role[me] == PRIM && mode[me] == ENTERING && OWNS(me) && linked[me] && fw[me] != 0 && acked[me] >= fw[me] && !v_ins[me] && IDLEP(me) && !gone[me]) ->
+	:: d_step { (role[me] == PRIM && mode[me] == ENTERING && OWNS(me) && linked[me] && fw[me] != 0 && acked[me] >= fw[me] && !v_ins[me] && IDLEP(me) && !gone[me]) -> DID(PROPOSE_INSYNC);
 		maybe[me] = 1;
 		propose(me, INSYNC, p_inc[me], acked[me]) }
 
-	/* @ PROTECT */
-	:: d_step { (role[me] == PRIM && mode[me] == ENTERING && OWNS(me) && v_ins[me] && v_inc[me] == p_inc[me] && linked[me] && FREE(me)) ->
+	:: d_step { (role[me] == PRIM && mode[me] == ENTERING && OWNS(me) && v_ins[me] && v_inc[me] == p_inc[me] && linked[me] && FREE(me)) -> DID(PROTECT);
 		mode[me] = PROTECTED;
 		if :: BREAK == INSYNC_BEFORE_HOLD -> setgate(me, HOLD) :: else fi }
 
-	/* @ GIVE_UP_ENTERING */
 	:: d_step { (role[me] == PRIM && mode[me] == ENTERING && OWNS(me) && FREE(me) && !gone[me] &&
-		     (!linked[me] || acked[me] < sealed[me] || v_ins[me] && v_inc[me] != p_inc[me])) ->
+		     (!linked[me] || acked[me] < sealed[me] || v_ins[me] && v_inc[me] != p_inc[me])) -> DID(GIVE_UP_ENTERING);
 		unlink(me);
 		if
 		:: maybe[me] || v_ins[me] -> mode[me] = DETACHING
 		:: else -> alone(me)
 		fi }
 
-	/* @ DETACH */
 	:: d_step { (role[me] == PRIM && OWNS(me) && FREE(me) && !gone[me] &&
 		     (mode[me] == PROTECTED && (!linked[me] || acked[me] < sealed[me] || v_inc[me] != p_inc[me]) ||
-		      mode[me] == STARTING && v_phase[me] == ACTIVE && v_ins[me])) ->
+		      mode[me] == STARTING && v_phase[me] == ACTIVE && v_ins[me])) -> DID(DETACH);
 		unlink(me); mode[me] = DETACHING; fin[me] = 0;
 		if :: BREAK == ALONE_UNRECORDED -> alone(me) :: else fi }
 
-	/* @ PROPOSE_OUTOFSYNC */
 	:: d_step { (role[me] == PRIM && OWNS(me) && IDLEP(me) && v_gen[me] == p_gen[me] &&
-		     (mode[me] == DETACHING && !gone[me] || gone[me] && maybe[me] && !v_ins[me])) ->
+		     (mode[me] == DETACHING && !gone[me] || gone[me] && maybe[me] && !v_ins[me])) -> DID(PROPOSE_OUTOFSYNC);
 		propose(me, OUTOFSYNC, 0, 0) }
 
-	/* @ LAST_EPOCH */
 	:: d_step { (switches > 0 && role[me] == PRIM && mode[me] == PROTECTED && OWNS(me) && linked[me] && !gone[me] && !fin[me] &&
-		     sealed[me] == acked[me] && sealed[me] < EPOCHS && msg == 0 && left[me] > 0) ->
+		     sealed[me] == acked[me] && sealed[me] < EPOCHS && msg == 0 && left[me] > 0) -> DID(LAST_EPOCH);
 		switches--; fin[me] = 1; sealed[me]++; msg = 1; good = 1 }
 
-	/* @ SHUT_FOR_SURRENDER */
-	:: d_step { (role[me] == PRIM && mode[me] == PROTECTED && OWNS(me) && !gone[me] && fin[me] && linked[me] && acked[me] == sealed[me] && FREE(me)) ->
+	:: d_step { (role[me] == PRIM && mode[me] == PROTECTED && OWNS(me) && !gone[me] && fin[me] && linked[me] && acked[me] == sealed[me] && FREE(me)) -> DID(SHUT_FOR_SURRENDER);
 		mode[me] = LEAVING;
 		if :: BREAK != SURRENDER_BEFORE_SHUT -> setgate(me, SHUT) :: else fi }
 
-	/* @ GUEST_DIES */
-	:: d_step { (switches > 0 && role[me] == PRIM && !gone[me]) ->
+	:: d_step { (switches > 0 && role[me] == PRIM && !gone[me]) -> DID(GUEST_DIES);
 		switches--; gone[me] = 1 }
 
-	/* @ SHUT_FOR_DEAD_GUEST */
-	:: d_step { (role[me] == PRIM && gone[me] && OWNS(me) && v_ins[me] && mode[me] != LEAVING && mode[me] != YIELDED && FREE(me)) ->
+	:: d_step { (role[me] == PRIM && gone[me] && OWNS(me) && v_ins[me] && mode[me] != LEAVING && mode[me] != YIELDED && FREE(me)) -> DID(SHUT_FOR_DEAD_GUEST);
 		mode[me] = LEAVING;
 		if :: BREAK != SURRENDER_BEFORE_SHUT -> setgate(me, SHUT) :: else fi }
 
-	/* @ PROPOSE_SURRENDER */
-	:: d_step { (role[me] == PRIM && mode[me] == LEAVING && OWNS(me) && v_ins[me] && IDLEP(me)) ->
+	:: d_step { (role[me] == PRIM && mode[me] == LEAVING && OWNS(me) && v_ins[me] && IDLEP(me)) -> DID(PROPOSE_SURRENDER);
 		propose(me, SURRENDER, v_inc[me], acked[me]) }
 
-	/* @ PRIMARY_ANSWERED_YES */
-	:: d_step { (role[me] == PRIM && ps[me] == YES && FREE(me)) ->
+	:: d_step { (role[me] == PRIM && ps[me] == YES && FREE(me)) -> DID(PRIMARY_ANSWERED_YES);
 		if
 		:: pk[me] == OUTOFSYNC ->
 			maybe[me] = 0;
@@ -555,8 +535,7 @@ end:	do
 		fi;
 		settled(me) }
 
-	/* @ PRIMARY_ANSWERED_NO */
-	:: d_step { (role[me] == PRIM && ps[me] == NO && FREE(me)) ->
+	:: d_step { (role[me] == PRIM && ps[me] == NO && FREE(me)) -> DID(PRIMARY_ANSWERED_NO);
 		if
 		:: pk[me] == INSYNC -> maybe[me] = 0
 		:: pk[me] == SURRENDER && mode[me] == LEAVING && !gone[me] -> mode[me] = PROTECTED; fin[me] = 0; setgate(me, HOLD)
@@ -564,13 +543,11 @@ end:	do
 		fi;
 		settled(me) }
 
-	/* @ RENEW */
-	:: d_step { (role[me] == PRIM && rn[me] == 0 && mode[me] != YIELDED && left[me] < LEASE) -> sendRenewal(me) }
+	:: d_step { (role[me] == PRIM && rn[me] == 0 && mode[me] != YIELDED && left[me] < LEASE) -> DID(RENEW); sendRenewal(me) }
 
 	/* ---- the primary's gate ---- */
 
-	/* @ ALLOW_READ_CLOCK */
-	:: d_step { (role[me] == PRIM && rn[me] == GRANTED && rgen[me] == p_gen[me] && FREE(me)) ->
+	:: d_step { (role[me] == PRIM && rn[me] == GRANTED && rgen[me] == p_gen[me] && FREE(me)) -> DID(ALLOW_READ_CLOCK);
 		if
 		:: BREAK == LEASE_FROM_ANSWER -> nu[me] = LEASE
 		:: else -> nu[me] = rl[me]
@@ -582,8 +559,7 @@ end:	do
 		fi;
 		dropRenewal(me) }
 
-	/* @ ALLOW_SET_KERNEL */
-	:: d_step { (role[me] == PRIM && al[me] == 1) ->
+	:: d_step { (role[me] == PRIM && al[me] == 1) -> DID(ALLOW_SET_KERNEL);
 		if
 		:: nu[me] == 0 || kd[me] > nu[me] && BREAK != KERNEL_GATE_LATE -> kleft[me] = 0
 		:: else -> kleft[me] = kd[me]
@@ -591,12 +567,10 @@ end:	do
 		if :: nu[me] > left[me] -> left[me] = nu[me] :: else fi;
 		al[me] = 0; nu[me] = 0; kd[me] = 0 }
 
-	/* @ LOOK */
 	:: d_step { (role[me] == PRIM && FREE(me) && (left[me] > 0 || BREAK == GATE_WITHOUT_LEASE) &&
-		     (gate[me] == PASS || gate[me] == HOLD && rel[me])) -> wr[me] = 1 }
+		     (gate[me] == PASS || gate[me] == HOLD && rel[me])) -> DID(LOOK); wr[me] = 1 }
 
-	/* @ WRITE */
-	:: d_step { (wr[me] == 1) ->
+	:: d_step { (wr[me] == 1) -> DID(WRITE);
 		if
 		:: kleft[me] > 0 || BREAK == GATE_WITHOUT_LEASE || BREAK == NO_KERNEL_GATE ->
 			/* guarantee 1: the log names this host, in this generation, and no other gate is open */
@@ -619,9 +593,8 @@ end:	do
 
 	/* ---- the backup ---- */
 
-	/* @ COMMIT */
 	:: d_step { (role[me] == BACK && sess[me] && msg == 1 &&
-		     (mode[me] == STANDBY || BREAK == ACK_WHILE_ASKING) && (v_owner[me] != me)) ->
+		     (mode[me] == STANDBY || BREAK == ACK_WHILE_ASKING) && (v_owner[me] != me)) -> DID(COMMIT);
 		if
 		:: mode[me] == STANDBY -> i_ep[me] = sealed[OTHER(me)]; has[me] = good
 		:: else
@@ -629,64 +602,51 @@ end:	do
 		good = 0;
 		if :: linked[OTHER(me)] -> msg = 2 :: else -> msg = 0 fi }
 
-	/* @ SESSION_LOST */
-	:: d_step { (role[me] == BACK && sess[me]) -> endsession(me) }
+	:: d_step { (role[me] == BACK && sess[me]) -> DID(SESSION_LOST); endsession(me) }
 
-	/* @ ASK */
 	:: d_step { (role[me] == BACK && mode[me] == STANDBY && (NAMESUS(me) || BREAK == TAKEOVER_UNSYNCED && i_ep[me] > 0 && v_owner[me] != me) &&
-		     (v_phase[me] == SURRENDERED || !sess[me] || BREAK == ACK_WHILE_ASKING) && g_gen < GENERATIONS) ->
+		     (v_phase[me] == SURRENDERED || !sess[me] || BREAK == ACK_WHILE_ASKING) && g_gen < GENERATIONS) -> DID(ASK);
 		mode[me] = ASKING;
 		if :: BREAK != ACK_WHILE_ASKING -> endsession(me) :: else fi }
 
-	/* @ PROPOSE_TAKEOVER */
-	:: d_step { (role[me] == BACK && mode[me] == ASKING && IDLEP(me) && g_gen < GENERATIONS) ->
+	:: d_step { (role[me] == BACK && mode[me] == ASKING && IDLEP(me) && g_gen < GENERATIONS) -> DID(PROPOSE_TAKEOVER);
 		propose(me, TAKEOVER, i_inc[me], i_ep[me]) }
 
-	/* @ TAKEOVER_GRANTED */
-	:: d_step { (role[me] == BACK && mode[me] == ASKING && ps[me] == YES) ->
+	:: d_step { (role[me] == BACK && mode[me] == ASKING && ps[me] == YES) -> DID(TAKEOVER_GRANTED);
 		mode[me] = HASGRANT; settled(me) }
 
-	/* @ TAKEOVER_REFUSED */
-	:: d_step { (role[me] == BACK && mode[me] == ASKING && ps[me] == NO) ->
+	:: d_step { (role[me] == BACK && mode[me] == ASKING && ps[me] == NO) -> DID(TAKEOVER_REFUSED);
 		mode[me] = STANDBY; settled(me) }
 
-	/* @ RUN */
-	:: d_step { (role[me] == BACK && mode[me] == HASGRANT) ->
+	:: d_step { (role[me] == BACK && mode[me] == HASGRANT) -> DID(RUN);
 		/* guarantee 6: no stale image is ever run */
 		assert(has[me]);
 		endsession(me);
 		asPrimary(me) }
 
-	/* @ LOAD_FAILED */
-	:: d_step { (role[me] == BACK && mode[me] == HASGRANT && failures > 0 && g_gen < GENERATIONS) ->
+	:: d_step { (role[me] == BACK && mode[me] == HASGRANT && failures > 0 && g_gen < GENERATIONS) -> DID(LOAD_FAILED);
 		failures--; mode[me] = RETURNING }
 
-	/* @ RETURN_GRANT */
-	:: d_step { (role[me] == BACK && mode[me] == RETURNING && IDLEP(me) && g_gen < GENERATIONS) ->
+	:: d_step { (role[me] == BACK && mode[me] == RETURNING && IDLEP(me) && g_gen < GENERATIONS) -> DID(RETURN_GRANT);
 		propose(me, RETURN, 0, 0) }
 
-	/* @ RETURN_ANSWERED */
-	:: d_step { (role[me] == BACK && mode[me] == RETURNING && (ps[me] == YES || ps[me] == NO)) ->
+	:: d_step { (role[me] == BACK && mode[me] == RETURNING && (ps[me] == YES || ps[me] == NO)) -> DID(RETURN_ANSWERED);
 		mode[me] = STANDBY; noimage(me); settled(me) }
 
-	/* @ OWNER_UNASKED */
-	:: d_step { (role[me] == BACK && mode[me] == STANDBY && v_owner[me] == me && IDLEP(me)) ->
+	:: d_step { (role[me] == BACK && mode[me] == STANDBY && v_owner[me] == me && IDLEP(me)) -> DID(OWNER_UNASKED);
 		endsession(me); noimage(me); role[me] = IDLE }
 
-	/* @ COMMITS_LOST */
 	:: d_step { (failures > 0 && role[me] == BACK && mode[me] == STANDBY && g_ins && g_owner != me && i_inc[me] == g_inc &&
-		     g_ep > 1 && i_ep[me] >= g_ep && msg == 0) ->
+		     g_ep > 1 && i_ep[me] >= g_ep && msg == 0) -> DID(COMMITS_LOST);
 		failures--; i_ep[me] = g_ep - 1; has[me] = 0; endsession(me) }
 
 	/* ---- faults ---- */
 
-	/* @ HOST_CRASH */
-	:: d_step { (crashes > 0 && role[me] != DOWN) ->
+	:: d_step { (crashes > 0 && role[me] != DOWN) -> DID(HOST_CRASH);
 		crashes--; noPrimary(me); park(me); endsession(me); noimage(me);
 		gst[me] = 0; forget(me); role[me] = DOWN }
 
-	/* @ DAEMON_CRASH */
-	:: d_step { (crashes > 0 && role[me] == PRIM && !gone[me]) ->
+	:: d_step { (crashes > 0 && role[me] == PRIM && !gone[me]) -> DID(DAEMON_CRASH);
 		crashes--; noPrimary(me); park(me);
 		gst[me] = 1; forget(me); role[me] = DOWN }
 	od
@@ -746,30 +706,23 @@ inline refuse(s)
 proctype proposal(byte s)
 {
 end:	do
-	/* @ REFUSE */
-	:: d_step { (lead && ps[s] == SENT && !MAYAPPLY(s)) -> refuse(s) }
+	:: d_step { (lead && ps[s] == SENT && !MAYAPPLY(s)) -> DID(REFUSE); refuse(s) }
 
-	/* @ LOG_COMMAND */
-	:: d_step { (lead && ps[s] == SENT && MAYAPPLY(s) && pk[s] != TAKEOVER) -> ps[s] = LOGGED }
+	:: d_step { (lead && ps[s] == SENT && MAYAPPLY(s) && pk[s] != TAKEOVER) -> DID(LOG_COMMAND); ps[s] = LOGGED }
 
-	/* @ LOG_TAKEOVER */
 	:: d_step { (lead && ps[s] == SENT && MAYAPPLY(s) && pk[s] == TAKEOVER &&
-		     (g_phase == SURRENDERED || rwait == 0 && gend == 0 || BREAK == TAKEOVER_HASTY)) ->
+		     (g_phase == SURRENDERED || rwait == 0 && gend == 0 || BREAK == TAKEOVER_HASTY)) -> DID(LOG_TAKEOVER);
 		ps[s] = LOGGED; frozen = 1 }
 
-	/* @ APPLY */
-	:: d_step { (lead && ps[s] == LOGGED) ->
+	:: d_step { (lead && ps[s] == LOGGED) -> DID(APPLY);
 		if :: pk[s] == TAKEOVER -> frozen = 0 :: else fi;
 		apply(s) }
 
-	/* @ APPLY_INHERITED */
-	:: d_step { (!lead && ps[s] == LOGGED) -> apply(s) }
+	:: d_step { (!lead && ps[s] == LOGGED) -> DID(APPLY_INHERITED); apply(s) }
 
-	/* @ LOSE_ENTRY */
-	:: d_step { (!lead && ps[s] == LOGGED) -> ps[s] = GONE }
+	:: d_step { (!lead && ps[s] == LOGGED) -> DID(LOSE_ENTRY); ps[s] = GONE }
 
-	/* @ LOSE_REQUEST */
-	:: d_step { (ps[s] == SENT && (s >= 2 || unknowns > 0)) -> ps[s] = GONE }
+	:: d_step { (ps[s] == SENT && (s >= 2 || unknowns > 0)) -> DID(LOSE_REQUEST); ps[s] = GONE }
 	od
 }
 
@@ -779,16 +732,13 @@ end:	do
 proctype renewal(bit h)
 {
 end:	do
-	/* @ GRANT */
-	:: d_step { (lead && rn[h] == ASKED && MAYRENEW(h) && (!frozen || BREAK == RENEW_WHILE_DECIDED)) ->
+	:: d_step { (lead && rn[h] == ASKED && MAYRENEW(h) && (!frozen || BREAK == RENEW_WHILE_DECIDED)) -> DID(GRANT);
 		rn[h] = GRANTED; rold[h] = 0;
 		if :: rl[h] > gend -> gend = rl[h] :: else fi }
 
-	/* @ DENY */
-	:: d_step { (lead && rn[h] == ASKED && (!MAYRENEW(h) || frozen)) -> dropRenewal(h) }
+	:: d_step { (lead && rn[h] == ASKED && (!MAYRENEW(h) || frozen)) -> DID(DENY); dropRenewal(h) }
 
-	/* @ GRANT_BY_OLD */
-	:: d_step { (rn[h] == ASKED && rold[h]) -> rn[h] = GRANTED; rold[h] = 0 }
+	:: d_step { (rn[h] == ASKED && rold[h]) -> DID(GRANT_BY_OLD); rn[h] = GRANTED; rold[h] = 0 }
 
 	/* Without a round to the voters: an answer that was in a socket. */
 	:: d_step { (BREAK == STALE_CONFIRMATION && rn[h] == ASKED && oldvalid[h]) -> rn[h] = GRANTED }
@@ -806,12 +756,10 @@ inline outlive(h)
 proctype voters()
 {
 end:	do
-	/* @ ELECT */
-	:: d_step { (lead && elections > 0) ->
+	:: d_step { (lead && elections > 0) -> DID(ELECT);
 		elections--; lead = 0; outlive(0); outlive(1); frozen = 0; rwait = 0; gend = 0 }
 
-	/* @ REIGN */
-	:: d_step { (!lead && (BREAK == NO_BARRIER || ps[0] != LOGGED && ps[1] != LOGGED && ps[2] != LOGGED && ps[3] != LOGGED)) ->
+	:: d_step { (!lead && (BREAK == NO_BARRIER || ps[0] != LOGGED && ps[1] != LOGGED && ps[2] != LOGGED && ps[3] != LOGGED)) -> DID(REIGN);
 		lead = 1; gend = 0;
 		if :: BREAK == NEW_LEADER_HASTY -> rwait = 0 :: else -> rwait = LEASE fi }
 	od
@@ -828,8 +776,7 @@ inline age(h)
 proctype time()
 {
 end:	do
-	/* @ TICK */
-	:: d_step { (left[0] + kleft[0] + nu[0] + rl[0] + left[1] + kleft[1] + nu[1] + rl[1] + rwait + gend > 0) ->
+	:: d_step { (left[0] + kleft[0] + nu[0] + rl[0] + left[1] + kleft[1] + nu[1] + rl[1] + rwait + gend > 0) -> DID(TICK);
 		age(0); age(1); fall(rwait); fall(gend) }
 	od
 }
@@ -838,6 +785,7 @@ end:	do
 init
 {
 	atomic {
+		c_code { atexit(tell); };
 		view(0); view(1);
 		asPrimary(0); has[0] = 1;
 		role[1] = BACK;
