@@ -5,6 +5,7 @@
 //	control.go  stopping daemons at points
 //	stage.go    a world with one guest, and what can be done to its hosts
 //	mounts.go   file systems that fail when they are told to
+//	strangers.go  wrong certificates, other machines, bad intentions
 //	trial.go    one fault at one point
 //	report.go   the matrix and the times
 //
@@ -180,7 +181,7 @@ func (r *runner) run(order []cell) error {
 		t, err := r.stage.play(r.ctx, c, r.dice)
 		t.Number = i + 1
 		r.report.Trials = append(r.report.Trials, t)
-		_, _ = fmt.Fprintf(r.say, "%d/%d %s: %s, first line after %s, %v in all %s\n", t.Number, len(order), c, t.Outcome, ms(t.FirstLine),
+		_, _ = fmt.Fprintf(r.say, "%d/%d %s: %s, silent for %s, until %s after the fault, %v in all %s\n", t.Number, len(order), c, t.Outcome, ms(t.Outage), ms(t.FirstLine),
 			t.Took.Round(100*time.Millisecond), t.Why)
 		if err != nil {
 			if err := r.end(); err != nil {

@@ -79,6 +79,11 @@ type node struct {
 	p *patients
 }
 
+// WrapChild implements fs.NodeWrapChilder.
+func (n *node) WrapChild(context.Context, fs.InodeEmbedder) fs.InodeEmbedder {
+	return &node{fs.LoopbackNode{RootData: n.RootData}, n.p}
+}
+
 // Open implements fs.NodeOpener.
 func (n *node) Open(_ context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
 	path := filepath.Join(n.RootData.Path, n.Path(n.Root()))
@@ -176,9 +181,6 @@ func (p *patients) mountDisks(dir string) (unmount func() error, err error) {
 		return nil, err
 	}
 	root := &fs.LoopbackRoot{Path: under}
-	root.NewNode = func(root *fs.LoopbackRoot, _ *fs.Inode, _ string, _ *syscall.Stat_t) fs.InodeEmbedder {
-		return &node{fs.LoopbackNode{RootData: root}, p}
-	}
 	top := &node{fs.LoopbackNode{RootData: root}, p}
 	root.RootNode = top
 	none := time.Duration(0)

@@ -120,6 +120,12 @@ var faults = []fault{
 	{name: "short writes, backup", anyTime: true, copies: true, lasts: 2, strike: on(standby, sicken(ail{short: true})), mend: (*stage).healAll},
 	{name: "EIO on backup's sync", anyTime: true, copies: true, lasts: 2, strike: on(standby, sicken(ail{sync: syscall.EIO})), mend: (*stage).healAll},
 	{name: "slow disk, backup", anyTime: true, copies: true, lasts: 3, strike: on(standby, sicken(ail{slow: 200 * time.Millisecond})), mend: (*stage).healAll},
+	{name: "backup's certificate of another authority", anyTime: true, backupGone: true, strike: wearForeign, mend: (*stage).undress},
+	{name: "backup's certificate expired", anyTime: true, backupGone: true, strike: wearExpired, mend: (*stage).undress},
+	{name: "backup with the witness's certificate", anyTime: true, backupGone: true, strike: wearBorrowed, mend: (*stage).undress},
+	{name: "backup with another machine", anyTime: true, backupGone: true, strike: differ, mend: (*stage).undress},
+	{name: "stranger with owner's certificate", anyTime: true, strike: attack},
+
 	{name: "owner's disk fails, then owner is killed", anyTime: true, ownerGone: true, lasts: 2, strike: failThenKill, mend: (*stage).healAll},
 }
 

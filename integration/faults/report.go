@@ -83,26 +83,19 @@ func (r *Report) Print(w io.Writer) error {
 			}
 		}
 	}
-	p("\nfault\ttrials\tfirst line, median\tp99\tgranted, median\trunning after the grant\tlongest silence\tprotected again\n")
+	p("\nmedians, of trials in which a silence was noticed; asked + to the grant + to running + to the line is what the first line is made of\n")
+	p("fault\ttrials\tnoticed\tfirst line\tp99\tasked\tto the grant\tto running\tto the line\tlongest silence\tprotected again\n")
 	for _, column := range columns {
-		var first, granted, running, outage, again []time.Duration
-		n := 0
+		n, b := 0, parts{}
 		for i := range r.Trials {
-			t := &r.Trials[i]
-			if t.Fault != column || t.Outcome != goesOn {
-				continue
-			}
-			n++
-			first, outage, again = append(first, t.FirstLine), append(outage, t.Outage), append(again, t.Again)
-			if t.Granted > 0 {
-				granted = append(granted, t.Granted)
-			}
-			if t.Running > t.Granted && t.Granted > 0 {
-				running = append(running, t.Running-t.Granted)
+			if t := &r.Trials[i]; t.Fault == column && t.Outcome == goesOn {
+				n++
+				b.add(t)
 			}
 		}
-		p("%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\n", column, n, ms(quantile(first, 50)), ms(quantile(first, 99)), ms(quantile(granted, 50)),
-			ms(quantile(running, 50)), ms(quantile(outage, 100)), ms(quantile(again, 50)))
+		p("%s\t%d\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", column, n, len(b.first), ms(quantile(b.first, 50)), ms(quantile(b.first, 99)),
+			ms(quantile(b.asked, 50)), ms(quantile(b.granted, 50)), ms(quantile(b.running, 50)), ms(quantile(b.line, 50)),
+			ms(quantile(b.outage, 100)), ms(quantile(b.again, 50)))
 	}
 	if err := out.Flush(); err != nil {
 		return err
@@ -117,6 +110,22 @@ func (r *Report) Print(w io.Writer) error {
 	_, err := fmt.Fprintf(w, "\nseed %d, %s disk, lease %v: %d of %d trials as they must be, in %v, %d worlds; %d lines of history with %d batches of frames and %d captured frames: %d breaches\n",
 		r.Seed, r.Disk, r.Lease, len(r.Trials)-r.Failed(), len(r.Trials), r.Took.Round(time.Second), r.Worlds, r.Lines, r.Batches, r.Frames, r.Breaches)
 	return err
+}
+
+// parts are what recovery times are made of.
+type parts struct{ first, asked, granted, running, line, outage, again []time.Duration }
+
+func (b *parts) add(t *trial) {
+	b.outage, b.again = append(b.outage, t.Outage), append(b.again, t.Again)
+	if t.FirstLine == 0 {
+		return
+	}
+	b.first = append(b.first, t.FirstLine)
+	if t.Asked == 0 || t.Granted < t.Asked || t.Running < t.Granted || t.FirstLine < t.Running {
+		return // nobody took over, or not in one go
+	}
+	b.asked, b.granted = append(b.asked, t.Asked), append(b.granted, t.Granted-t.Asked)
+	b.running, b.line = append(b.running, t.Running-t.Granted), append(b.line, t.FirstLine-t.Running)
 }
 
 func square(all []trial) string {
@@ -136,7 +145,7 @@ func square(all []trial) string {
 		if t.Mended && t.ok() {
 			marks += " (m)"
 		}
-		if t.Outcome == goesOn {
+		if t.Outcome == goesOn && t.FirstLine > 0 {
 			first = append(first, t.FirstLine)
 		}
 	}

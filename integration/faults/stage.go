@@ -53,6 +53,7 @@ type stage struct {
 
 	frozen, cut map[string]bool
 	patients    *patients
+	disguise    disguise
 	full        []string // files that fill a file system
 
 	checker *history.Checker
@@ -81,9 +82,7 @@ func newStage(ctx context.Context, o setup) (_ *stage, err error) {
 	}
 	s.QEMU, err = world.NewQEMU(world.QEMUOptions{
 		Options: world.Options{Daemon: o.daemon, Profile: config.Standard, Prefix: o.prefix, KeepLogs: o.logs,
-			Arguments: func(host string) []string {
-				return []string{"--crashpoints", s.control.socket(host), "--histories", s.dir}
-			},
+			Arguments: s.arguments,
 			Guests: []world.Guest{{Name: web, Home: world.HostA, Memory: o.memory, Machine: "q35", Disk: o.mode,
 				Unfenced: o.mode == config.Shared}}},
 		Kernel: o.kernel, Initrd: o.initrd, Image: o.image, Mount: s.patients.mount,
