@@ -132,13 +132,20 @@ func (r *ramFile) readFreeing(first uint64, dst []byte) error {
 	if _, err := r.file.ReadAt(dst, int64(first*epoch.PageSize)); err != nil {
 		return fmt.Errorf("read guest memory: %w", err)
 	}
-	for page := first; len(dst) > 0; page++ {
-		if !r.isThere(page) && !isZero(dst[:epoch.PageSize]) {
-			if err := r.learn(page, dst[:epoch.PageSize]); err != nil {
+	// Runs of pages that hold something and are not known to be there.
+	unknown := func(i int) bool {
+		return !r.isThere(first+uint64(i)) && !isZero(dst[i*epoch.PageSize:][:epoch.PageSize])
+	}
+	for i, n := 0, len(dst)/epoch.PageSize; i < n; i++ {
+		from := i
+		for i < n && unknown(i) {
+			i++
+		}
+		if i > from {
+			if err := r.learn(first+uint64(from), dst[from*epoch.PageSize:i*epoch.PageSize]); err != nil {
 				return err
 			}
 		}
-		dst = dst[epoch.PageSize:]
 	}
 	return nil
 }
@@ -152,26 +159,40 @@ func (r *ramFile) readSettled(first uint64, dst []byte) (done bool, err error) {
 	return true, r.readSteady(first, dst)
 }
 
-// learn maps a page that was just seen to hold something, and reads it again:
-// what was in it before it was mapped could have gone without a trace.
-func (r *ramFile) learn(page uint64, dst []byte) error {
+// learn maps adjacent pages that were just seen to hold something, and reads them
+// again: what was in them before they were mapped could have gone without a trace.
+func (r *ramFile) learn(first uint64, dst []byte) error {
 	r.lock.Lock()
 	defer r.lock.Unlock()
-	if r.isThere(page) { // another reader has; to map it now could hide that it went
-		return nil
+	for len(dst) > 0 {
+		n, there := r.run(first, uint64(len(dst))/epoch.PageSize)
+		part := dst[:n*epoch.PageSize]
+		if !there { // else another reader has; to map it now could hide that it went
+			if err := r.learnRun(first, part); err != nil {
+				return err
+			}
+		}
+		first, dst = first+n, dst[len(part):]
 	}
-	at := r.mem[page*epoch.PageSize:][:epoch.PageSize]
-	// To map for writing maps this page and none around it. Should it have gone
-	// meanwhile, this gives it a page of zeros: rare, and harmless. Not done by
-	// touching it, for on a full tmpfs that would be our end.
+	return nil
+}
+
+func (r *ramFile) learnRun(first uint64, dst []byte) error {
+	at := r.mem[first*epoch.PageSize:][:len(dst)]
+	// To map for writing maps these pages and none around them. Should one have
+	// gone meanwhile, this gives it a page of zeros: rare, and harmless. Not done by
+	// touching them, for on a full tmpfs that would be our end.
 	err := unix.Madvise(at, unix.MADV_POPULATE_WRITE)
 	if errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) {
 		err = unix.Madvise(at, unix.MADV_POPULATE_WRITE)
 	}
+	pages := uint64(len(dst)) / epoch.PageSize
 	if err != nil {
-		return fmt.Errorf("map page %d of guest memory: %w", page, err)
+		return fmt.Errorf("map pages %d+%d of guest memory: %w", first, pages, err)
 	}
 	copy(dst, at)
-	r.setThere(page)
+	for i := range pages {
+		r.setThere(first + i)
+	}
 	return nil
 }
