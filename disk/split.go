@@ -26,7 +26,7 @@ const (
 	directPieces = 256
 	// A pause of the guest waits for direct transfers that are under way. If one
 	// took longer than slowTransfer there are none for slowTime.
-	slowTransfer = 50 * time.Millisecond
+	slowTransfer = 200 * time.Millisecond
 	slowTime     = 10 * time.Second
 )
 
