@@ -44,6 +44,7 @@ func stuckRead(t *testing.T) (*splitDisk, *Server, *client) {
 	q.put(0, typeIn, 0, 4096)
 	q.kick(old)
 	<-d.began
+	t.Cleanup(func() { _, _ = d.to.Write(make([]byte, 4096)) }) // a test that has failed ends too
 	s.lent(t, 1)
 	d.stick(false)
 	return d, s, c
