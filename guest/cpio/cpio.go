@@ -5,6 +5,10 @@
 // padded to 4 bytes, then the data padded to 4 bytes; an entry named
 // TRAILER!!! ends the archive. Owner, group and times are zero, so that equal
 // input gives an equal archive.
+//
+// The data of a file of a page or more begins at a sector, as with gen_init_cpio
+// --data-align=512 of Linux: further NULs belong to the name before it. So the
+// pages of an unpacked file are found, sector by sector, in the archive.
 package cpio
 
 import (
@@ -29,12 +33,17 @@ const (
 	// maxName is PATH_MAX of Linux, including the NUL; the kernel skips
 	// entries with longer names without a word.
 	maxName = 4096
+	// Files of at least alignFrom bytes begin at a multiple of alignTo.
+	alignFrom = 4096
+	alignTo   = 512
+	headSize  = 110
 )
 
 // Writer writes one archive. Its first error stays and is returned by every
 // later call.
 type Writer struct {
 	w     io.Writer
+	at    int // bytes written
 	inode uint32
 	err   error
 }
@@ -100,7 +109,11 @@ func (w *Writer) write(name string, mode, links, major, minor uint32, data []byt
 	if name == trailer {
 		inode = 0
 	}
-	header := fmt.Sprintf("%s%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%s\x00",
+	nuls := 1
+	if end := w.at + headSize + len(name) + nuls; len(data) >= alignFrom && len(name)+nuls+alignTo <= maxName {
+		nuls += (alignTo - end%alignTo) % alignTo
+	}
+	header := fmt.Sprintf("%s%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%s%s",
 		magic, inode, mode,
 		0, 0, // uid, gid
 		links,
@@ -108,12 +121,14 @@ func (w *Writer) write(name string, mode, links, major, minor uint32, data []byt
 		len(data),
 		0, 0, // device the file was on
 		major, minor,
-		len(name)+1,
+		len(name)+nuls,
 		0, // checksum, unused in newc
-		name)
+		name, strings.Repeat("\x00", nuls))
 	for _, part := range [][]byte{pad([]byte(header)), pad(data)} {
 		if w.err == nil {
-			_, w.err = w.w.Write(part)
+			var n int
+			n, w.err = w.w.Write(part)
+			w.at += n
 		}
 	}
 }

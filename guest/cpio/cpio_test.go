@@ -131,6 +131,9 @@ func TestArchiveReadsBack(t *testing.T) {
 		w := NewWriter(&archive)
 		for i, name := range names {
 			data := rapid.SliceOfN(rapid.Byte(), 0, 64).Draw(t, fmt.Sprintf("data %d", i))
+			if len(data) > 0 && rapid.Bool().Draw(t, "long") {
+				data = bytes.Repeat(data, 4096)
+			}
 			want[name] = string(data)
 			if err := w.File(name, 0o644, data); err != nil {
 				t.Fatal(err)
@@ -166,7 +169,7 @@ func read(t *rapid.T, archive []byte) map[string]string {
 			return int(v)
 		}
 		size, nameSize := field(6), field(11)
-		name := string(archive[at+110 : at+110+nameSize-1])
+		name, _, _ := strings.Cut(string(archive[at+110:at+110+nameSize]), "\x00")
 		data := (at + 110 + nameSize + 3) &^ 3
 		if name == "TRAILER!!!" {
 			if data != len(archive) {
@@ -176,5 +179,25 @@ func read(t *rapid.T, archive []byte) map[string]string {
 		}
 		files[name] = string(archive[data : data+size])
 		at = (data + size + 3) &^ 3
+	}
+}
+
+func TestFilesOfAPageBeginAtASector(t *testing.T) {
+	var archive bytes.Buffer
+	w := NewWriter(&archive)
+	sizes := []int{4096, 10, 5000, 4095, 70000, 4096}
+	for i, size := range sizes {
+		if err := w.File(fmt.Sprintf("dir/file%d", i), 0o644, bytes.Repeat([]byte{byte('A' + i)}, size)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for i, size := range sizes {
+		at := bytes.Index(archive.Bytes(), bytes.Repeat([]byte{byte('A' + i)}, size))
+		if at < 0 || size >= 4096 && at%512 != 0 {
+			t.Errorf("the %d bytes of file %d begin at %d", size, i, at)
+		}
 	}
 }
