@@ -181,6 +181,11 @@ func (s *Set) commit(writes []epoch.DiskWrite, state []byte) error {
 	}
 	if states != nil {
 		s.dropFlushedLocked(states)
+	} else {
+		// An epoch of a synchronisation: its guest runs unprotected, and writes
+		// to a shared disk itself. What was kept before is older than what a
+		// reference in this epoch names, and must not be read instead of it.
+		s.dropSharedLocked()
 	}
 	for k := range writes {
 		if err := s.keepLocked(&writes[k]); err != nil {

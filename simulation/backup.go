@@ -3,14 +3,17 @@ package simulation
 // The shell around backup.Core: what backup/backup.go and session.go do.
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"time"
 
 	"understudy/backup"
+	"understudy/disk"
 	"understudy/epoch"
 	"understudy/ownership"
 	"understudy/protocol"
+	"understudy/rebuild"
 )
 
 // image is what a backup holds.
@@ -20,8 +23,14 @@ type image struct {
 	at      epoch.Position
 	device  state
 	whole   bool
-	bad     bool // the primary has been told that it differs
-	corrupt bool // damaged by a fault
+	table   *rebuild.Table // references that are not filled
+	missing bits           // pages that are not in memory: the table has them
+	truth   memory         // what the guest's memory was: for the oracle
+	disk    content        // and its disk,
+	known   bits           // as far as it knew
+	bad     bool           // the primary has been told that it differs
+	corrupt bool           // damaged by a fault
+	filling bool           // in the background
 }
 
 type backupShell struct {
@@ -31,13 +40,17 @@ type backupShell struct {
 	image *image
 	// loaded is what the waiting machine has been given.
 	loaded struct {
-		memory memory
-		at     state
+		memory  memory
+		at      state
+		missing bits
+		filler  filler
 	}
-	wake   int
-	ended  bool
-	busy   bool // the loop works, or stands still in the middle of it
-	events []backup.Event
+	blocked bool // the loop waits for the disks
+	rest    []backup.Action
+	wake    int
+	ended   bool
+	busy    bool // the loop works, or stands still in the middle of it
+	events  []backup.Event
 
 	greeted *opened
 	session *fed
@@ -46,6 +59,7 @@ type backupShell struct {
 type opened struct {
 	e     *end
 	hello hello
+	key   epoch.PrintKey // of hello
 }
 
 // fed is the session that feeds the image.
@@ -63,6 +77,10 @@ func newBackup(d *daemon, st ownership.Guest) *backupShell {
 }
 
 func (b *backupShell) start() {
+	if err := b.d.set.StandBy(ended); err != nil {
+		b.d.after(5*time.Millisecond, b.start)
+		return
+	}
 	b.d.after(0, func() { b.post(backup.LogApplied{State: b.w.ledger.views[b.d.h.index]}) })
 	b.post(backup.Tick{})
 }
@@ -98,6 +116,10 @@ func (b *backupShell) work(todo []backup.Action) {
 			if b.ended || !b.d.alive {
 				return
 			}
+			if b.blocked {
+				b.rest = slices.Clone(todo[i+1:])
+				return
+			}
 		}
 		if len(b.events) == 0 {
 			break
@@ -130,6 +152,10 @@ func (b *backupShell) goOn(rest []backup.Action) {
 	}
 	if next := b.do(rest[0]); next != nil {
 		b.events = slices.Insert(b.events, 0, next)
+	}
+	if b.blocked {
+		b.rest = rest[1:]
+		return
 	}
 	b.work(rest[1:])
 }
@@ -171,35 +197,22 @@ func (b *backupShell) do(a backup.Action) backup.Event {
 	case backup.Discard, backup.Drop:
 		b.drop()
 	case backup.Load:
-		b.loaded.memory, b.loaded.at = b.image.memory, b.image.device
-		fails := b.w.chance(b.w.faults.loadFails)
-		b.d.after(b.w.between(2*time.Millisecond, 15*time.Millisecond), func() {
-			var err error
-			if fails {
-				err = errors.New("the machine did not take the state")
-			}
-			if !b.w.at(b.d, stepLoaded) {
-				b.post(backup.Loaded{Err: err})
-			}
-		})
+		b.load()
 	case backup.Reset:
+		if b.image != nil {
+			b.image.table.StandBy()
+		}
 	case backup.Propose:
+		if a.Command.Kind == ownership.Return {
+			if err := b.d.set.StandBy(ended); err != nil {
+				return backup.Proposed{Command: a.Command, Err: err}
+			}
+		}
 		b.w.ledger.propose(b.d, a.Command, 10*time.Second, func(st ownership.Guest, err error) {
 			b.post(backup.Proposed{Command: a.Command, State: st, Err: err})
 		})
 	case backup.Run:
-		if b.w.chance(b.w.faults.loadFails / 2) {
-			return backup.Ran{Err: errors.New("the machine did not run")}
-		}
-		b.w.oracle.takesOver(b.d.h, b.image, b.loaded.memory, b.loaded.at)
-		g := continued(b.d.h, b.loaded.memory, b.loaded.at)
-		b.d.h.guest, b.d.guest = g, g
-		g.resume()
-		b.image = nil
-		if b.w.at(b.d, stepActivate) {
-			return nil
-		}
-		return backup.Ran{}
+		b.run()
 	case backup.Warn:
 	case backup.End:
 		b.ended = true
@@ -207,6 +220,86 @@ func (b *backupShell) do(a backup.Action) backup.Event {
 		b.d.backupEnded(a.Outcome, b.w.ledger.views[b.d.h.index])
 	}
 	return nil
+}
+
+// load puts the last commit into the waiting machine.
+func (b *backupShell) load() {
+	im := b.image
+	var err error
+	b.loaded.missing, b.loaded.filler = 0, nil
+	if b.w.disk.lazy {
+		b.loaded.filler, b.loaded.missing = im.table.Filler(), im.missing
+	} else {
+		err = im.table.FillAll(context.Background(), nil) // nobody else fills
+	}
+	if bad := (*rebuild.BadError)(nil); errors.As(err, &bad) {
+		b.w.violated("guarantee 4: the image of %s cannot be filled: %v", b.d.h.name, err)
+	}
+	b.loaded.memory, b.loaded.at = im.memory, im.device
+	if err == nil && b.w.chance(b.w.faults.loadFails) {
+		err = errors.New("the machine did not take the state")
+	}
+	b.d.after(b.w.between(2*time.Millisecond, 15*time.Millisecond), func() {
+		if !b.w.at(b.d, stepLoaded) {
+			b.post(backup.Loaded{Err: err})
+		}
+	})
+}
+
+// diskWait bounds the wait for the former owner's locks.
+const diskWait = 1500 * time.Millisecond
+
+// run lets the loaded machine run, with the disks as the last commit left them.
+// The loop waits for it.
+func (b *backupShell) run() {
+	b.blocked = true
+	overwrite := b.image.table.BeforeOverwrite
+	if b.w.breach == overwriteUnfilled {
+		overwrite = nil
+	}
+	b.d.set.Own(b.core.Log().Generation)
+	until := b.w.now + diskWait
+	done := func(err error) {
+		b.blocked = false
+		b.events = slices.Insert(b.events, 0, backup.Event(backup.Ran{Err: err}))
+		b.work(b.rest)
+	}
+	var try func()
+	try = func() {
+		if b.w.breach == replayMissing {
+			_ = b.d.set.StandBy(ended)
+			b.d.set.Own(b.core.Log().Generation)
+		}
+		b.d.kick()
+		err := b.d.set.Activate(ended, overwrite)
+		switch {
+		case err != nil && b.w.now < until:
+			b.d.after(b.w.between(time.Millisecond, 5*time.Millisecond), try)
+			return
+		case err == nil && b.w.chance(b.w.faults.loadFails/2):
+			err = errors.New("the machine did not run")
+		}
+		if err != nil {
+			done(err)
+			return
+		}
+		im := b.image
+		b.w.oracle.takesOver(b.d.h, im, b.loaded.memory, b.loaded.missing, b.loaded.at)
+		g := continued(b.d.h, b.loaded.memory, b.loaded.at)
+		g.missing, g.filler, g.truth, g.disk, g.known = b.loaded.missing, b.loaded.filler, im.truth, im.disk, im.known
+		g.request, b.d.replaying = b.d.resubmit, true
+		if g.request != nil && (g.request.op == disk.OpWrite || g.request.op == disk.OpDiscard) {
+			b.w.oracle.written(g, g.request.block, g.request.value)
+		}
+		b.d.h.guest, b.d.guest = g, g
+		b.w.oracle.diskOf(g, b.d)
+		g.resume()
+		b.image = nil
+		if !b.w.at(b.d, stepActivate) {
+			done(nil)
+		}
+	}
+	b.d.after(0, try)
 }
 
 // accept takes a session whose Hello was read.
@@ -220,8 +313,12 @@ func (b *backupShell) prepare(fresh bool) backup.Event {
 	b.greeted = nil
 	b.drop()
 	if fresh {
+		if err := b.d.set.StandBy(ended); err != nil {
+			return backup.Prepared{Err: err}
+		}
 		im := &image{id: b.w.newImage()}
 		im.at.Image = im.id
+		im.open(b.d, o.key)
 		b.image, b.w.images[im.id] = im, im
 	}
 	at, whole := b.core.At()
@@ -242,6 +339,15 @@ func (b *backupShell) prepare(fresh bool) backup.Event {
 	}
 	o.e.recv = func(m any) {
 		x, ok := m.(sent)
+		if h, asks := m.(hashes); asks && b.session == s {
+			d, err := b.d.set.Compare(h.h)
+			if err != nil {
+				s.e.fail(err)
+				return
+			}
+			s.e.send(differs{d})
+			return
+		}
 		switch {
 		case b.w.breach == acksWhileAsking && ok && b.session != s && !b.ended && b.image != nil && x.parent == b.image.at:
 			b.w.oracle.acknowledged(b.image, x)
@@ -281,7 +387,14 @@ func (b *backupShell) stage(s *fed) {
 	}
 	s.stage, s.at = &x, x.at
 	b.d.after(b.w.between(0, time.Millisecond), func() {
-		if b.session == s && !b.ended && !b.w.at(b.d, stepStage) && b.session == s {
+		if b.session != s || b.ended || b.w.at(b.d, stepStage) || b.session != s {
+			return
+		}
+		if err := b.makeRoom(&x); err != nil {
+			s.e.fail(err)
+			return
+		}
+		if b.session == s && b.d.alive {
 			b.post(backup.Staged{At: x.at, Kind: x.kind})
 		}
 	})
@@ -291,39 +404,134 @@ func (b *backupShell) stage(s *fed) {
 func (b *backupShell) commit() {
 	s := b.session
 	x := *s.stage
+	im := b.image
+	for i := range pages {
+		if x.set&(1<<i) != 0 && b.w.breach != supersedeMissing {
+			im.table.Supersede(epoch.GFN(i), 1)
+			im.missing &^= 1 << i
+		}
+	}
+	if err := im.table.Bad(); err != nil && x.kind == epoch.KindCheckpoint {
+		b.w.violated("guarantee 4: the image of %s is not whole at %v: %v", b.d.h.name, x.at, err)
+	}
 	if b.w.at(b.d, stepAck) {
 		return
 	}
-	b.w.oracle.acknowledged(b.image, x)
+	b.w.oracle.acknowledged(im, x)
+	filled := min(im.table.Through(), x.at.Number)
 	if !x.verify {
-		s.e.send(ack{at: x.at})
+		s.e.send(ack{at: x.at, filled: filled})
 	}
 	if b.w.at(b.d, stepApply) {
 		return
 	}
 	b.apply(x)
-	if b.w.at(b.d, stepCommit) {
+	if !b.d.alive || b.w.at(b.d, stepCommit) {
 		return
 	}
 	if x.verify {
-		s.e.send(ack{at: x.at, hashed: true, image: b.image.memory})
+		var all [pages * epoch.PageSize]byte
+		if err := im.table.ReadPages(0, all[:]); err != nil {
+			s.e.fail(err)
+			return
+		}
+		s.e.send(ack{at: x.at, filled: filled, hashed: true, image: im.memory})
 	}
 	s.stage = nil
 	b.stage(s)
 }
 
+// open makes the account of what is missing in a new image.
+func (im *image) open(d *daemon, key epoch.PrintKey) {
+	im.table = rebuild.New(rebuild.Config{Pages: pages, Key: key, Blocks: d.set,
+		Read: func(first epoch.GFN, dst []byte) error {
+			for i := 0; len(dst) > 0; i, dst = i+1, dst[epoch.PageSize:] {
+				pageOf(dst[:epoch.PageSize], im.memory[int(first)+i])
+			}
+			return nil
+		},
+		Write: func(first epoch.GFN, data []byte) error {
+			for p := int(first); len(data) > 0; p, data = p+1, data[epoch.PageSize:] {
+				im.memory[p] = valueOf(data)
+				im.missing &^= 1 << p
+				d.w.at(d, stepMaterialise)
+			}
+			return nil
+		}})
+}
+
+// makeRoom does, before an epoch may be acknowledged, what its writes demand of
+// the ones before it.
+func (b *backupShell) makeRoom(x *sent) error {
+	if len(x.writes) == 0 {
+		return nil
+	}
+	if b.w.at(b.d, stepRoom) {
+		return errDead
+	}
+	var size uint64
+	for _, w := range x.writes {
+		size += uint64(len(w.Data))
+		switch w.Kind {
+		case epoch.WriteData, epoch.WriteZeroes, epoch.WriteDiscard:
+			if b.w.breach == ackUnfilled {
+				continue
+			}
+			if err := b.image.table.BeforeOverwrite(w.Disk, w.Sector, w.Sectors); err != nil {
+				return err
+			}
+		}
+	}
+	return b.d.set.Room(ended, size)
+}
+
 func (b *backupShell) apply(x sent) {
 	im := b.image
+	var left bits
+	for _, r := range x.refs {
+		left |= 1 << r.Page
+	}
 	for i := range pages {
-		if x.set&(1<<i) != 0 {
+		if x.set&(1<<i) != 0 && left&(1<<i) == 0 {
 			im.memory[i] = x.values[i]
 		}
 	}
+	im.missing |= left
+	im.table.Add(x.refs, x.at.Number)
 	im.at, im.whole = x.at, x.kind == epoch.KindCheckpoint
+	im.table.Committed(im.whole)
+	if err := b.d.set.Commit(x.at.Number, x.writes, x.disks); err != nil {
+		b.w.violated("%s cannot keep the writes of %v: %v", b.d.h.name, x.at, err)
+	}
+	b.d.kick()
+	im.truth = x.whole
 	if im.whole {
-		im.device = x.device
+		im.device, im.disk, im.known = x.device, x.disk, x.known
 		b.w.oracle.committed(b.d.h, im, x)
 	}
+	b.fill(im)
+}
+
+// fill fills references in the background, one after the other.
+func (b *backupShell) fill(im *image) {
+	if im.filling || im.missing == 0 {
+		return
+	}
+	im.filling = true
+	b.d.after(b.w.between(500*time.Microsecond, 40*time.Millisecond), func() {
+		im.filling = false
+		if b.ended || b.image != im {
+			return
+		}
+		var page [epoch.PageSize]byte
+		for p := range pages {
+			if im.missing&(1<<p) != 0 {
+				_ = im.table.ReadPages(epoch.GFN(p), page[:]) // else later
+				break
+			}
+		}
+		b.fill(im)
+	})
 }
 
 func (b *backupShell) drop() {
@@ -332,6 +540,9 @@ func (b *backupShell) drop() {
 		return
 	}
 	b.session = nil
+	if b.image != nil {
+		b.image.table.Committed(false)
+	}
 	s.e.down = func(error) {}
 	if b.w.breach != acksWhileAsking {
 		s.e.close()

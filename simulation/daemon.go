@@ -4,10 +4,14 @@ package simulation
 
 import (
 	"errors"
+	"fmt"
 	"time"
 
 	"understudy/backup"
 	"understudy/clock"
+	"understudy/disk"
+	"understudy/epoch"
+	"understudy/exclusion"
 	"understudy/ownership"
 	"understudy/primary"
 )
@@ -26,13 +30,45 @@ type host struct {
 	offset time.Duration // of its clock
 	stood  time.Duration // of its timers: for how long it was suspended so far
 
+	media   *media
+	journal []byte // on tmpfs: outlives the daemon, not the host
+	fresh   bool   // the host has lost its power since
+
 	suspended time.Duration // until when it was, the last time
 	diskFails time.Duration // until when its disk does
 }
 
 func newHost(w *world, i int, name string) *host {
-	return &host{w: w, index: i, id: ownership.HostID(name), name: name,
+	h := &host{w: w, index: i, id: ownership.HostID(name), name: name,
 		rate: 1 + (w.dice.Float64()-0.5)/1000, offset: w.between(time.Second, time.Hour)}
+	if i == 0 || !w.disk.shared {
+		h.media = &media{shared: w.disk.shared}
+		for b := range h.media.now { // two copies differ at first
+			w.values++
+			h.media.now[b] = w.values
+		}
+		h.media.durable = h.media.now
+	} else {
+		h.media = w.hosts[0].media
+	}
+	h.newJournal()
+	return h
+}
+
+// newJournal empties the host's tmpfs.
+func (h *host) newJournal() {
+	h.free()
+	var err error
+	if h.journal, err = disk.ByHandMemory(); err != nil {
+		panic(fmt.Sprintf("memory for a journal: %v", err))
+	}
+}
+
+func (h *host) free() {
+	if h.journal != nil {
+		_ = disk.FreeByHand(h.journal) // it was mapped
+		h.journal = nil
+	}
 }
 
 // boot starts the host, or only its daemon.
@@ -41,10 +77,15 @@ func (h *host) boot() {
 		return
 	}
 	h.up = true
+	if h.fresh {
+		h.fresh = false
+		h.newJournal()
+	}
 	d := &daemon{h: h, w: h.w, alive: true}
 	d.gate = &gate{d: d}
 	h.daemon = d
 	h.w.say(h.name, "the daemon starts")
+	d.openDisk()
 	d.after(h.w.between(time.Millisecond, 30*time.Millisecond), d.manage)
 }
 
@@ -58,6 +99,7 @@ func (h *host) killDaemon(silent bool) {
 	h.w.say(h.name, "the daemon dies")
 	d.alive = false
 	h.daemon = nil
+	d.store.die()
 	for _, e := range d.ends {
 		if !e.open {
 			continue
@@ -89,6 +131,10 @@ func (h *host) powerOff() {
 		h.guest.kill()
 		h.guest = nil
 	}
+	if !h.media.shared {
+		h.media.losePower(h.w)
+	}
+	h.fresh = true // a journal that a Set on the stack still writes to stays mapped
 }
 
 // daemon is one life of understudyd.
@@ -106,6 +152,14 @@ type daemon struct {
 	ends    []*end
 	session int // of its proposals; 0: not opened
 	unknown int // proposals of unknown outcome
+
+	key       epoch.PrintKey
+	index     *exclusion.Index
+	set       *disk.Set
+	store     *store
+	flushing  bool     // the flusher is about to look for work
+	replaying bool     // what is flushed is what a backup had kept
+	resubmit  *request // what was in flight in the guest that was taken over
 }
 
 // woken is when the daemon here last woke up.
@@ -229,6 +283,10 @@ func (d *daemon) play(st ownership.Guest) {
 	case st.Desired == ownership.Stopped:
 		d.as("stopped")
 		d.end()
+		if err := d.set.StandBy(ended); err != nil { // let go of the disks
+			d.after(again, d.manage)
+			return
+		}
 		d.changed(st, d.manage)
 	case st.Owner != self && st.Phase == ownership.PhaseActivating && st.Previous == self:
 		d.as("yielding")
@@ -324,7 +382,7 @@ func (d *daemon) recover(st ownership.Guest) {
 		})
 		return
 	}
-	if g := d.h.guest; g != nil && !g.gone {
+	if g := d.h.guest; g != nil && !g.gone && g.missing == 0 {
 		g.pause()
 		g.dirty = everyPage
 		if d.w.at(d, stepAdopt) {
@@ -399,7 +457,7 @@ func (d *daemon) accept(e *end) {
 			})
 			return
 		}
-		d.backup.accept(opened{e, greeting})
+		d.backup.accept(opened{e, greeting, greeting.PrintKey})
 	}
 }
 

@@ -57,6 +57,14 @@ type guest struct {
 	ticking bool
 	since   time.Duration // it runs
 	nic     []state       // frames that nobody has read yet
+
+	disk     content  // as far as the guest knows it,
+	known    bits     // which it does of these blocks
+	barriers int      // flushes it has asked for
+	request  *request // in flight
+	missing  bits     // pages that a lazy rebuild has yet to fill
+	filler   filler
+	truth    memory // what they are
 }
 
 // newGuest boots a guest: a new life.
@@ -104,6 +112,16 @@ func (g *guest) tick() {
 	for range 1 + g.w.dice.IntN(3) {
 		g.write(g.w.dice.IntN(pages))
 	}
+	if g.missing != 0 && g.w.chance(0.4) {
+		g.fillOne()
+	}
+	if g.request == nil && g.w.chance(0.6) {
+		g.ask()
+	}
+	g.submit()
+	if !g.running {
+		return // something struck
+	}
 	if g.w.chance(0.7) {
 		g.nic = append(g.nic, g.at)
 		if d := g.h.daemon; d != nil && d.guest == g {
@@ -118,6 +136,9 @@ func (g *guest) tick() {
 }
 
 func (g *guest) write(page int) {
+	if g.touch(page) != nil {
+		return // it waits for the page
+	}
 	g.w.values++
 	g.memory[page] = g.w.values
 	g.dirty |= 1 << page

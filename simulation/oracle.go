@@ -13,6 +13,10 @@ type oracle struct {
 	branches []branch
 	lives    int
 
+	disk diskOracle
+
+	from state // of the last takeover
+
 	life     int   // the one that the log has started
 	last     state // the newest step of it that the outside world knows of
 	any      bool
@@ -76,7 +80,7 @@ func (o *oracle) acknowledged(im *image, x sent) {
 
 // committed: a backup has applied a checkpoint.
 func (o *oracle) committed(h *host, im *image, x sent) {
-	if im.memory == x.whole {
+	if im.holds(&x.whole) {
 		im.corrupt = false
 	} else if !im.corrupt {
 		h.w.violated("guarantee 3: after %v the image of %s is %v, the guest's memory was %v", x.at, h.name, im.memory, x.whole)
@@ -104,6 +108,7 @@ func (o *oracle) applied(w *world, c ownership.Command, before, next ownership.G
 		}
 		if c.Kind == ownership.Start || life != o.life {
 			o.any, o.life = false, life
+			o.disk.begin()
 		}
 	case ownership.InSync:
 		at, ok := o.held[c.Backup.Image]
@@ -112,6 +117,8 @@ func (o *oracle) applied(w *world, c ownership.Command, before, next ownership.G
 			w.violated("rule 2: image %v is in sync, and holds no checkpoint", c.Backup.Image)
 		case o.any && !o.within(o.last, at):
 			w.violated("rule 1: the backup is in sync at %v, the outside world knows of %v", at, o.last)
+		case o.disk.any && !o.within(o.disk.last, at):
+			w.violated("rule 1: the backup is in sync at %v, on the disk is what was written at %v", at, o.disk.last)
 		}
 	case ownership.Takeover:
 		o.takeovers++
@@ -121,8 +128,10 @@ func (o *oracle) applied(w *world, c ownership.Command, before, next ownership.G
 		o.had[1-h.index] = true
 		if d := h.daemon; d != nil && d.backup != nil && d.backup.image != nil && d.backup.image.id == c.Backup.Image {
 			o.goesOn(w, "guarantee 6: takeover granted", h, d.backup.image.device)
+			o.from = d.backup.image.device
 		}
 	case ownership.Return:
+		o.disk.open = nil
 		if g := w.hosts[1-h.index].guest; g != nil {
 			o.goesOn(w, "the guest was returned", w.hosts[1-h.index], g.at)
 		}
@@ -135,10 +144,13 @@ func (o *oracle) goesOn(w *world, what string, h *host, at state) {
 	if o.any && !o.within(o.last, at) {
 		w.violated("%s: %s goes on from %v, the outside world knows of %v", what, h.name, at, o.last)
 	}
+	if o.disk.any && !o.within(o.disk.last, at) {
+		w.violated("%s: %s goes on from %v, on the disk is what was written at %v", what, h.name, at, o.disk.last)
+	}
 }
 
 // takesOver: a backup lets its machine run.
-func (o *oracle) takesOver(h *host, im *image, loaded memory, at state) {
+func (o *oracle) takesOver(h *host, im *image, loaded memory, missing bits, at state) {
 	log := h.w.ledger.state
 	if log.Owner != h.id || log.Phase != ownership.PhaseActivating {
 		h.w.violated("guarantee 6: %s runs the guest, the log names %s, %s", h.name, log.Owner, log.Phase)
@@ -147,8 +159,17 @@ func (o *oracle) takesOver(h *host, im *image, loaded memory, at state) {
 		h.w.violated("guarantee 3: %s runs an image that is no checkpoint", h.name)
 	}
 	o.goesOn(h.w, "takeover", h, at)
-	if !im.corrupt && (at != im.device || loaded != im.memory) {
-		h.w.violated("rule 5: %s runs %v, and has acknowledged %v", h.name, at, im.device)
+	o.from = at
+	if im.corrupt {
+		return
+	}
+	if held := o.held[im.id]; at != held {
+		h.w.violated("rule 5: %s runs %v, and has acknowledged %v", h.name, at, held)
+	}
+	for p := range pages {
+		if missing&(1<<p) == 0 && loaded[p] != im.truth[p] {
+			h.w.violated("guarantee 4: page %d of the guest that %s runs holds %d, it was %d", p, h.name, loaded[p], im.truth[p])
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ package simulation
 // and log.go do, without the goroutines.
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -44,6 +45,7 @@ type link struct {
 	at      epoch.Position   // of the last epoch sent
 	sent    []epoch.Position // the last acknowledged, then those in flight
 	expects map[epoch.Number]memory
+	busy    time.Duration // until when the sender is
 }
 
 type flight struct {
@@ -62,6 +64,8 @@ func newPrimary(d *daemon, st ownership.Guest, running bool) *primaryShell {
 func (p *primaryShell) protected() bool { return !p.ended && p.core.Mode() == primary.ModeProtected }
 
 func (p *primaryShell) start() {
+	p.d.set.Own(p.generation)
+	p.d.kick()
 	p.d.after(0, p.renew)
 	p.d.after(0, func() { p.post(primary.LogApplied{State: p.w.ledger.views[p.d.h.index]}) })
 	p.post(primary.Tick{})
@@ -194,7 +198,8 @@ func (p *primaryShell) later(ev primary.Event) {
 }
 
 func (p *primaryShell) do(a primary.Action) primary.Event {
-	gate := p.d.gate
+	gate, set := p.d.gate, p.d.set
+	defer p.d.kick()
 	switch a := a.(type) {
 	case primary.SyncStep:
 		return p.capture(a.Number, epoch.KindSync, false)
@@ -204,27 +209,44 @@ func (p *primaryShell) do(a primary.Action) primary.Event {
 		for len(p.inflight) > 0 && p.inflight[0].number <= a.Through {
 			p.inflight = p.inflight[1:]
 		}
+		set.Synced(a.Through)
 	case primary.Restore:
 		if p.w.breach != restoreMissing {
 			p.restore()
 		}
+		if p.w.breach != voidMissing {
+			set.Void()
+		}
+		if _, compare := set.Unsynced(); compare > 0 {
+			set.SyncAll()
+		}
+		p.compare()
 	case primary.Refill:
 		p.restore()
 		if p.w.breach != refillMissing {
 			p.pending = everyPage
 		}
+		set.Void()
+		set.SyncAll()
+		p.compare()
 	case primary.Release:
 		gate.release(a.Through)
+		set.Release(a.Through)
 	case primary.Hold:
 		if p.w.breach == holdLate && p.core.Mode() == primary.ModeEntering {
 			return nil
 		}
 		gate.enter(gateHold)
+		set.Hold()
 	case primary.Pass:
 		gate.enter(gatePass)
+		set.Pass()
 	case primary.Shut:
 		if p.w.breach != shutMissing {
 			gate.shut()
+			if p.core.Mode() == primary.ModeYielded {
+				set.Shut()
+			}
 		}
 	case primary.PauseGuest:
 		if p.w.breach != pauseMissing {
@@ -241,11 +263,10 @@ func (p *primaryShell) do(a primary.Action) primary.Event {
 		case p.w.breach == holdLate && a.Command.Kind == ownership.InSync:
 			p.d.after(3*time.Millisecond, func() { gate.enter(gateHold) })
 		}
-		p.w.ledger.propose(p.d, a.Command, max(2*lease, 2*time.Second), func(st ownership.Guest, err error) {
-			p.post(primary.Proposed{Command: a.Command, State: st, Err: err})
-		})
+		p.propose(a.Command)
 	case primary.UseGeneration:
 		p.generation = a.Generation
+		set.Own(a.Generation)
 	case primary.Connect:
 		p.connect()
 	case primary.Disconnect:
@@ -265,6 +286,9 @@ func (p *primaryShell) capture(n epoch.Number, kind epoch.Kind, final bool) prim
 	g, failed := p.guest, func(err error) primary.Event { return primary.CaptureFailed{Number: n, Err: err} }
 	check := kind == epoch.KindCheckpoint
 	if check {
+		if !p.d.set.Settled() && p.w.breach != sealUnsettled {
+			return primary.Postponed{Number: n}
+		}
 		g.pause()
 		defer func() {
 			if !final {
@@ -286,13 +310,28 @@ func (p *primaryShell) capture(n epoch.Number, kind epoch.Kind, final bool) prim
 			final = false
 			return failed(err)
 		}
+		if err := p.d.set.Seal(n); err != nil {
+			final = false
+			return failed(err)
+		}
 		if p.w.at(p.d, stepCollect) {
 			final = true
 			return nil
 		}
 	}
+	own := epoch.NewPageSet(pages)
+	p.d.set.CollectDirty(own)
 	set := p.pending | g.dirty
+	if p.w.breach != ownWritesUnseen {
+		set |= bitsOf(own)
+	}
 	p.pending, g.dirty = 0, 0
+	for page := range pages { // what is copied has to be there
+		if err := g.touch(page); err != nil {
+			p.pending, final = set, false
+			return failed(err)
+		}
+	}
 	if p.w.chance(p.w.faults.captureFails / 2) {
 		p.pending, final = everyPage, false
 		return failed(errors.New("the dirty pages were not collected"))
@@ -314,9 +353,10 @@ func (p *primaryShell) capture(n epoch.Number, kind epoch.Kind, final bool) prim
 		final = true
 		return nil
 	}
-	p.sendEpoch(n, kind, set)
+	p.enqueue(n, kind, set)
 	if p.w.breach == releaseOnSend {
 		p.d.gate.release(n)
+		p.d.set.Release(n)
 	}
 	left := uint64(0)
 	for i := range pages {
@@ -326,23 +366,157 @@ func (p *primaryShell) capture(n epoch.Number, kind epoch.Kind, final bool) prim
 	if l := p.link; stalled {
 		p.d.after(0, func() { l.e.fail(errors.New("the backup takes nothing")) })
 	}
-	return primary.Captured{Number: n, Kind: kind, Remaining: left, Stalled: stalled,
+	differ, compare := p.d.set.Unsynced()
+	left += differ / epoch.PageSize
+	return primary.Captured{Number: n, Kind: kind, Remaining: left, Comparing: compare > 0, Stalled: stalled,
 		Cost: primary.Cost{Pause: time.Millisecond, Held: len(p.d.gate.held)}}
 }
 
-func (p *primaryShell) sendEpoch(n epoch.Number, kind epoch.Kind, set bits) {
+// enqueue hands a copy of the guest to the sender, which works beside it.
+func (p *primaryShell) enqueue(n epoch.Number, kind epoch.Kind, set bits) {
 	l := p.link
 	if l == nil {
 		p.w.violated("%s captured epoch %d with no session", p.d.h.name, n)
 	}
+	g := p.guest
+	m := sent{generation: p.generation, kind: kind, set: set, values: g.memory, device: g.at, whole: g.memory, disk: g.disk, known: g.known,
+		verify: p.verify && kind == epoch.KindCheckpoint}
+	l.busy = max(l.busy, p.w.now) + p.w.between(0, time.Millisecond)
+	p.d.after(l.busy-p.w.now, func() {
+		if p.link == l && !p.ended {
+			p.sendEpoch(l, m, n)
+		}
+	})
+}
+
+// encode adds what leaves pages out, and what the disk says of the epoch.
+func (p *primaryShell) encode(m *sent, n epoch.Number) error {
+	set, limit := p.d.set, uint64(epoch.HashChunk)
+	excluder := set.Encoding(n)
+	if m.kind == epoch.KindCheckpoint {
+		limit = 0
+		writes, state := set.Sealed(n)
+		m.disks = bytes.Clone(state)
+		for _, x := range writes {
+			x.Data, x.Pages = bytes.Clone(x.Data), slices.Clone(x.Pages)
+			m.writes = append(m.writes, x)
+		}
+	}
+	sync, err := set.SyncWrites(n, limit)
+	if err != nil {
+		return err
+	}
+	m.writes = append(slices.Clip(sync), m.writes...)
+	var page [epoch.PageSize]byte
+	for i := range pages {
+		if m.set&(1<<i) == 0 || m.values[i] == 0 {
+			continue
+		}
+		pageOf(page[:], m.values[i])
+		if x, ok := excluder.Exclude(epoch.GFN(i), page[:], false); ok && x.Kind == epoch.ExcludeBlock {
+			p.w.oracle.referenced(p.d, x.Ref, m.values[i])
+			m.refs = append(m.refs, x.Ref)
+			p.w.say(p.d.h.name, "      page %d, %d, is left out of epoch %d for block %d", i, m.values[i], n, x.Ref.Sector/epoch.PageSectors)
+		}
+	}
+	if p.w.breach == referenceHeld {
+		p.referenceHeld(m)
+	}
+	if len(m.refs) > 0 && p.w.at(p.d, stepReference) {
+		return errDead
+	}
+	return nil
+}
+
+// referenceHeld leaves pages out for writes that only the held log has.
+func (p *primaryShell) referenceHeld(m *sent) {
+	var page [epoch.PageSize]byte
+	for i := range pages {
+		for b, v := range p.guest.disk {
+			if v != 0 && m.set&(1<<i) != 0 && m.values[i] == v && !slices.ContainsFunc(m.refs, func(r epoch.Reference) bool { return r.Page == epoch.GFN(i) }) {
+				pageOf(page[:], v)
+				m.refs = append(m.refs, epoch.Reference{Page: epoch.GFN(i), Sector: uint64(b) * epoch.PageSectors, Print: p.d.key.Of(page[:])})
+			}
+		}
+	}
+}
+
+// compare sends hashes of the disk, if there is anything to compare.
+func (p *primaryShell) compare() {
+	l := p.link
+	p.d.after(p.w.between(0, time.Millisecond), func() {
+		for p.link == l && !p.ended {
+			if _, compare := p.d.set.Unsynced(); compare == 0 {
+				return
+			}
+			h, more, err := p.d.set.NextHashes(1)
+			if err != nil {
+				l.e.fail(err)
+				return
+			}
+			if len(h.Hashes) > 0 {
+				l.e.send(hashes{h})
+			}
+			if !more {
+				return
+			}
+		}
+	})
+}
+
+// propose carries a command to the log, after the disks have done what they owe
+// before.
+func (p *primaryShell) propose(c ownership.Command) {
+	const limit = max(2*lease, 2*time.Second)
+	t := p.w.twisted // it is the proposal's
+	until := p.w.now + limit
+	var try func()
+	try = func() {
+		if p.ended {
+			return
+		}
+		var err error
+		switch c.Kind {
+		case ownership.Surrender:
+			if p.w.breach == surrenderUndrained {
+				break
+			}
+			err = p.d.set.Quiesce(ended)
+		case ownership.Stop:
+			err = p.d.set.DrainByHand()
+		}
+		switch {
+		case err != nil && p.w.now < until:
+			p.d.kick()
+			p.d.after(time.Millisecond, try)
+			return
+		case err != nil:
+			p.post(primary.Proposed{Command: c, Err: err})
+			return
+		}
+		if (c.Kind == ownership.Surrender || c.Kind == ownership.Stop) && p.w.at(p.d, stepDrained) {
+			return
+		}
+		p.w.twisted = t
+		p.w.ledger.propose(p.d, c, limit, func(st ownership.Guest, err error) {
+			p.post(primary.Proposed{Command: c, State: st, Err: err})
+		})
+	}
+	try()
+}
+
+func (p *primaryShell) sendEpoch(l *link, m sent, n epoch.Number) {
 	if n != l.at.Number+1 { // an epoch before it failed: the sender gives up
 		p.d.after(0, func() { l.e.fail(fmt.Errorf("epoch %d on top of %v", n, l.at)) })
 		return
 	}
-	m := sent{generation: p.generation, kind: kind, parent: l.at, at: p.w.position(l.at), set: set,
-		values: p.guest.memory, device: p.guest.at, whole: p.guest.memory, verify: p.verify && kind == epoch.KindCheckpoint}
+	m.parent, m.at = l.at, p.w.position(l.at)
+	if err := p.encode(&m, n); err != nil {
+		p.d.after(0, func() { l.e.fail(err) })
+		return
+	}
 	if m.verify {
-		l.expects[n] = p.guest.memory
+		l.expects[n] = m.whole
 	}
 	l.at = m.at
 	l.sent = append(l.sent, m.at)
@@ -363,7 +537,7 @@ func (p *primaryShell) connect() {
 	p.attempts++
 	n := p.attempts
 	p.dialing = n
-	greeting := hello{Version: protocol.Version, Guest: "web", Host: p.d.h.id, Generation: p.generation, Known: slices.Clone(p.known)}
+	greeting := hello{Version: protocol.Version, Guest: "web", Host: p.d.h.id, Generation: p.generation, Known: slices.Clone(p.known), PrintKey: p.d.key}
 	failed := func(err error) {
 		if !p.ended {
 			if p.dialing == n {
@@ -430,6 +604,12 @@ func (p *primaryShell) adopt(e *end, m protocol.Welcome) {
 }
 
 func (p *primaryShell) receive(l *link, m any) {
+	if x, ok := m.(differs); ok {
+		if err := p.d.set.Differ(x.d); err != nil {
+			l.e.fail(err)
+		}
+		return
+	}
 	a, ok := m.(ack)
 	if !ok || len(l.sent) < 2 || l.sent[1] != a.at {
 		l.e.fail(fmt.Errorf("not the next acknowledgement: %s", show(m)))
@@ -440,6 +620,7 @@ func (p *primaryShell) receive(l *link, m any) {
 	}
 	l.sent = l.sent[1:]
 	n := a.at.Number
+	p.d.set.Materialised(a.filled)
 	want, asked := l.expects[n]
 	delete(l.expects, n)
 	if asked && want != a.image {
@@ -486,6 +667,10 @@ func (p *primaryShell) renew() {
 			return
 		}
 		p.d.gate.allow(until)
+		if err := p.d.set.Allow(until); err != nil {
+			p.w.violated("the disks refuse a lease: %v", err)
+		}
+		p.d.kick()
 		p.until = max(p.until, until)
 		p.post(primary.LeaseRenewed{Generation: g, Until: until})
 		p.d.after(lease/4, p.renew)

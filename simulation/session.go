@@ -38,11 +38,19 @@ type (
 		set        bits
 		values     memory // of the pages in set
 		device     state
+		refs       []epoch.Reference
+		writes     []epoch.DiskWrite
+		disks      []byte // state of the disks
+		disk       content
+		known      bits   // of the disk's blocks
 		whole      memory // what the image must be afterwards: for the oracle
 		verify     bool
 	}
-	ack struct {
+	hashes  struct{ h epoch.DiskHashes }
+	differs struct{ d epoch.DiskDiffers }
+	ack     struct {
 		at     epoch.Position
+		filled epoch.Number // every reference up to it is
 		hashed bool
 		image  memory
 	}

@@ -11,6 +11,9 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+
+	"understudy/disk"
+	"understudy/epoch"
 )
 
 // breach is a way of breaking the rules. No daemon knows of it: it is in this
@@ -36,6 +39,19 @@ const (
 	pauseMissing
 	gateIgnoresLease
 	passAtOnce
+	syncLies
+	lockIgnored
+	voidMissing
+	sealUnsettled
+	ownWritesUnseen
+	surrenderUndrained
+	overwriteUnfilled
+	replayMissing
+	supersedeMissing
+	ackUnfilled
+	referenceHeld
+	staleHints
+	acceptedUnseen
 
 	breaches // their number
 )
@@ -59,6 +75,19 @@ var breachTable = [breaches]struct{ rules, name string }{
 	pauseMissing:       {"G7", "the guest runs on without a lease"},
 	gateIgnoresLease:   {"G1, 8", "the gate does not look at the lease"},
 	passAtOnce:         {"10", "output passes before the takeover is recorded as done"},
+	syncLies:           {"13", "a disk says durable, and it is not"},
+	lockIgnored:        {"12", "a shared disk is taken from a host that may still write to it"},
+	voidMissing:        {"17", "references of lost epochs count as sent"},
+	sealUnsettled:      {"11, 13", "a checkpoint is taken before the disks have settled"},
+	ownWritesUnseen:    {"G5, 15", "pages that the disk's back end wrote are not reported"},
+	surrenderUndrained: {"7", "a surrender does not wait for the disks"},
+	overwriteUnfilled:  {"17", "after a takeover blocks are overwritten that references name"},
+	replayMissing:      {"12", "what the backup kept is not replayed"},
+	supersedeMissing:   {"G4, 18", "newer content does not supersede a reference"},
+	ackUnfilled:        {"G4, 17", "an epoch is acknowledged before what it overwrites is filled"},
+	referenceHeld:      {"G4, 16", "a page is left out for a write that is held"},
+	staleHints:         {"19", "what was known of the disk before it was another host's still counts"},
+	acceptedUnseen:     {"16", "a write does not end what is known of its block"},
 }
 
 // Bite is what became of a breach.
@@ -112,4 +141,30 @@ func PrintTeeth(w io.Writer, teeth []Bite) error {
 		p.f("%-12s%-76s%6s  %s\n", b.Rules, b.Breach, seeds, string(noticed[:min(len(noticed), 100)]))
 	}
 	return p.err
+}
+
+// brokenIndex is an index that is not told everything.
+type brokenIndex struct {
+	disk.Index
+	breach breach
+}
+
+func breakIndex(b breach, x disk.Index) disk.Index {
+	if b == staleHints || b == acceptedUnseen {
+		return brokenIndex{x, b}
+	}
+	return x
+}
+
+func (x brokenIndex) Forget() {
+	if x.breach != staleHints {
+		x.Index.Forget()
+	}
+}
+
+func (x brokenIndex) Accepted(id epoch.DiskID, sector uint64, sectors uint32, passing bool) uint64 {
+	if x.breach == acceptedUnseen {
+		sector, sectors = 0, 0
+	}
+	return x.Index.Accepted(id, sector, sectors, passing)
 }

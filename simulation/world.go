@@ -39,6 +39,7 @@ type world struct {
 	story strings.Builder
 
 	hosts   [2]*host
+	disk    diskKind
 	ledger  *ledger
 	blocked [2][2]bool // from, to: nothing gets through
 	faults  faults
@@ -169,9 +170,13 @@ func play(seed uint64, b breach, tell bool) (res result) {
 	}()
 	w.oracle.visits = map[string]int{}
 	w.ledger = newLedger(w)
+	w.disk = w.drawDisk()
+	w.say("", "the disk: %+v", w.disk)
 	for i, name := range []string{"a", "b"} {
 		w.hosts[i] = newHost(w, i, name)
 	}
+	defer w.hosts[0].free()
+	defer w.hosts[1].free()
 	w.hosts[0].peer, w.hosts[1].peer = w.hosts[1], w.hosts[0]
 	w.ledger.elect(w.between(0, 50*time.Millisecond))
 	for _, h := range w.hosts {
