@@ -110,8 +110,9 @@ func main() {
 	story := flag.Bool("story", false, "tell for each rule left out how it is broken")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	if err := run(ctx, os.Stdout, *short, *story); err != nil {
+	err := run(ctx, os.Stdout, *short, *story)
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "model:", err)
 		os.Exit(1)
 	}
