@@ -9,7 +9,7 @@
 #   make bench-checkpoint   checkpoint files beside QEMU's own, into build/bench-checkpoint.json and .svg
 #   make bench-disk the disk's speed beside QEMU's own, into build/bench-disk.json
 #   make model      every state of the model of ownership
-#   make fuzz       every parser's fuzz target for a while, the corpora kept
+#   make fuzz       every parser's fuzz target for a while; FUZZ_FLAGS=-keep lets the corpora grow
 #   make lint guest guest-big clean
 
 GO            ?= go
@@ -17,6 +17,7 @@ GOLANGCI      := v2.15.0
 GOLANGCI_LINT := build/tools/golangci-lint-$(GOLANGCI)
 FUZZTIME      ?= 20s
 FUZZ          ?=
+FUZZ_FLAGS    ?=
 GUEST_FLAGS   ?=
 DEMO_FLAGS    ?=
 BENCH_FLAGS   ?=
@@ -89,7 +90,7 @@ model: setup
 	$(GO) run ./model $(MODEL_FLAGS)
 
 fuzz:
-	scripts/fuzz $(FUZZTIME) $(FUZZ)
+	scripts/fuzz $(FUZZ_FLAGS) $(FUZZTIME) $(FUZZ)
 
 clean:
 	rm -rf bin build
