@@ -22,7 +22,7 @@ func TestPendingReadsAhead(t *testing.T) {
 	}
 	path := filepath.Join(t.TempDir(), "web")
 	save(t, path, m, d, Options{})
-	p, err := newPending(mustOpen(t, path), d, false)
+	p, err := newPending(mustOpen(t, path), d, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -51,7 +51,7 @@ func TestPagesAllocateNothing(t *testing.T) {
 	}
 
 	save(t, path, m, d, Options{})
-	p, err := newPending(mustOpen(t, path), d, false)
+	p, err := newPending(mustOpen(t, path), d, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

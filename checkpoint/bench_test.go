@@ -74,7 +74,7 @@ func BenchmarkRestore(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				s, _, err := Restore(b.Context(), f, &driver{}, d, RestoreOptions{Lazy: lazy})
+				s, _, err := Restore(b.Context(), f, &driver{}, d, RestoreOptions{Lazy: lazy, leaveFew: true})
 				if err != nil {
 					b.Fatal(err)
 				}
@@ -93,7 +93,7 @@ func BenchmarkContent(b *testing.B) {
 	path := filepath.Join(benchDir(b), "web")
 	save(b, path, m, d, Options{})
 	f := mustOpen(b, path)
-	p, err := newPending(f, d, false)
+	p, err := newPending(f, d, nil)
 	if err != nil {
 		b.Fatal(err)
 	}

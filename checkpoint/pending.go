@@ -1,8 +1,10 @@
 package checkpoint
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 	"sync"
 
@@ -16,14 +18,17 @@ import (
 // (RULES 17).
 //
 //	page touched → Content, which reads ahead → Filled
+//	the rest → Sweep, in the order of the disk, up to 1 MiB at a time → Filled
 //	block about to be overwritten → Overwrite → set aside → Content → Filled
 type Pending struct {
 	file   *File
 	blocks Blocks
 
-	once sync.Once // for refs: only a write to a disk needs them
+	once sync.Once // for refs, which a write to a disk and Sweep need in order
 	refs []reference
 	fail error // of making refs
+
+	onlyReferences bool // the records are in the image
 
 	mu      sync.Mutex
 	missing *epoch.PageSet
@@ -35,11 +40,11 @@ type Pending struct {
 	done    chan struct{}
 }
 
-var _ hypervisor.Filler = (*Pending)(nil)
+var _ hypervisor.Sweeper = (*Pending)(nil)
 
-// newPending makes the Pending of a file, without its records if those are in the
-// image already.
-func newPending(file *File, blocks Blocks, onlyReferences bool) (*Pending, error) {
+// newPending makes the Pending of a file: of all of it, or, after a walk that has
+// put its records into the image, of what that walk has left.
+func newPending(file *File, blocks Blocks, walked *walk) (*Pending, error) {
 	p := &Pending{
 		file: file, blocks: blocks,
 		missing: epoch.NewPageSet(file.head.Pages),
@@ -48,13 +53,23 @@ func newPending(file *File, blocks Blocks, onlyReferences bool) (*Pending, error
 		done:    make(chan struct{}),
 	}
 	p.buffers.New = func() any { return new(reading) }
-	err := file.each(func(page epoch.GFN, r *resolved) {
-		if k := r.entry.kind(); k == kindBlock || k == kindRecord && !onlyReferences {
-			p.missing.Add(page)
-			p.left++
+	var err error
+	if walked != nil {
+		p.onlyReferences = true
+		if walked.left {
+			p.refs = walked.refs
 		}
-	})
-	if p.left == 0 {
+		for i := range p.refs {
+			p.missing.Add(p.refs[i].page)
+		}
+	} else {
+		err = file.each(func(page epoch.GFN, r *resolved) {
+			if k := r.entry.kind(); k == kindBlock || k == kindRecord {
+				p.missing.Add(page)
+			}
+		})
+	}
+	if p.left = p.missing.Count(); p.left == 0 {
 		close(p.done)
 	}
 	return p, err
@@ -215,6 +230,38 @@ func (p *Pending) read(r *reference, dst []byte) error {
 	return nil
 }
 
+// sweepers is how many goroutines of a Sweep read disks: the guest runs beside it.
+const sweepers = 2
+
+// Sweep supplies all that is missing, references in the order of their disks.
+func (p *Pending) Sweep(ctx context.Context, put func(first epoch.GFN, content []byte) error) error {
+	p.once.Do(p.index)
+	if p.fail != nil {
+		return p.fail
+	}
+	w := &walk{file: p.file, blocks: p.blocks, refs: p.refs, visit: put, fault: func(Damage) error { return nil }}
+	runs := w.runs()
+	var group sync.WaitGroup
+	w.start(&group, sweepers, len(runs), func(i int, k *walker) error {
+		if !p.lacks(runs[i]) {
+			return nil
+		}
+		return w.read(ctx, runs[i], k)
+	})
+	if !p.onlyReferences {
+		w.start(&group, 1, len(p.file.leaves), func(i int, k *walker) error { return w.leaf(ctx, uint64(i), &k.records) })
+	}
+	group.Wait()
+	return w.err
+}
+
+// lacks reports whether one of the references is not in the image yet.
+func (p *Pending) lacks(refs []reference) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.ContainsFunc(refs, func(r reference) bool { return p.missing.Contains(r.page) })
+}
+
 // Filled says that a page is in the image now.
 func (p *Pending) Filled(page epoch.GFN) {
 	p.mu.Lock()
@@ -298,10 +345,12 @@ func (p *Pending) wanted(page epoch.GFN) bool {
 
 // index lists the references by place.
 func (p *Pending) index() {
-	p.fail = p.file.each(func(page epoch.GFN, r *resolved) {
-		if r.entry.kind() == kindBlock {
-			p.refs = append(p.refs, reference{page, r.entry.place(), r.print})
-		}
-	})
+	if !p.onlyReferences {
+		p.fail = p.file.each(func(page epoch.GFN, r *resolved) {
+			if r.entry.kind() == kindBlock {
+				p.refs = append(p.refs, reference{page, r.entry.place(), r.print})
+			}
+		})
+	}
 	sortReferences(p.refs)
 }

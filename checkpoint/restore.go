@@ -13,12 +13,13 @@ import (
 
 // A restore makes a standby and fills it, at once or as the guest goes:
 //
-//	the kernel reads the file ahead, meanwhile:
-//	eager: Standby → walk → WritePages … → Load
-//	lazy:  Standby → walk, but for references → WritePages … → Load(Pending) →
+//	the machine is being made, and the kernel reads the file ahead; meanwhile:
+//	eager: walk → WritePages … → Load
+//	lazy:  walk, but for references → WritePages … → Load(Pending) →
 //	       the machine touches pages → Pending
 //
-// A lazy restore leaves for later what has to be gathered from all over a disk.
+// A lazy restore leaves for later what has to be gathered from all over a disk,
+// unless it is little.
 // The pages in the file are mostly those that the guest needs first, and come
 // quicker all at once than one by one; only of a file with many of them, they
 // are left for later, too: it then reads the index alone before Load.
@@ -29,6 +30,8 @@ type RestoreOptions struct {
 	Lazy bool
 	// Progress is told of an eager restore's pages; may be nil.
 	Progress Progress
+
+	leaveFew bool // for later, too: a test's image has no more
 }
 
 // Restore makes a standby of the driver what the file says, ready to Run. The
@@ -61,7 +64,7 @@ func restore(ctx context.Context, file *File, driver hypervisor.Driver, blocks B
 	if atOnce {
 		file.fetch()
 	}
-	standby, err := driver.Standby(ctx, spec)
+	standby, made, err := begin(ctx, driver, spec)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -77,28 +80,74 @@ func restore(ctx context.Context, file *File, driver hypervisor.Driver, blocks B
 		file: file, blocks: blocks, visit: standby.WritePages, progress: opts.Progress,
 		fault: func(d Damage) error { return d.Err },
 	}
-	if !opts.Lazy {
-		if err := w.run(ctx); err != nil {
-			return nil, nil, err
-		}
-		return standby, nil, standby.Load(ctx, device, nil)
+	if opts.Lazy {
+		w.few = fewReferences
 	}
-	if atOnce {
-		w.blocks = nil
-		if err := w.run(ctx); err != nil {
-			return nil, nil, err
-		}
+	if opts.Lazy && opts.leaveFew {
+		w.few = 1
 	}
-	pending, err := newPending(file, blocks, atOnce)
+	var pending *Pending
+	err = beside(ctx, made, func(ctx context.Context) error {
+		var walked *walk
+		if atOnce {
+			if err := w.run(ctx); err != nil {
+				return err
+			}
+			walked = w
+		}
+		if !opts.Lazy {
+			return nil
+		}
+		var err error
+		pending, err = newPending(file, blocks, walked)
+		return err
+	})
 	if err != nil {
 		return nil, nil, err
 	}
+	if pending == nil {
+		return standby, nil, standby.Load(ctx, device, nil)
+	}
 	return standby, pending, standby.Load(ctx, device, pending)
+}
+
+// begin makes a standby whose image can be written; made returns when its
+// machine is there, too.
+func begin(ctx context.Context, driver hypervisor.Driver, spec hypervisor.Spec) (_ hypervisor.Standby, made func() error, err error) {
+	if d, ok := driver.(hypervisor.Beginner); ok {
+		return d.BeginStandby(ctx, spec)
+	}
+	standby, err := driver.Standby(ctx, spec)
+	return standby, func() error { return nil }, err
+}
+
+// beside fills an image while its machine is made. Without a machine there is
+// no more to fill.
+func beside(ctx context.Context, made func() error, fill func(context.Context) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	machine := make(chan error, 1)
+	go func() { // ends with made, for which it is waited
+		err := made()
+		if err != nil {
+			cancel(err)
+		}
+		machine <- err
+	}()
+	filled := fill(ctx)
+	if err := <-machine; err != nil {
+		return err
+	}
+	return filled
 }
 
 // maxAtOnce is how many bytes of records a lazy restore reads before the guest
 // runs: some 0.2 s.
 const maxAtOnce = 128 << 20
+
+// fewReferences is how many references a lazy restore reads at once: 8 MiB, some
+// 20 ms. A machine that waits for nothing touches its free memory more quickly.
+const fewReferences = 2048
 
 // stored is the size of the records of the file and of all it builds on.
 func (f *File) stored() (bytes uint64) {

@@ -55,7 +55,7 @@ type Report struct {
 	// for a block that was overwritten or cannot be read.
 	BadPages  uint64 `json:"bad_pages"`
 	BadBlocks uint64 `json:"bad_blocks"`
-	// Damages are the first MaxDamages of them.
+	// Damages are MaxDamages of them, those of files first.
 	Damages []Damage `json:"damages,omitempty"`
 }
 
@@ -77,14 +77,17 @@ func (r *Report) Err() error {
 // for a walk that could not be finished.
 func (f *File) Verify(ctx context.Context, blocks Blocks, progress Progress) (Report, error) {
 	r := Report{BlocksRead: blocks != nil}
+	var files, disks []Damage
 	note := func(d Damage) error {
+		into := &files
 		if d.Place != nil {
 			r.BadBlocks++
+			into = &disks
 		} else {
 			r.BadPages += d.Pages
 		}
-		if len(r.Damages) < MaxDamages {
-			r.Damages = append(r.Damages, d)
+		if len(*into) < MaxDamages {
+			*into = append(*into, d)
 		}
 		return nil
 	}
@@ -94,7 +97,10 @@ func (f *File) Verify(ctx context.Context, blocks Blocks, progress Progress) (Re
 		}
 	}
 	w := &walk{file: f, blocks: blocks, fault: note, progress: progress}
-	if err := w.run(ctx); err != nil {
+	err := w.run(ctx)
+	r.Damages = append(files, disks...)
+	r.Damages = r.Damages[:min(len(r.Damages), MaxDamages)]
+	if err != nil {
 		return r, fmt.Errorf("verify checkpoint file %s: %w", f.path, err)
 	}
 	r.Checked = w.seen

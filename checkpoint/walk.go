@@ -13,15 +13,19 @@ import (
 
 // A walk goes over every page that is not zero, as quickly as it can be done:
 //
-//	leaves, two at a time → records, each unpacked once → visit
-//	      └─ references → sorted by disk and sector, adjacent ones read together
-//	         → visit
+//	leaves, two at a time → references → sorted by disk and sector, adjacent
+//	   │                    ones read together, several reads at a time → visit
+//	   └─ meanwhile: records, each unpacked once → visit
 //
 // It serves Verify, which wants to know of every fault, and Restore, which ends
 // at the first.
 
-// walkers is how many goroutines a walk has.
-const walkers = 2
+// walkers is how many goroutines of a walk work, readers how many wait for a disk
+// beside them.
+const (
+	walkers = 2
+	readers = 3
+)
 
 // readBytes bounds one read of a disk.
 const readBytes = 1 << 20
@@ -30,17 +34,24 @@ const readBytes = 1 << 20
 type walk struct {
 	file   *File
 	blocks Blocks // nil: references are not read
-	// visit takes pages that have been checked; by one goroutine at a time.
+	few    int    // nor if there are more; 0: any number
+	// visit takes pages that have been checked; by one goroutine at a time: a
+	// file on tmpfs is not written by two.
 	visit func(first epoch.GFN, data []byte) error
 	// fault takes note of what is wrong; an error of it ends the walk.
 	fault    func(Damage) error
 	progress Progress
 
-	mu   sync.Mutex // of what follows, and of the calls of the functions above
+	visiting sync.Mutex
+
+	mu   sync.Mutex // of what follows, and of the calls of fault and progress
 	done uint64
 	err  error
 	refs []reference
 	seen Checked
+	left bool // references were not read
+
+	stored []atomic.Bool // by leaf: it has pages in records; nil: not known
 }
 
 // reference is a page whose content is on a disk.
@@ -52,32 +63,30 @@ type reference struct {
 
 // run makes the walk.
 func (w *walk) run(ctx context.Context) error {
-	var next atomic.Uint64
-	w.parallel(func(k *walker) bool {
-		number := next.Add(1) - 1
-		if number >= uint64(len(w.file.leaves)) {
-			return false
-		}
-		return w.step(w.leaf(ctx, number, &k.records))
-	})
-	if w.err != nil {
-		return w.err
+	if err := w.survey(ctx); err != nil {
+		return err
 	}
-	sortReferences(w.refs)
+	var group sync.WaitGroup
+	w.start(&group, walkers, len(w.stored), func(i int, k *walker) error { return w.leaf(ctx, uint64(i), &k.records) })
 	w.seen.References = uint64(len(w.refs))
-	if w.blocks == nil {
+	w.left = w.blocks == nil || w.few > 0 && len(w.refs) > w.few
+	if w.left {
 		w.advance(uint64(len(w.refs)))
-		return w.err
+	} else {
+		sortReferences(w.refs)
+		runs := w.runs()
+		w.start(&group, readers, len(runs), func(i int, k *walker) error { return w.read(ctx, runs[i], k) })
 	}
-	runs := w.runs()
-	next.Store(0)
-	w.parallel(func(k *walker) bool {
-		i := next.Add(1) - 1
-		if i >= uint64(len(runs)) {
-			return false
-		}
-		return w.step(w.read(ctx, runs[i], k))
-	})
+	group.Wait()
+	return w.err
+}
+
+// survey goes over the index alone, and leaves the references in w.refs.
+func (w *walk) survey(ctx context.Context) error {
+	var group sync.WaitGroup
+	w.stored = make([]atomic.Bool, len(w.file.leaves))
+	w.start(&group, walkers, len(w.stored), func(i int, _ *walker) error { return w.look(ctx, uint64(i)) })
+	group.Wait()
 	return w.err
 }
 
@@ -87,18 +96,19 @@ type walker struct {
 	buf     []byte     // of readBytes
 }
 
-// parallel calls step in every goroutine until it returns false.
-func (w *walk) parallel(step func(*walker) bool) {
-	var group sync.WaitGroup
-	for range walkers {
+// start begins to do count things in so many goroutines of the group.
+func (w *walk) start(group *sync.WaitGroup, goroutines, count int, do func(i int, k *walker) error) {
+	next := new(atomic.Int64)
+	for range min(goroutines, count) {
 		group.Go(func() {
 			var k walker
-			for step(&k) {
-				continue
+			for i := next.Add(1) - 1; i < int64(count); i = next.Add(1) - 1 {
+				if !w.step(do(int(i), &k)) {
+					return
+				}
 			}
 		})
 	}
-	group.Wait()
 }
 
 // step notes an error; it reports whether to go on.
@@ -130,21 +140,25 @@ func (w *walk) hand(first epoch.GFN, data []byte) error {
 	if w.visit == nil || len(data) == 0 {
 		return nil
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
+	w.visiting.Lock()
+	defer w.visiting.Unlock()
 	return w.visit(first, data)
 }
 
-// leaf visits the pages of one leaf, but for references, which it collects.
-func (w *walk) leaf(ctx context.Context, number uint64, records *cacheShard) error {
+// pages returns the extent of a leaf.
+func (w *walk) pages(number uint64) (first epoch.GFN, count uint64) {
+	first = epoch.GFN(number * leafPages)
+	return first, min(leafPages, w.file.head.Pages-uint64(first))
+}
+
+// look counts the pages of one leaf and collects its references.
+func (w *walk) look(ctx context.Context, number uint64) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	first := epoch.GFN(number * leafPages)
-	count := min(leafPages, w.file.head.Pages-uint64(first))
+	first, count := w.pages(number)
 	var refs []reference
 	var seen Checked
-	var run pageRun
 	for page := first; page < first+epoch.GFN(count); page++ {
 		r, err := w.file.resolve(page)
 		if err != nil {
@@ -159,37 +173,63 @@ func (w *walk) leaf(ctx context.Context, number uint64, records *cacheShard) err
 			refs = append(refs, reference{page, r.entry.place(), r.print})
 		case kindRecord:
 			seen.Stored++
-			if !run.prolong(page, &r) {
-				// Its record may not be at hand. The run goes first: the
-				// record to come may take its buffer.
-				if err := w.hand(run.first, run.data()); err != nil {
-					return err
-				}
-				run = pageRun{first: page, pages: 1, at: r}
-				if run.record, err = records.open(&r); err != nil {
-					run.pages = 0
-				}
+		}
+	}
+	w.stored[number].Store(seen.Stored > 0)
+	w.mu.Lock()
+	w.refs = append(w.refs, refs...)
+	w.seen.Zero += seen.Zero
+	w.seen.Stored += seen.Stored
+	w.mu.Unlock()
+	w.advance(seen.Zero)
+	return nil
+}
+
+// leaf visits the pages of one leaf that are in records.
+func (w *walk) leaf(ctx context.Context, number uint64, records *cacheShard) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if w.stored != nil && !w.stored[number].Load() {
+		return nil
+	}
+	first, count := w.pages(number)
+	var stored uint64
+	var run pageRun
+	for page := first; page < first+epoch.GFN(count); page++ {
+		r, err := w.file.resolve(page)
+		if err != nil {
+			return fmt.Errorf("page %d, whose index was well a moment ago: %w", page, err)
+		}
+		if r.entry.kind() != kindRecord {
+			continue
+		}
+		stored++
+		if !run.prolong(page, &r) {
+			// Its record may not be at hand. The run goes first: the record to
+			// come may take its buffer.
+			if err := w.hand(run.first, run.data()); err != nil {
+				return err
 			}
-			if err == nil {
-				_, err = r.in(page, run.record)
+			run = pageRun{first: page, pages: 1, at: r}
+			if run.record, err = records.open(&r); err != nil {
+				run.pages = 0
 			}
-			if err != nil {
-				run.pages = max(run.pages-1, 0) // without this one
-				if err := w.report(Damage{Page: page, Pages: 1, Err: err}); err != nil {
-					return err
-				}
+		}
+		if err == nil {
+			_, err = r.in(page, run.record)
+		}
+		if err != nil {
+			run.pages = max(run.pages-1, 0) // without this one
+			if err := w.report(Damage{Page: page, Pages: 1, Err: err}); err != nil {
+				return err
 			}
 		}
 	}
 	if err := w.hand(run.first, run.data()); err != nil {
 		return err
 	}
-	w.mu.Lock()
-	w.refs = append(w.refs, refs...)
-	w.seen.Zero += seen.Zero
-	w.seen.Stored += seen.Stored
-	w.mu.Unlock()
-	w.advance(count - uint64(len(refs)))
+	w.advance(stored)
 	return nil
 }
 
@@ -258,11 +298,11 @@ func (w *walk) read(ctx context.Context, refs []reference, k *walker) error {
 	}
 	b := k.buf[:(last.Sector-first.Sector+epoch.PageSectors)*epoch.SectorSize]
 	err := w.blocks.ReadSectors(first.Disk, first.Sector, b)
+	var run adjacent
 	for _, r := range refs {
 		at := (r.at.Sector - first.Sector) * epoch.SectorSize
-		page := b[at : at+epoch.PageSize]
 		why := err
-		if why == nil && w.file.head.Key.Of(page) != r.print {
+		if why == nil && w.file.head.Key.Of(b[at:at+epoch.PageSize]) != r.print {
 			why = fmt.Errorf("%w: its content is another", ErrStale)
 		}
 		if why != nil {
@@ -271,12 +311,33 @@ func (w *walk) read(ctx context.Context, refs []reference, k *walker) error {
 			}
 			continue
 		}
-		if err := w.hand(r.page, page); err != nil {
-			return err
+		if !run.prolong(r.page, at) {
+			if err := w.hand(run.page, b[run.from:run.to]); err != nil {
+				return err
+			}
+			run = adjacent{r.page, at, at + epoch.PageSize}
 		}
+	}
+	if err := w.hand(run.page, b[run.from:run.to]); err != nil {
+		return err
 	}
 	w.advance(uint64(len(refs)))
 	return nil
+}
+
+// adjacent is pages in a row that lie so in a buffer as well.
+type adjacent struct {
+	page     epoch.GFN // the first
+	from, to uint64    // in the buffer
+}
+
+// prolong adds a page that follows.
+func (p *adjacent) prolong(page epoch.GFN, at uint64) bool {
+	if p.from == p.to || at != p.to || page != p.page+epoch.GFN((p.to-p.from)/epoch.PageSize) {
+		return false
+	}
+	p.to += epoch.PageSize
+	return true
 }
 
 // onDisk names a reference that does not hold.

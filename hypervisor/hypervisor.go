@@ -109,6 +109,17 @@ type Filler interface {
 	Filled(page epoch.GFN)
 }
 
+// Sweeper is a Filler that can supply what nobody waits for in the order in which
+// it is quickest to come by, many pages at a time.
+type Sweeper interface {
+	Filler
+	// Sweep calls put with adjacent pages that may still be missing, and their
+	// content, for all that are, and returns after the last call, or after ctx
+	// has ended, or an error of put. What cannot be had is left out: Content says
+	// why. Put is called by one goroutine at a time and keeps nothing of content.
+	Sweep(ctx context.Context, put func(first epoch.GFN, content []byte) error) error
+}
+
 // Spec describes a machine to another host of the same adapter.
 type Spec struct {
 	// Pages is the size of the image in pages.
@@ -137,6 +148,15 @@ type Driver interface {
 	// Clean ends whatever a former process left of this guest on this host:
 	// running machines, images, sockets. It returns after they are gone.
 	Clean(ctx context.Context) error
+}
+
+// Beginner is a Driver that hands a Standby out while its machine is being made.
+type Beginner interface {
+	// BeginStandby is Standby, but returns as soon as the image can be written.
+	// Made returns when the machine is there, or why it cannot be: then Destroy
+	// is all that is left to do. Load, Reset and Destroy wait for the machine
+	// by themselves. ctx is of its making, too: it must last until made returns.
+	BeginStandby(ctx context.Context, spec Spec) (standby Standby, made func() error, err error)
 }
 
 // Event is something the guest did by itself.

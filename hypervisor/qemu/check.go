@@ -105,7 +105,7 @@ func CheckHost(ctx context.Context, cfg Config) (Report, error) {
 	checkMemory(r, c)
 	p := checkQEMU(ctx, r, c)
 	if valid && known && p != nil {
-		d := &Driver{cfg: *c, as: as, log: slog.New(slog.DiscardHandler), ours: map[place]bool{}}
+		d := &Driver{cfg: *c, as: as, log: slog.New(slog.DiscardHandler), sums: map[string]sum{}, ours: map[place]bool{}}
 		accel := checkAccelerator(ctx, r, d)
 		if accel != "" {
 			checkTrial(ctx, r, c, accel)

@@ -28,10 +28,14 @@ type Driver struct {
 	mu   sync.Mutex
 	kvm  *bool          // whether KVM works here, once it was tried
 	said *answers       // what the QEMU program said of itself when it was asked last
+	sums map[string]sum // of files, as they were when they were read last
 	ours map[place]bool // every place this Driver has made
 }
 
-var _ hypervisor.Driver = (*Driver)(nil)
+var (
+	_ hypervisor.Driver   = (*Driver)(nil)
+	_ hypervisor.Beginner = (*Driver)(nil)
+)
 
 // NewDriver returns a driver for the configured guest. It starts nothing.
 func NewDriver(cfg Config, log *slog.Logger) (*Driver, error) {
@@ -43,7 +47,7 @@ func NewDriver(cfg Config, log *slog.Logger) (*Driver, error) {
 	if err != nil {
 		return nil, fmt.Errorf("guest %q: %w", cfg.Name, err)
 	}
-	return &Driver{cfg: *full, as: as, log: log.With("guest", cfg.Name), ours: map[place]bool{}}, nil
+	return &Driver{cfg: *full, as: as, log: log.With("guest", cfg.Name), sums: map[string]sum{}, ours: map[place]bool{}}, nil
 }
 
 // Prepare makes the directories of the configuration, so that the host's ends
@@ -316,29 +320,65 @@ func (d *Driver) Standby(ctx context.Context, spec hypervisor.Spec) (_ hyperviso
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+	s, err := d.begin(ctx, spec)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.awaitMachine(); err != nil {
+		return nil, errors.Join(err, s.Destroy())
+	}
+	return s, nil
+}
+
+// BeginStandby is Standby, which the making of the machine goes on behind.
+func (d *Driver) BeginStandby(ctx context.Context, spec hypervisor.Spec) (_ hypervisor.Standby, made func() error, err error) {
+	const what = "prepare a standby for guest %q"
+	defer d.explain(&err, what)
+	if err := ctx.Err(); err != nil {
+		return nil, nil, err
+	}
+	s, err := d.begin(ctx, spec)
+	if err != nil {
+		return nil, nil, err
+	}
+	return s, func() error {
+		err := s.awaitMachine()
+		d.explain(&err, what)
+		return err
+	}, nil
+}
+
+// begin makes the image of a standby, and begins to make its machine.
+func (d *Driver) begin(ctx context.Context, spec hypervisor.Spec) (*Standby, error) {
 	m, err := unpackSpec(spec)
 	if err != nil {
 		return nil, err
 	}
-	l, err := d.look(ctx)
-	if err != nil {
+	if err := m.agreesInSize(&d.cfg); err != nil {
 		return nil, err
-	}
-	if err := m.agrees(&d.cfg, l); err != nil {
-		return nil, err
-	}
-	if m.Accel == AccelKVM && !d.kvmWorks(ctx) {
-		return nil, &hypervisor.Refusal{What: "the guest runs under KVM, which does not work on this host", Remedy: "make /dev/kvm work here, or configure the accelerator tcg on both hosts"}
 	}
 	at, ram, err := d.makePlace()
 	if err != nil {
 		return nil, err
 	}
 	s := newStandby(d, m, at, ram)
-	if err := s.wait(ctx); err != nil {
-		return nil, errors.Join(err, s.Destroy())
-	}
+	s.begin(ctx)
 	return s, nil
+}
+
+// agrees finds out whether this host can take over the machine.
+func (d *Driver) agrees(ctx context.Context, m *machineSpec) error {
+	l, err := d.look(ctx)
+	if err != nil {
+		return err
+	}
+	if err := m.agrees(&d.cfg, l); err != nil {
+		return err
+	}
+	if m.Accel == AccelKVM && !d.kvmWorks(ctx) {
+		return &hypervisor.Refusal{What: "the guest runs under KVM, which does not work on this host", Remedy: "make /dev/kvm work here, or configure the accelerator tcg on both hosts"}
+	}
+	return nil
 }
 
 // Clean ends and removes whatever is left of this guest on this host.
@@ -510,7 +550,7 @@ func (d *Driver) look(ctx context.Context) (*local, error) {
 			return nil, err
 		}
 	}
-	return d.cfg.look(p)
+	return d.cfg.look(p, d.sum)
 }
 
 func (d *Driver) explain(err *error, format string) {

@@ -120,7 +120,7 @@ var firmware = []string{"bios-256k.bin", "bios-microvm.bin", "kvmvapic.bin", "li
 
 // facts collects this host's.
 func (c *Config) facts(p *program, accel string) (HostFacts, error) {
-	l, err := c.look(p)
+	l, err := c.look(p, hashFile)
 	if err != nil {
 		return HostFacts{}, err
 	}

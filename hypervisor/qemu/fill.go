@@ -18,8 +18,9 @@ import (
 // like this: newFiller makes holes of the missing ones in the memory file and
 // has QEMU wait at holes (dirty.Page); what is wanted, by QEMU (listen), by us
 // (fill), next to what was wanted, or simply next (walk), is fetched by a few
-// goroutines from the hypervisor.Filler and put into place (fetch). When nothing
-// is missing any more they end, and the guest's tracking becomes the usual one
+// goroutines from the hypervisor.Filler and put into place (fetch). Once the machine
+// runs, a Filler that can brings the rest by itself, many pages at a time, before
+// it is walked over (sweep). When nothing is missing any more they end, and the guest's tracking becomes the usual one
 // (Guest.finishFill).
 //
 // None of this waits for QMP: QEMU answers nothing while it waits for a page.
@@ -41,6 +42,9 @@ const (
 	// to retryMost.
 	retryFirst = 10 * time.Millisecond
 	retryMost  = time.Second
+	// maxPut is how many pages are put into place by one system call: QEMU's
+	// other threads wait for it when they map memory. 256 KiB.
+	maxPut = 64
 	// maxFailing is how many pages may fail before no others are fetched but
 	// those somebody waits for.
 	maxFailing = 16
@@ -58,8 +62,9 @@ type filler struct {
 	// once until all is well again.
 	trouble chan error
 	whole   chan struct{} // closed when nothing is missing
-	ended   chan struct{} // closed by close
-	faults  atomic.Uint64 // how often a thread of QEMU waited
+	life    context.Context
+	end     context.CancelFunc // of life: by close
+	faults  atomic.Uint64      // how often a thread of QEMU waited
 	running sync.WaitGroup
 	closing sync.Once
 
@@ -94,18 +99,21 @@ type failure struct {
 func newFiller(ram *ramFile, page func() (*dirty.Pager, error), from hypervisor.Filler, missing *epoch.PageSet, log *slog.Logger) (*filler, error) {
 	f := &filler{
 		ram: ram, from: from, log: log, missing: missing, left: missing.Count(),
-		trouble: make(chan error, 1), whole: make(chan struct{}), ended: make(chan struct{}),
+		trouble: make(chan error, 1), whole: make(chan struct{}),
 		busy: epoch.NewPageSet(missing.Pages()), failing: map[epoch.GFN]*failure{},
 	}
 	f.work.L, f.news.L = &f.mu, &f.mu
+	f.life, f.end = context.WithCancel(context.Background())
 	// What earlier epochs left there must go before anybody may look.
 	for first, count := range missing.Runs {
 		if err := ram.punch(uint64(first), count); err != nil {
+			f.end()
 			return nil, err
 		}
 	}
 	var err error
 	if f.pager, err = page(); err != nil {
+		f.end()
 		return nil, err
 	}
 	f.running.Go(f.listen)
@@ -168,12 +176,7 @@ func (f *filler) fetch() {
 		if err == nil {
 			err = f.pager.Copy(page, content)
 		}
-		if err == nil {
-			if !f.ram.frees() { // QEMU has mapped it, we have not
-				f.ram.setThere(uint64(page))
-			}
-			f.from.Filled(page)
-		}
+		f.placed(page, err)
 		f.settle(page, aside, err)
 	}
 }
@@ -379,10 +382,95 @@ func (f *filler) isWhole() bool {
 
 // walk begins to fetch what nobody has asked for.
 func (f *filler) walk() {
+	sweeper, ok := f.from.(hypervisor.Sweeper)
+	if !ok {
+		f.walkNow()
+		return
+	}
+	f.running.Go(func() {
+		f.sweep(sweeper)
+		f.walkNow() // over what the sweep has left
+	})
+}
+
+func (f *filler) walkNow() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.walking = true
 	f.work.Broadcast()
+}
+
+// sweep takes what the Filler brings by itself, until close.
+func (f *filler) sweep(from hypervisor.Sweeper) {
+	if err := from.Sweep(f.life, f.put); err != nil && f.life.Err() == nil {
+		f.log.Warn("guest memory comes page by page from here on", "err", err)
+	}
+}
+
+// put puts those of adjacent pages into place that are missing and that nobody
+// fetches.
+func (f *filler) put(first epoch.GFN, content []byte) error {
+	for len(content) > 0 {
+		n := 1
+		took, err := f.takeRun(first, min(maxPut, len(content)/epoch.PageSize), &n)
+		if err != nil {
+			return err
+		}
+		part := content[:n*epoch.PageSize]
+		if took {
+			f.place(first, part)
+		}
+		first, content = first+epoch.GFN(n), content[len(part):]
+	}
+	return nil
+}
+
+// takeRun claims pages from first on, at most most of them: those before the first
+// one that cannot be claimed; or passes by those before the first that can. n is
+// how many.
+func (f *filler) takeRun(first epoch.GFN, most int, n *int) (took bool, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return false, errOver
+	}
+	free := func(page epoch.GFN) bool {
+		return uint64(page) < f.missing.Pages() && f.missing.Contains(page) && !f.busy.Contains(page) && f.failing[page] == nil
+	}
+	took = free(first)
+	for *n < most && free(first+epoch.GFN(*n)) == took {
+		*n++
+	}
+	if took {
+		f.busy.AddRange(first, uint64(*n))
+	}
+	return took, nil
+}
+
+// place puts pages that were claimed into place.
+func (f *filler) place(first epoch.GFN, content []byte) {
+	err := f.pager.Copy(first, content)
+	for i := range epoch.GFN(len(content) / epoch.PageSize) {
+		page, why := first+i, err
+		if err != nil { // those before the one that failed are there
+			if why = f.pager.Copy(page, content[i*epoch.PageSize:][:epoch.PageSize]); errors.Is(why, dirty.ErrPresent) {
+				why = nil
+			}
+		}
+		f.placed(page, why)
+		f.settle(page, false, why)
+	}
+}
+
+// placed tells of a page that is in the image.
+func (f *filler) placed(page epoch.GFN, err error) {
+	if err != nil {
+		return
+	}
+	if !f.ram.frees() { // QEMU has mapped it, we have not
+		f.ram.setThere(uint64(page))
+	}
+	f.from.Filled(page)
 }
 
 // close ends the filling where it is and waits for fetches under way. QEMU's
@@ -394,7 +482,7 @@ func (f *filler) close() {
 		for _, bad := range f.failing {
 			bad.retry.Stop()
 		}
-		close(f.ended)
+		f.end()
 		f.work.Broadcast()
 		f.news.Broadcast()
 		f.mu.Unlock()

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -425,5 +426,116 @@ func TestAdoptAfterALazyActivation(t *testing.T) {
 				t.Fatalf("the record says %q", got)
 			}
 		})
+	}
+}
+
+// sweeping is a Shelf that brings pages by itself, too: all but some.
+type sweeping struct {
+	*hypervisortest.Shelf
+	content []byte
+	pages   *epoch.PageSet
+	alone   atomic.Int64 // calls of Content
+}
+
+func (s *sweeping) Content(page epoch.GFN, dst []byte) error {
+	s.alone.Add(1)
+	return s.Shelf.Content(page, dst)
+}
+
+func (s *sweeping) Sweep(ctx context.Context, put func(epoch.GFN, []byte) error) error {
+	const piece = 100
+	for first := uint64(0); first+piece <= s.pages.Pages() && ctx.Err() == nil; first += piece {
+		if first/piece%10 == 9 {
+			continue // cannot be had by the way
+		}
+		if err := put(epoch.GFN(first), s.content[first*epoch.PageSize:][:piece*epoch.PageSize]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// What nobody waits for comes in large pieces, and what does not, page by page; no
+// page that the guest has is touched.
+func TestSweepFillsTheRest(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	hosts := newPair(t, testConfig(t, "q35"))
+	sb, state, shelf := lacking(ctx, t, hosts)
+	missing := epoch.NewPageSet(sb.Pages())
+	shelf.Missing(missing)
+	content := make([]byte, sb.Pages()*epoch.PageSize)
+	shelf.open()
+	for page := range sb.(*Standby).main {
+		if missing.Contains(epoch.GFN(page)) {
+			must(t, shelf.Content(epoch.GFN(page), content[page*epoch.PageSize:][:epoch.PageSize]))
+		}
+	}
+	s := &sweeping{Shelf: shelf.Shelf, content: content, pages: missing}
+	must(t, sb.Load(ctx, state, s))
+	next, err := sb.Run(ctx)
+	must(t, err)
+	drain(t, next)
+	must(t, waitCounting(ctx, next))
+	must(t, next.Fill(0, next.Pages()))
+	page := make([]byte, epoch.PageSize)
+	for p := epoch.GFN(distant); p < distantEnd; p++ {
+		must(t, next.ReadPages(p, page))
+		if want := fmt.Sprintf("page %d", p); !strings.HasPrefix(string(page), want) {
+			t.Fatalf("page %d holds %q", p, page[:12])
+		}
+	}
+	if wrong := shelf.Wrong(); len(wrong) != 0 {
+		t.Fatal(wrong)
+	}
+	if left, filled := shelf.Left(); left != 0 || filled != int(missing.Count()) {
+		t.Fatalf("%d pages are missing, %d of %d were filled", left, filled, missing.Count())
+	}
+	if n := uint64(s.alone.Load()); n > missing.Count()/2 {
+		t.Errorf("%d of %d pages came alone", n, missing.Count())
+	}
+	must(t, waitCounting(ctx, next))
+}
+
+// An image can be written while its machine is made, and a machine that cannot be
+// made leaves nothing behind.
+func TestAnImageAheadOfItsMachine(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	hosts := newPair(t, testConfig(t, "q35"))
+	g, err := hosts.a.Start(ctx)
+	must(t, err)
+	drain(t, g)
+	must(t, g.Resume(ctx))
+	must(t, waitCounting(ctx, g))
+	sb, made, err := hosts.b.BeginStandby(ctx, g.Spec())
+	must(t, err)
+	state := commit(ctx, t, g, sb)
+	must(t, sb.Load(ctx, state, nil)) // waits for it
+	must(t, made())
+	if d := differs(t, g, sb.(*Standby).ready); len(d) != 0 {
+		t.Fatalf("%d pages differ", len(d))
+	}
+	must(t, sb.Destroy())
+
+	// Its kernel is another than when it was looked at last.
+	must(t, os.WriteFile(hosts.b.cfg.Kernel, append(trialKernel(), 0), 0o644))
+	sb, made, err = hosts.b.BeginStandby(ctx, g.Spec())
+	must(t, err)
+	var refused *hypervisor.Refusal
+	if err := made(); !errors.As(err, &refused) || !strings.Contains(err.Error(), "kernel") {
+		t.Fatalf("a machine with another kernel: %v", err)
+	}
+	if err := sb.Load(ctx, state, nil); !errors.As(err, &refused) {
+		t.Fatalf("a load into no machine: %v", err)
+	}
+	must(t, sb.Destroy())
+	// Given up before it is there.
+	must(t, os.WriteFile(hosts.b.cfg.Kernel, trialKernel(), 0o644))
+	sb, _, err = hosts.b.BeginStandby(ctx, g.Spec())
+	must(t, err)
+	must(t, sb.Destroy())
+	if left, err := hosts.b.cfg.places(); err != nil || len(left) != 0 {
+		t.Fatalf("left behind: %v (%v)", left, err)
 	}
 }

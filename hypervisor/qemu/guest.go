@@ -241,7 +241,7 @@ func (g *Guest) collect(set *epoch.PageSet) error {
 func (g *Guest) finishFill(f *filler) {
 	select {
 	case <-f.whole:
-	case <-f.ended:
+	case <-f.life.Done():
 		return
 	}
 	g.tracking.Lock()
@@ -446,7 +446,7 @@ func (g *Guest) fillUp() error {
 	defer limit.Stop()
 	select {
 	case <-f.whole:
-	case <-f.ended: // released, or the guest is gone
+	case <-f.life.Done(): // released, or the guest is gone
 		return nil
 	case <-limit.C:
 		return g.failed("detach", errors.New("memory of it is still missing, so that it cannot be adopted"))

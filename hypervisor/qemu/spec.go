@@ -143,14 +143,14 @@ type local struct {
 	hostCPU string
 }
 
-// look finds out what this host has.
-func (c *Config) look(p *program) (*local, error) {
+// look finds out what this host has. sum returns a file's SHA-256.
+func (c *Config) look(p *program, sum func(path string) (string, error)) (*local, error) {
 	l := &local{program: p}
 	var err error
-	if l.kernel, err = hashFile(c.Kernel); err != nil {
+	if l.kernel, err = sum(c.Kernel); err != nil {
 		return nil, fmt.Errorf("kernel: %w", err)
 	}
-	if l.initrd, err = hashFile(c.Initrd); err != nil {
+	if l.initrd, err = sum(c.Initrd); err != nil {
 		return nil, fmt.Errorf("initrd: %w", err)
 	}
 	if l.hostCPU, err = hostCPU(); err != nil {
@@ -159,15 +159,24 @@ func (c *Config) look(p *program) (*local, error) {
 	return l, nil
 }
 
-// agrees checks that this host can take over the machine that the spec
+func differ(what, theirs, ours, remedy string) error {
+	return &hypervisor.Refusal{
+		What:   fmt.Sprintf("%s differs: the guest's host has %.200q, this one %.200q", what, theirs, ours),
+		Remedy: remedy,
+	}
+}
+
+// agreesInSize checks that an image of ours has the size of the machine's.
+func (m *machineSpec) agreesInSize(c *Config) error {
+	if m.Memory != c.Memory {
+		return differ("memory in bytes", fmt.Sprint(m.Memory), fmt.Sprint(c.Memory), "configure the same guest on both hosts")
+	}
+	return nil
+}
+
+// agrees checks, beside the size, that this host can take over the machine that the spec
 // describes. The first difference is returned as a *hypervisor.Refusal.
 func (m *machineSpec) agrees(c *Config, l *local) error {
-	differ := func(what, theirs, ours, remedy string) error {
-		return &hypervisor.Refusal{
-			What:   fmt.Sprintf("%s differs: the guest's host has %.200q, this one %.200q", what, theirs, ours),
-			Remedy: remedy,
-		}
-	}
 	machineType, err := l.program.resolve(c.Machine)
 	if err != nil {
 		return err
@@ -177,8 +186,6 @@ func (m *machineSpec) agrees(c *Config, l *local) error {
 		return differ("QEMU", m.QEMU, l.program.Version, "install the same package on both hosts")
 	case m.Machine != machineType:
 		return differ("machine type", m.Machine, machineType, "configure the same versioned machine type on both hosts")
-	case m.Memory != c.Memory:
-		return differ("memory in bytes", fmt.Sprint(m.Memory), fmt.Sprint(c.Memory), "configure the same guest on both hosts")
 	case c.Accel != AccelAuto && m.Accel != c.Accel:
 		return differ("accelerator", m.Accel, c.Accel, "configure the same accelerator on both hosts")
 	case m.Kernel != l.kernel:

@@ -32,6 +32,7 @@ type Standby struct {
 	// life is held for reading by whoever touches what over frees.
 	life  sync.RWMutex
 	over  bool
+	made  made   // the first QEMU, which may still be made
 	vm    *vm    // the waiting QEMU; nil after a failed Reset
 	ready *Guest // made by Load, not running yet
 	spent bool   // the waiting QEMU has been given a state
@@ -52,6 +53,33 @@ func newStandby(d *Driver, m *machineSpec, at place, ram *ramFile) *Standby {
 		driver: d, place: at, ram: ram, spec: m, side: side, main: main, pages: pages,
 		extra: make([]byte, (pages-main)*epoch.PageSize),
 	}
+}
+
+// made is the making of the first machine, behind which the image can be written.
+type made struct {
+	cancel context.CancelFunc
+	done   chan struct{} // closed when err, and the Standby's vm, are set
+	err    error
+}
+
+// begin has the first machine made by a goroutine, which ends with that, or
+// soon after ctx or a call of cancel. Nothing else touches what wait sets before.
+func (s *Standby) begin(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	s.made = made{cancel: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(s.made.done)
+		if s.made.err = s.driver.agrees(ctx, s.spec); s.made.err == nil {
+			s.made.err = s.wait(ctx)
+		}
+	}()
+}
+
+// awaitMachine returns what came of the first machine.
+func (s *Standby) awaitMachine() error {
+	<-s.made.done
+	s.made.cancel()
+	return s.made.err
 }
 
 // wait starts the QEMU that waits. The caller holds life, or is alone.
@@ -172,6 +200,7 @@ func (s *Standby) usable(first epoch.GFN, size int) error {
 
 // Load puts a device state into the waiting machine, which stays paused.
 func (s *Standby) Load(ctx context.Context, deviceState []byte, missing hypervisor.Filler) (err error) {
+	made := s.awaitMachine()
 	s.life.Lock()
 	defer s.life.Unlock()
 	defer func() {
@@ -184,6 +213,8 @@ func (s *Standby) Load(ctx context.Context, deviceState []byte, missing hypervis
 		return errOver
 	case ctx.Err() != nil:
 		return ctx.Err()
+	case s.vm == nil && made != nil && !s.spent:
+		return made
 	case s.spent || s.vm == nil:
 		return errors.New("its machine has been given a state already, Reset it first")
 	}
@@ -409,6 +440,7 @@ func (s *Standby) Run(ctx context.Context) (_ hypervisor.Guest, err error) {
 // Reset replaces the waiting machine by a fresh one on the same image.
 func (s *Standby) Reset(ctx context.Context) (err error) {
 	s.abandonFill()
+	_ = s.awaitMachine() // there will be another one
 	s.life.Lock()
 	defer s.life.Unlock()
 	defer func() {
@@ -459,6 +491,8 @@ func (s *Standby) stop() error {
 // Destroy ends the waiting machine and frees the image.
 func (s *Standby) Destroy() error {
 	s.abandonFill()
+	s.made.cancel()
+	_ = s.awaitMachine() // it is over
 	s.life.Lock()
 	defer s.life.Unlock()
 	if s.over {
