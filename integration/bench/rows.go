@@ -28,18 +28,16 @@ type work struct {
 	steps []string // workloads, one after the other
 	quick []string
 	reads bool // a row of which more is asked
-	// restores: it is restored as well, for which its files stay until the end.
-	restores bool
 }
 
 func works() []work {
 	return []work{
-		{"boot", "after boot", nil, nil, false, true},
-		{"read", "reading a source tree", []string{"read-tree"}, []string{"read-tree files=6000"}, true, true},
-		{"compile", "compile job", []string{"compile files=40"}, []string{"compile files=12"}, false, false},
-		{"mail", "mail spool (PostMark-like)", []string{"postmark files=2000 transactions=4000"}, []string{"postmark"}, false, false},
-		{"database", "database load", []string{"database ops=4000"}, []string{"database ops=500"}, false, false},
-		{"idle", "idle after work", []string{"idle seconds=10"}, []string{"idle seconds=3"}, true, true},
+		{"boot", "after boot", nil, nil, false},
+		{"read", "reading a source tree", []string{"read-tree"}, []string{"read-tree files=6000"}, true},
+		{"compile", "compile job", []string{"compile files=40"}, []string{"compile files=12"}, false},
+		{"mail", "mail spool (PostMark-like)", []string{"postmark files=2000 transactions=4000"}, []string{"postmark"}, false},
+		{"database", "database load", []string{"database ops=4000"}, []string{"database ops=500"}, false},
+		{"idle", "idle after work", []string{"idle seconds=10"}, []string{"idle seconds=3"}, true},
 	}
 }
 
@@ -97,9 +95,6 @@ func (b *savedBench) measureDay(ctx context.Context, works []work) (_ []SavedRow
 		if err := b.image.undo(); err != nil {
 			return d.rows, err
 		}
-		if !works[i].restores {
-			continue
-		}
 		if err := d.measureRestores(ctx, i); err != nil {
 			return d.rows, fmt.Errorf("%s: %w", works[i].title, err)
 		}
@@ -141,7 +136,7 @@ func (d *day) measureSaves(ctx context.Context, i int) error {
 	for n := range b.o.repeat {
 		b.say("%s: save %d of %d", w.title, n+1, b.o.repeat)
 		last, moment := n == b.o.repeat-1, ""
-		if last && w.restores {
+		if last {
 			moment = diskSnapshot(w.name)
 		}
 		s, err := b.own.save(ctx, d.file(i), last)
@@ -157,12 +152,6 @@ func (d *day) measureSaves(ctx context.Context, i int) error {
 			return err
 		}
 		ours, savevms, migrates = append(ours, s), append(savevms, v), append(migrates, m)
-	}
-	if !w.restores { // the files are not needed any more
-		err := errors.Join(os.Remove(d.stream(i)), os.Remove(d.file(i)), b.stock.forget(ctx, vmSnapshot(w.name)))
-		if err != nil {
-			return err
-		}
 	}
 	r.summariseSaves(ours, migrates, savevms)
 	r.Seconds = time.Since(begin).Seconds()

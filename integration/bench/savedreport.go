@@ -160,7 +160,7 @@ func newSavedReport(o *savedOptions) *SavedReport {
 		fmt.Sprintf("Guests that tell their host of free memory (virtio-balloon, free page reporting): %s.", map[string]string{"both": "both", "ours": "ours only", "none": "none"}[o.free]),
 		"migrate: to a file descriptor, default capabilities, bandwidth unlimited, the guest running; QEMU 7.2 has no mapped-ram and no multifd to a file. savevm: into the qcow2, the guest stopped.",
 		"A save's time is from the request until the file is complete under its name; \"without fsync\" leaves out the wait for the disk on both sides (migrate does not wait by itself, savevm does).",
-		"A restore's time is from the request, the QEMU not started yet and the file not in the page cache, until a TCP request to the guest is answered. Not every row is restored; those that are, after the last save, on the disks as they were at theirs.",
+		"A restore's time is from the request, the QEMU not started yet and the file not in the page cache, until a TCP request to the guest is answered; on the disks as they were at the row's last save.",
 	}}
 }
 
@@ -234,7 +234,7 @@ func (r *SavedReport) print(w io.Writer) error {
 		title("Restore: s until the guest answers; and s that the row took to measure")
 		line("row\tlazy\tmemory whole\teager\tmigrate\tloadvm\tlazy/migrate\teager/migrate\tlazy/loadvm\tmeasured in\t\t")
 		for _, x := range r.Rows {
-			if len(x.Lazy.Samples) == 0 {
+			if len(x.Lazy.Samples) == 0 { // of a run that failed
 				line("%s\t-\t-\t-\t-\t-\t-\t-\t-\t%.0f\t\t", x.Title, x.Seconds)
 				continue
 			}
@@ -250,6 +250,7 @@ func (r *SavedReport) print(w io.Writer) error {
 		line("time less than migrate, mean, without fsync\t%s\tat least %s\t%s\t", percent(s.Faster), percent(targetTime), met(s.Faster >= targetTime))
 		line("time less than migrate, mean, with fsync of both\t%s\tat least %s\t%s\t", percent(s.FasterSynced), percent(targetTime), met(s.FasterSynced >= targetTime))
 		line("lazy restore to migrate's, worst row\t%.2f\tat most %.2f\t%s\t", s.WorstLazy, targetRestore, met(s.WorstLazy <= targetRestore))
+		line("eager restore to migrate's, worst row\t%.2f\tat most %.2f\t%s\t", s.WorstEager, targetRestore, met(s.WorstEager <= targetRestore))
 	}
 	title(fmt.Sprintf("Measured in %.0f s", r.Seconds))
 	return t.Flush()

@@ -176,6 +176,26 @@ func (s *stock) cont(ctx context.Context) error {
 	}
 }
 
+// awaitRunning returns when a machine that is being restored runs.
+func (s *stock) awaitRunning(ctx context.Context) error {
+	if err := s.connect(ctx); err != nil {
+		return err
+	}
+	for {
+		var status struct {
+			Running bool `json:"running"`
+		}
+		if err := s.client.Execute(ctx, "query-status", nil, &status); err != nil || status.Running {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
 // close ends the QEMU.
 func (s *stock) close() error {
 	if s.client != nil {

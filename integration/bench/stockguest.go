@@ -155,9 +155,19 @@ func (g *stockGuest) restore(ctx context.Context, start func() (*stock, error)) 
 		<-answered
 		return r, err
 	}
+	ran := make(chan error, 1)
+	go func() { // ends with limited
+		err := g.vm.awaitRunning(limited)
+		r.run = time.Since(begin)
+		ran <- err
+	}()
 	a := <-answered
+	if a.err != nil {
+		cancel()
+	}
+	err = errors.Join(a.err, <-ran)
 	r.answer, r.whole = a.after, a.after
-	if err := errors.Join(a.err, g.end()); err != nil {
+	if err := errors.Join(err, g.end()); err != nil {
 		return r, fmt.Errorf("restored by QEMU: %w", err)
 	}
 	return r, nil
