@@ -74,7 +74,7 @@ var breaches = []check{
 	{broken: "NEW_LEADER_HASTY", within: bounds{lease: 2, generations: 2, images: 1, epochs: 1, elections: 1}},
 	{broken: "NO_BARRIER", within: bounds{lease: 2, generations: 2, images: 1, epochs: 1, elections: 1}},
 	{broken: "STALE_CONFIRMATION", within: bounds{lease: 2, generations: 2, images: 1, epochs: 1, elections: 1}},
-	{broken: "ANY_INCARNATION", within: bounds{lease: 2, generations: 2, images: 2, epochs: 1, crashes: 1}},
+	{broken: "ANY_INCARNATION", within: bounds{lease: 2, generations: 2, images: 1, epochs: 1, failures: 1}},
 	{broken: "ANY_EPOCH", within: bounds{lease: 2, generations: 2, images: 1, epochs: 2, failures: 1}},
 	{broken: "GATE_WITHOUT_LEASE", within: bounds{lease: 2, generations: 2, images: 1, epochs: 1}},
 	{broken: "NO_KERNEL_GATE", within: bounds{lease: 2, generations: 2, images: 1, epochs: 1}},

@@ -640,6 +640,10 @@ end:	do
 		     g_ep > 1 && i_ep[me] >= g_ep && msg == 0) -> DID(COMMITS_LOST);
 		failures--; i_ep[me] = g_ep - 1; has[me] = 0; endsession(me) }
 
+	/* The image of an earlier time is back in the place of the one that the log names. */
+	:: d_step { (failures > 0 && role[me] == BACK && mode[me] == STANDBY && g_ins && g_owner != me && i_inc[me] == g_inc && msg == 0) -> DID(IMAGE_FROM_BEFORE);
+		failures--; i_inc[me] = IMAGES + 1; i_ep[me] = EPOCHS; has[me] = 0; endsession(me) }
+
 	/* ---- faults ---- */
 
 	:: d_step { (crashes > 0 && role[me] != DOWN) -> DID(HOST_CRASH);
