@@ -268,7 +268,7 @@ func (f *File) StartWrite(sector uint64, sectors uint32) (fd int, offset int64, 
 	if f.align.io > epoch.SectorSize {
 		return -1, 0, false
 	}
-	if fd, offset, ok = f.StartRead(sector, sectors); !ok {
+	if _, offset, ok = f.StartRead(sector, sectors); !ok {
 		return -1, 0, false
 	}
 	if !f.gate.TryRLock() {
