@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"understudy/epoch"
 )
@@ -98,7 +99,7 @@ func (f *File) Verify(ctx context.Context, blocks Blocks, progress Progress) (Re
 	}
 	w := &walk{file: f, blocks: blocks, fault: note, progress: progress}
 	err := w.run(ctx)
-	r.Damages = append(files, disks...)
+	r.Damages = slices.Concat(files, disks)
 	r.Damages = r.Damages[:min(len(r.Damages), MaxDamages)]
 	if err != nil {
 		return r, fmt.Errorf("verify checkpoint file %s: %w", f.path, err)

@@ -190,7 +190,7 @@ func (w *walk) leaf(ctx context.Context, number uint64, records *cacheShard) err
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if w.stored != nil && !w.stored[number].Load() {
+	if len(w.stored) > 0 && !w.stored[number].Load() {
 		return nil
 	}
 	first, count := w.pages(number)

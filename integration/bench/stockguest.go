@@ -155,19 +155,18 @@ func (g *stockGuest) restore(ctx context.Context, start func() (*stock, error)) 
 		<-answered
 		return r, err
 	}
-	ran := make(chan error, 1)
+	ran := make(chan answer, 1)
 	go func() { // ends with limited
 		err := g.vm.awaitRunning(limited)
-		r.run = time.Since(begin)
-		ran <- err
+		ran <- answer{time.Since(begin), err}
 	}()
 	a := <-answered
 	if a.err != nil {
 		cancel()
 	}
-	err = errors.Join(a.err, <-ran)
-	r.answer, r.whole = a.after, a.after
-	if err := errors.Join(err, g.end()); err != nil {
+	runs := <-ran
+	r.answer, r.whole, r.run = a.after, a.after, runs.after
+	if err := errors.Join(a.err, runs.err, g.end()); err != nil {
 		return r, fmt.Errorf("restored by QEMU: %w", err)
 	}
 	return r, nil
