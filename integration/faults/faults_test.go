@@ -105,7 +105,7 @@ func TestReportSaysWhatFailed(t *testing.T) {
 	if err := r.Print(&out); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"2/2", "1200 ms", "(b)", "(m)", "0/1", "FAILED: p: y / cut: it broke", "2 of 3 trials"} {
+	for _, want := range []string{"2/2 1.2sb", "1: kill", "0/1!", "1200 ms", "FAILED: p: y / cut: it broke", "2 of 3 trials"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("the report lacks %q:\n%s", want, out.String())
 		}

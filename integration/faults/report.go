@@ -68,9 +68,17 @@ func (r *Report) Print(w io.Writer) error {
 	}
 	out := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	p := func(format string, a ...any) { _, _ = fmt.Fprintf(out, format, a...) } // Flush tells errors
-	p("\nTrials that ended as they must, of all, and the median time to the first line after the fault; (m): only after the mending; (b): booted anew\n")
+	p("\nTrials that ended as they must, of all, and the median time from the fault to the first line after the silence that it made; m: a trial went on only\nafter the mending; b: it booted anew, since no host had a copy of it any more\n\n")
+	for i, column := range columns {
+		p("%d: %s\n", i+1, column)
+	}
+	p("\n")
+	for i := range columns {
+		p("\t%d", i+1)
+	}
+	p("\t\n")
 	for _, row := range rows {
-		p("\n%s\n", row)
+		p("%s", row)
 		for _, column := range columns {
 			var all []trial
 			for i := range r.Trials {
@@ -78,10 +86,9 @@ func (r *Report) Print(w io.Writer) error {
 					all = append(all, *t)
 				}
 			}
-			if len(all) > 0 {
-				p("  %s\t%s\n", column, square(all))
-			}
+			p("\t%s", square(all))
 		}
+		p("\t\n")
 	}
 	p("\nmedians, of trials in which a silence was noticed; asked + to the grant + to running + to the line is what the first line is made of\n")
 	p("fault\ttrials\tnoticed\tfirst line\tp99\tasked\tto the grant\tto running\tto the line\tlongest silence\tprotected again\n")
@@ -128,28 +135,36 @@ func (b *parts) add(t *trial) {
 	b.running, b.line = append(b.running, t.Running-t.Granted), append(b.line, t.FirstLine-t.Running)
 }
 
+// square is one square of the matrix.
 func square(all []trial) string {
-	good := 0
-	marks := ""
+	if len(all) == 0 {
+		return ""
+	}
+	good, booted, mended := 0, "", ""
 	var first []time.Duration
 	for i := range all {
 		t := &all[i]
-		if t.ok() {
-			good++
-		} else {
-			marks += " " + t.Outcome
+		switch {
+		case !t.ok():
+			continue
+		case t.Outcome == boots:
+			booted = "b"
+		case t.Mended:
+			mended = "m"
 		}
-		if t.Outcome == boots {
-			marks += " (b)"
-		}
-		if t.Mended && t.ok() {
-			marks += " (m)"
-		}
-		if t.Outcome == goesOn && t.FirstLine > 0 {
+		good++
+		if t.FirstLine > 0 {
 			first = append(first, t.FirstLine)
 		}
 	}
-	return fmt.Sprintf("%d/%d\t%s\t%s", good, len(all), ms(quantile(first, 50)), marks)
+	text := fmt.Sprintf("%d/%d", good, len(all))
+	if good < len(all) {
+		text += "!"
+	}
+	if len(first) > 0 {
+		text += fmt.Sprintf(" %.1fs", quantile(first, 50).Seconds())
+	}
+	return text + mended + booted
 }
 
 func ms(d time.Duration) string {
