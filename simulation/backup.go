@@ -518,7 +518,11 @@ func (b *backupShell) fill(im *image) {
 		return
 	}
 	im.filling = true
-	b.d.after(b.w.between(500*time.Microsecond, 40*time.Millisecond), func() {
+	wait := 40 * time.Millisecond
+	if b.w.disk.slow {
+		wait = time.Second
+	}
+	b.d.after(b.w.between(wait/80, wait), func() {
 		im.filling = false
 		if b.ended || b.image != im {
 			return

@@ -22,11 +22,12 @@ import (
 // diskKind is what the configuration says of the guest's disk.
 type diskKind struct {
 	shared, unfenced, lazy bool
+	slow                   bool // to read: references stay unfilled for long
 }
 
 func (w *world) drawDisk() diskKind {
 	n := w.dice.IntN(3)
-	return diskKind{shared: n > 0, unfenced: n == 2, lazy: w.chance(0.5)}
+	return diskKind{shared: n > 0, unfenced: n == 2, lazy: w.chance(0.5), slow: w.chance(0.3)}
 }
 
 // ended is a context that has ended: whoever would have to wait does not.
@@ -46,7 +47,7 @@ func (d *daemon) openDisk() {
 	d.key = epoch.PrintKey(w.values)
 	d.index = exclusion.NewIndex(exclusion.Config{Pages: pages, Key: d.key, MaxBlocks: 64})
 	d.store = &store{m: d.h.media, d: d}
-	var index disk.Index = breakIndex(w.breach, d.index)
+	index := breakIndex(w.breach, d.index)
 	set, err := disk.NewByHand(disk.SetConfig{Pages: pages, Clock: d, Index: index, Guard: guard, Unfenced: w.disk.unfenced,
 		Log: slog.New(slog.DiscardHandler), Disks: []disk.DiskConfig{{Store: d.store}}}, d.h.journal)
 	if err == nil {

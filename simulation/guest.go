@@ -112,7 +112,7 @@ func (g *guest) tick() {
 	for range 1 + g.w.dice.IntN(3) {
 		g.write(g.w.dice.IntN(pages))
 	}
-	if g.missing != 0 && g.w.chance(0.4) {
+	if g.missing != 0 && (!g.w.disk.slow && g.w.chance(0.4) || g.w.chance(0.02)) {
 		g.fillOne()
 	}
 	if g.request == nil && g.w.chance(0.6) {

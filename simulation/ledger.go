@@ -178,6 +178,9 @@ func (l *ledger) renew(d *daemon, g epoch.Generation, done func(until clock.Inst
 				return // the leader was lost in this moment
 			}
 			r.end = max(r.end, received+lease+leaderDrift)
+			if r.frozen > 0 {
+				w.violated("rule 3: %s gets a lease while it is decided whether another host takes over", d.h.name)
+			}
 			if r.over && l.reign != nil {
 				w.violated("rule 3: %s gets a lease from a leader that another has followed: nobody waits for its end", d.h.name)
 			}

@@ -130,6 +130,10 @@ func (o *oracle) applied(w *world, c ownership.Command, before, next ownership.G
 			o.goesOn(w, "guarantee 6: takeover granted", h, d.backup.image.device)
 			o.from = d.backup.image.device
 		}
+	case ownership.Surrender:
+		if d := h.daemon; d != nil && d.store.m.shared && d.store.m.writer == d.store {
+			w.violated("rule 7: %s has surrendered, and still has the lock of the disk", h.name)
+		}
 	case ownership.Return:
 		o.disk.open = nil
 		if g := w.hosts[1-h.index].guest; g != nil {

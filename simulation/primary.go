@@ -214,9 +214,7 @@ func (p *primaryShell) do(a primary.Action) primary.Event {
 		if p.w.breach != restoreMissing {
 			p.restore()
 		}
-		if p.w.breach != voidMissing {
-			set.Void()
-		}
+		set.Void()
 		if _, compare := set.Unsynced(); compare > 0 {
 			set.SyncAll()
 		}
@@ -286,7 +284,7 @@ func (p *primaryShell) capture(n epoch.Number, kind epoch.Kind, final bool) prim
 	g, failed := p.guest, func(err error) primary.Event { return primary.CaptureFailed{Number: n, Err: err} }
 	check := kind == epoch.KindCheckpoint
 	if check {
-		if !p.d.set.Settled() && p.w.breach != sealUnsettled {
+		if !p.d.set.Settled() {
 			return primary.Postponed{Number: n}
 		}
 		g.pause()

@@ -41,8 +41,6 @@ const (
 	passAtOnce
 	syncLies
 	lockIgnored
-	voidMissing
-	sealUnsettled
 	ownWritesUnseen
 	surrenderUndrained
 	overwriteUnfilled
@@ -50,7 +48,7 @@ const (
 	supersedeMissing
 	ackUnfilled
 	referenceHeld
-	staleHints
+	unverifiedUnseen
 	acceptedUnseen
 
 	breaches // their number
@@ -77,8 +75,6 @@ var breachTable = [breaches]struct{ rules, name string }{
 	passAtOnce:         {"10", "output passes before the takeover is recorded as done"},
 	syncLies:           {"13", "a disk says durable, and it is not"},
 	lockIgnored:        {"12", "a shared disk is taken from a host that may still write to it"},
-	voidMissing:        {"17", "references of lost epochs count as sent"},
-	sealUnsettled:      {"11, 13", "a checkpoint is taken before the disks have settled"},
 	ownWritesUnseen:    {"G5, 15", "pages that the disk's back end wrote are not reported"},
 	surrenderUndrained: {"7", "a surrender does not wait for the disks"},
 	overwriteUnfilled:  {"17", "after a takeover blocks are overwritten that references name"},
@@ -86,7 +82,7 @@ var breachTable = [breaches]struct{ rules, name string }{
 	supersedeMissing:   {"G4, 18", "newer content does not supersede a reference"},
 	ackUnfilled:        {"G4, 17", "an epoch is acknowledged before what it overwrites is filled"},
 	referenceHeld:      {"G4, 16", "a page is left out for a write that is held"},
-	staleHints:         {"19", "what was known of the disk before it was another host's still counts"},
+	unverifiedUnseen:   {"19", "a page is left out for a block that the backup's own copy is not known to have"},
 	acceptedUnseen:     {"16", "a write does not end what is known of its block"},
 }
 
@@ -150,16 +146,14 @@ type brokenIndex struct {
 }
 
 func breakIndex(b breach, x disk.Index) disk.Index {
-	if b == staleHints || b == acceptedUnseen {
+	if b == unverifiedUnseen || b == acceptedUnseen {
 		return brokenIndex{x, b}
 	}
 	return x
 }
 
-func (x brokenIndex) Forget() {
-	if x.breach != staleHints {
-		x.Index.Forget()
-	}
+func (x brokenIndex) SetVerified(id epoch.DiskID, from, to uint64, verified bool) {
+	x.Index.SetVerified(id, from, to, verified || x.breach == unverifiedUnseen)
 }
 
 func (x brokenIndex) Accepted(id epoch.DiskID, sector uint64, sectors uint32, passing bool) uint64 {
