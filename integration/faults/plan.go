@@ -137,7 +137,7 @@ func failThenKill(ctx context.Context, s *stage) error {
 	if err := world.Sleep(ctx, s.Lease()); err != nil {
 		return err
 	}
-	return s.Kill(s.owner)
+	return s.killHost(s.owner)
 }
 
 func on(r role, f func(s *stage, host string) error) func(context.Context, *stage) error {

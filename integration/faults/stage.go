@@ -279,9 +279,14 @@ func (s *stage) judge() ([]history.Breach, error) {
 // What can be done to a host.
 
 func (s *stage) killDaemon(host string) error { return s.KillDaemon(host) }
-func (s *stage) killHost(host string) error   { return s.Kill(host) }
 
-func (s *stage) killBoth() error { return errors.Join(s.Kill(s.owner), s.Kill(s.backup)) }
+// killHost cuts a host's power: nobody there sees another die, as a daemon would
+// that outlives its QEMU for a moment, and could surrender the guest.
+func (s *stage) killHost(host string) error {
+	return errors.Join(s.Lab.Host(host).Signal(syscall.SIGSTOP), s.Kill(host))
+}
+
+func (s *stage) killBoth() error { return errors.Join(s.killHost(s.owner), s.killHost(s.backup)) }
 
 func (s *stage) killQEMU(host string) error {
 	machines, err := s.Machines(host)
@@ -372,8 +377,8 @@ func (s *stage) startDead(ctx context.Context) error {
 // What leads to points.
 
 func cutOwner(_ context.Context, s *stage) error     { return s.cutBoth(s.owner) }
-func loseOwner(_ context.Context, s *stage) error    { return s.Kill(s.owner) }
-func loseBackup(_ context.Context, s *stage) error   { return s.Kill(s.backup) }
+func loseOwner(_ context.Context, s *stage) error    { return s.killHost(s.owner) }
+func loseBackup(_ context.Context, s *stage) error   { return s.killHost(s.backup) }
 func switchover(ctx context.Context, s *stage) error { return s.ask(ctx, s.owner, "switchover") }
 func stop(ctx context.Context, s *stage) error       { return s.ask(ctx, s.owner, "stop") }
 
