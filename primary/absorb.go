@@ -40,6 +40,7 @@ func (c *Core) absorb(ev Event) {
 		c.sealed = ev.Number - 1
 		c.final = 0
 		c.epochAt = c.now.Add(c.cfg.Ceiling)
+		c.againAt = c.epochAt
 		if c.failing == 0 {
 			c.failing = c.now
 		}
@@ -53,6 +54,7 @@ func (c *Core) absorb(ev Event) {
 			c.firstWhole = 0
 		}
 		c.epochAt = c.now.Add(c.cfg.Floor)
+		c.againAt = c.epochAt
 	case Acked:
 		c.absorbAcked(ev.Number)
 	case Mismatch:

@@ -119,6 +119,7 @@ type Core struct {
 	remaining     uint64 // pages the last sync step left
 	comparing     bool   // the backup's copies of the disks are not all compared yet
 	epochAt       clock.Instant
+	againAt       clock.Instant // a capture that failed or was postponed is not tried again before
 	pace          pace
 	heldFull      bool
 
@@ -416,7 +417,7 @@ func (c *Core) decideLeave() {
 			c.enter(ModeAlone) // not worth protecting any more
 		}
 	case ModeProtected:
-		if c.final == 0 && c.linked && !c.capturing && c.sealed-c.acked < epoch.Number(c.cfg.Window) && c.leaseHolds() {
+		if c.final == 0 && c.linked && !c.capturing && !c.now.Before(c.againAt) && c.sealed-c.acked < epoch.Number(c.cfg.Window) && c.leaseHolds() {
 			c.final = c.next()
 			c.running = false
 			c.emit(Capture{Number: c.final, Final: true})
