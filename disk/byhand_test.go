@@ -14,13 +14,24 @@ type stillClock struct{}
 func (stillClock) Now() clock.Instant { return 1 }
 
 // byHand opens a Set whose flusher works when the test says so.
-func byHand(t *testing.T, m *disktest.Media, memory []byte) *Set {
+func byHand(t *testing.T, store Store, memory []byte) *Set {
 	t.Helper()
-	s, err := NewByHand(SetConfig{Pages: 8, Clock: stillClock{}, Disks: []DiskConfig{{Store: m.Open()}}}, memory)
+	s, err := NewByHand(SetConfig{Pages: 8, Clock: stillClock{}, Disks: []DiskConfig{{Store: store}}}, memory)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return s
+}
+
+// workAll lets the flushers do all there is to do.
+func workAll(t *testing.T, s *Set) {
+	t.Helper()
+	for range 100 {
+		if !s.Work() {
+			return
+		}
+	}
+	t.Fatal("the flushers do not come to an end")
 }
 
 func handMemory(t *testing.T) []byte {
@@ -43,7 +54,7 @@ func handMemory(t *testing.T) []byte {
 // the block as it is now, the backup must not find there what it had kept.
 func TestABackupReadsWhatItsPrimaryWroteAlone(t *testing.T) {
 	m := disktest.NewMedia(64, true)
-	s := byHand(t, m, handMemory(t))
+	s := byHand(t, m.Open(), handMemory(t))
 	if err := s.StandBy(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -73,20 +84,21 @@ func TestABackupReadsWhatItsPrimaryWroteAlone(t *testing.T) {
 // TestByHandJournalOutlivesItsSet: what one Set held, the next finds.
 func TestByHandJournalOutlivesItsSet(t *testing.T) {
 	m, memory := disktest.NewMedia(64, false), handMemory(t)
-	s := byHand(t, m, memory)
+	store := m.Open()
+	s := byHand(t, store, memory)
 	s.Own(1)
 	if err := s.Allow(clock.Instant(1) + 1<<40); err != nil {
 		t.Fatal(err)
 	}
 	s.Hold()
-	for s.Work() {
-	}
+	workAll(t, s)
 	data := bytes.Repeat([]byte{7}, epoch.PageSize)
 	taken, err := s.Disk(0).Accept(&Request{Op: OpWrite, Sectors: epoch.PageSectors, Segments: []Segment{{Data: data, Page: 1}}})
 	if err != nil || !taken {
 		t.Fatalf("taken %v, %v", taken, err)
 	}
-	s = byHand(t, m, memory)
+	store.Kill() // and its lock with it
+	s = byHand(t, m.Open(), memory)
 	if r := s.Recovered(); r.Writes != 1 || r.Generation != 1 {
 		t.Fatalf("recovered %+v", r)
 	}
@@ -95,8 +107,7 @@ func TestByHandJournalOutlivesItsSet(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Pass()
-	for s.Work() {
-	}
+	workAll(t, s)
 	if err := s.DrainByHand(); err != nil {
 		t.Fatal(err)
 	}
