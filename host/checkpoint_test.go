@@ -236,8 +236,10 @@ type scene struct {
 	log    *memoryLog
 	disk   *oneDisk
 	faults *sim.Faults
+	cfg    Config
 	host   *Host
 	dir    string
+	end    func() // of the daemon
 }
 
 func newScene(t *testing.T) *scene {
@@ -247,8 +249,8 @@ func newScene(t *testing.T) *scene {
 	machine := sim.NewHost("a")
 	driver, err := sim.NewDriver(machine, cfg)
 	s.must(err)
-	s.host, err = New(Config{
-		Self: "a", Log: s.log, Clock: clock.Boot{}, Slog: slog.New(slog.DiscardHandler),
+	s.cfg = Config{
+		AdoptLater: true, Self: "a", Log: s.log, Clock: clock.Boot{}, Slog: slog.New(slog.DiscardHandler),
 		Accept: func(ctx context.Context) (protocol.Session, ownership.HostID, error) {
 			<-ctx.Done()
 			return nil, "", ctx.Err()
@@ -259,18 +261,28 @@ func newScene(t *testing.T) *scene {
 			Backup:  func(l time.Duration) backup.Config { return backup.DefaultConfig("web", "a", l, 4<<20) },
 			Dial:    func(context.Context) (protocol.Session, error) { return nil, errors.New("nobody") },
 		}},
-	})
-	s.must(err)
-	ctx, cancel := context.WithCancel(context.Background())
-	var running sync.WaitGroup
-	running.Go(func() { _ = s.host.Run(ctx) })
+	}
+	s.run()
 	t.Cleanup(func() {
-		cancel()
-		running.Wait()
+		s.end()
 		machine.Kill()
 	})
 	s.counts(20)
 	return s
+}
+
+// run starts a daemon.
+func (s *scene) run() {
+	var err error
+	s.host, err = New(s.cfg)
+	s.must(err)
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { _ = s.host.Run(ctx) })
+	s.end = func() {
+		cancel()
+		running.Wait()
+	}
 }
 
 func (s *scene) must(err error) {

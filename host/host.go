@@ -112,7 +112,7 @@ func New(cfg Config) (*Host, error) {
 			return nil, fmt.Errorf("guest %q is configured twice", g.Name)
 		}
 		h.managers[g.Name] = &manager{Guest: g, host: h, sessions: make(chan backup.Opened),
-			restores: make(chan *restoring), slog: cfg.Slog.With("guest", g.Name)}
+			restores: make(chan *restoring), starts: make(chan *starting), slog: cfg.Slog.With("guest", g.Name)}
 	}
 	return h, nil
 }

@@ -26,6 +26,7 @@ type manager struct {
 	slog     *slog.Logger
 	sessions chan backup.Opened
 	restores chan *restoring
+	starts   chan *starting
 
 	// Owned by run.
 	guest    hypervisor.Guest // held by this host, nil if none

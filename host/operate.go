@@ -173,7 +173,15 @@ func (m *manager) stopped(ctx context.Context) (ownership.Guest, error) {
 	return m.await(ctx, "the stop", func(s ownership.Guest) (bool, error) { return s.Desired == ownership.Stopped, nil })
 }
 
-// Start boots a guest that was stopped, on this host.
+// starting is an operator's start on its way to the guest's manager.
+type starting struct {
+	result ownership.Guest
+	done   chan error // gets one answer
+}
+
+// Start boots a guest that was stopped, on this host. Its manager proposes that,
+// when nothing of the guest is left here: what a former process left would be
+// found by recover and go on, though the guest has run elsewhere since.
 func (h *Host) Start(ctx context.Context, guest string) (ownership.Guest, error) {
 	m, err := h.manager(guest)
 	if err != nil {
@@ -192,8 +200,18 @@ func (h *Host) Start(ctx context.Context, guest string) (ownership.Guest, error)
 	if err := m.whole(); err != nil {
 		return state, err
 	}
-	// The manager finds itself the owner of a guest that is nowhere, and boots it.
-	return m.propose(ctx, state, ownership.Start, ownership.Backup{})
+	r := &starting{done: make(chan error, 1)}
+	t := time.NewTimer(handOver)
+	defer t.Stop()
+	select {
+	case m.starts <- r:
+		err = <-r.done
+		return r.result, err
+	case <-t.C:
+		return state, fmt.Errorf("host %s is not ready to start guest %q (its role here: %s): try again", h.cfg.Self, guest, m.status().Role)
+	case <-ctx.Done():
+		return state, ctx.Err()
+	}
 }
 
 // whole says why the guest must not be booted from its disks.

@@ -91,8 +91,8 @@ func (h *Host) RestoreCheckpoint(ctx context.Context, guest string, req RestoreR
 	return RestoreResult{}, errors.Join(err, file.Close())
 }
 
-// waitStopped waits until the log says something newer, or there is a file to go
-// on from.
+// waitStopped waits until the log says something newer, or the guest is to be
+// started, or there is a file to go on from. Nothing of the guest is here.
 func (m *manager) waitStopped(ctx context.Context, state ownership.Guest) error {
 	wait, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -101,6 +101,15 @@ func (m *manager) waitStopped(ctx context.Context, state ownership.Guest) error 
 	select {
 	case err := <-news:
 		return err
+	case r := <-m.starts:
+		cancel()
+		<-news
+		// The log then names this host the owner of a guest that is nowhere: it is
+		// booted.
+		var err error
+		r.result, err = m.propose(ctx, state, ownership.Start, ownership.Backup{})
+		r.done <- err
+		return nil
 	case r := <-m.restores:
 		cancel()
 		if err := <-news; err == nil {
