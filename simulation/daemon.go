@@ -157,9 +157,10 @@ type daemon struct {
 	index     *exclusion.Index
 	set       *disk.Set
 	store     *store
-	flushing  bool     // the flusher is about to look for work
-	replaying bool     // what is flushed is what a backup had kept
-	resubmit  *request // what was in flight in the guest that was taken over
+	flushing  bool            // the flusher is about to look for work
+	replaying bool            // what is flushed is what a backup had kept
+	resubmit  *request        // what was in flight in the guest that was taken over
+	startable ownership.Guest // stopped, and nothing of it is left here; or nothing
 }
 
 // woken is when the daemon here last woke up.
@@ -287,7 +288,8 @@ func (d *daemon) play(st ownership.Guest) {
 			d.after(again, d.manage)
 			return
 		}
-		d.changed(st, d.manage)
+		d.startable = st
+		d.changed(st, func() { d.startable = ownership.Guest{}; d.manage() })
 	case st.Owner != self && st.Phase == ownership.PhaseActivating && st.Previous == self:
 		d.as("yielding")
 		d.changed(st, d.manage)
@@ -478,11 +480,14 @@ func (d *daemon) ask(r primary.Request) {
 	}
 }
 
-// startStopped is the operator's Start.
+// startStopped is the operator's Start: the manager proposes it, once nothing of
+// the guest is left here.
 func (d *daemon) startStopped() {
 	d.w.ledger.read(d, func(st ownership.Guest, err error) {
-		if err == nil && st.Desired == ownership.Stopped && !d.w.at(d, stepProposeStart) {
-			d.propose(st, ownership.Start, ownership.Backup{}, func(ownership.Guest, error) {})
+		if err != nil || st.Desired != ownership.Stopped || d.startable.Generation == 0 || d.w.at(d, stepProposeStart) {
+			return // asked for again
 		}
+		st, d.startable, d.watch = d.startable, ownership.Guest{}, nil
+		d.propose(st, ownership.Start, ownership.Backup{}, func(ownership.Guest, error) { d.after(0, d.manage) })
 	})
 }

@@ -15,7 +15,6 @@ type diskOracle struct {
 	writes map[written][]state // when it was made; the same content may be written again
 	last   state               // of the newest that reached the real disk
 	any    bool
-	open   []openWrite // of the guest that runs: not known to be durable, in order
 }
 
 type written struct {
@@ -29,7 +28,7 @@ type openWrite struct {
 }
 
 // begin forgets an earlier life of the guest.
-func (o *diskOracle) begin() { o.any, o.open = false, nil }
+func (o *diskOracle) begin() { o.any = false }
 
 // written: the guest has asked for a write.
 func (o *oracle) written(g *guest, block int, value uint64) {
@@ -38,7 +37,7 @@ func (o *oracle) written(g *guest, block int, value uint64) {
 	}
 	k := written{block, value}
 	o.disk.writes[k] = append(o.disk.writes[k], g.at)
-	o.disk.open = append(o.disk.open, openWrite{k, g.barriers})
+	g.open = append(g.open, openWrite{k, g.barriers})
 }
 
 // began: a store is about to be written.
@@ -88,13 +87,13 @@ func (o *oracle) landed(s *store, block int, value uint64) {
 	}
 	// Rule 13: everything before the last barrier before it is durable.
 	k := -1
-	for i, x := range o.disk.open {
+	for i, x := range g.open {
 		if x.block == block && x.value == value && k < 0 {
 			k = i // the first that it may be
 		}
 	}
-	for _, x := range o.disk.open[:max(k, 0)] {
-		if x.barrier < o.disk.open[k].barrier {
+	for _, x := range g.open[:max(k, 0)] {
+		if x.barrier < g.open[k].barrier {
 			w.violated("rule 13: %d reaches block %d of %s, and %d of block %d, from before a flush before it, is not durable",
 				value, block, h.name, x.value, x.block)
 		}
@@ -116,11 +115,11 @@ func (o *oracle) mayLand(w *world, at state) bool {
 
 // synced: a store has made everything durable.
 func (o *oracle) synced(s *store) {
-	m := s.m
-	if !m.shared && s.d.w.ledger.state.Owner != s.d.h.id {
+	m, g := s.m, s.d.h.guest
+	if g == nil || !m.shared && s.d.w.ledger.state.Owner != s.d.h.id {
 		return
 	}
-	open := o.disk.open
+	open := g.open
 	for i := len(open) - 1; i >= 0; i-- {
 		if m.durable[open[i].block] == open[i].value {
 			for k := range open[:i+1] {
@@ -130,7 +129,7 @@ func (o *oracle) synced(s *store) {
 			}
 		}
 	}
-	o.disk.open = slices.DeleteFunc(open, func(x openWrite) bool { return x.barrier == durable })
+	g.open = slices.DeleteFunc(open, func(x openWrite) bool { return x.barrier == durable })
 }
 
 const durable = 1 << 30
@@ -162,14 +161,14 @@ func (o *oracle) referenced(d *daemon, r epoch.Reference, value uint64) {
 
 // diskOf: a guest goes on at another host, and this is the disk it finds there.
 func (o *oracle) diskOf(g *guest, d *daemon) {
-	o.disk.open = nil
+	g.open = nil
 	var page [epoch.PageSize]byte
 	for b, v := range g.disk {
 		if g.known&(1<<b) == 0 {
 			continue
 		}
 		if d.h.media.durable[b] != v {
-			o.disk.open = append(o.disk.open, openWrite{written{b, v}, g.barriers})
+			g.open = append(g.open, openWrite{written{b, v}, g.barriers})
 		}
 		if err := d.set.ReadSectors(0, uint64(b)*epoch.PageSectors, page[:]); err != nil {
 			continue // the disk fails for a while

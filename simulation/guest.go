@@ -58,11 +58,12 @@ type guest struct {
 	since   time.Duration // it runs
 	nic     []state       // frames that nobody has read yet
 
-	disk     content  // as far as the guest knows it,
-	known    bits     // which it does of these blocks
-	barriers int      // flushes it has asked for
-	request  *request // in flight
-	missing  bits     // pages that a lazy rebuild has yet to fill
+	disk     content     // as far as the guest knows it,
+	known    bits        // which it does of these blocks
+	barriers int         // flushes it has asked for
+	open     []openWrite // what it has written and is not known to be durable, in order
+	request  *request    // in flight
+	missing  bits        // pages that a lazy rebuild has yet to fill
 	filler   filler
 	truth    memory // what they are
 }

@@ -135,8 +135,8 @@ func (o *oracle) applied(w *world, c ownership.Command, before, next ownership.G
 			w.violated("rule 7: %s has surrendered, and still has the lock of the disk", h.name)
 		}
 	case ownership.Return:
-		o.disk.open = nil
 		if g := w.hosts[1-h.index].guest; g != nil {
+			g.open = nil // the host that returns it may have replayed them
 			o.goesOn(w, "the guest was returned", w.hosts[1-h.index], g.at)
 		}
 	}
