@@ -103,7 +103,7 @@ func (m *manager) waitStopped(ctx context.Context, state ownership.Guest) error 
 		return err
 	case r := <-m.starts:
 		cancel()
-		<-news
+		_ = <-news // what the log says now, the proposal finds out
 		// The log then names this host the owner of a guest that is nowhere: it is
 		// booted.
 		var err error
