@@ -232,7 +232,7 @@ func (b *backupShell) load() {
 	} else {
 		err = im.table.FillAll(context.Background(), nil) // nobody else fills
 	}
-	if bad := (*rebuild.BadError)(nil); errors.As(err, &bad) {
+	if bad := (*rebuild.BadError)(nil); errors.As(err, &bad) && b.mayTakeOver() {
 		b.w.violated("guarantee 4: the image of %s cannot be filled: %v", b.d.h.name, err)
 	}
 	b.loaded.memory, b.loaded.at = im.memory, im.device
@@ -244,6 +244,15 @@ func (b *backupShell) load() {
 			b.post(backup.Loaded{Err: err})
 		}
 	})
+}
+
+// mayTakeOver reports whether the log would let this image take over, or has. A
+// backup loads while it asks, from what it last heard of the log: if its owner has
+// since gone on alone, blocks are overwritten that the image still lacks. Such a
+// load is in vain, as its proposal is.
+func (b *backupShell) mayTakeOver() bool {
+	log := b.w.ledger.state
+	return log.Owner == b.d.h.id || log.InSync && log.Backup.Image == b.image.id
 }
 
 // diskWait bounds the wait for the former owner's locks.
