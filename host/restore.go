@@ -103,7 +103,10 @@ func (m *manager) waitStopped(ctx context.Context, state ownership.Guest) error 
 		return err
 	case r := <-m.starts:
 		cancel()
-		_ = <-news // what the log says now, the proposal finds out
+		if err := <-news; err == nil {
+			r.done <- errMovedOn
+			return nil
+		}
 		// The log then names this host the owner of a guest that is nowhere: it is
 		// booted.
 		var err error
