@@ -319,11 +319,13 @@ func (b *Backup) commit(ctx context.Context) Event {
 	if err := stage.Apply(b.standby.WritePages); err != nil {
 		return b.giveUp(err) // our own image refused a write: it can no longer be trusted
 	}
-	b.table.Add(stage.References(), b.core.at.Number)
-	b.table.Committed(s.kind == epoch.KindCheckpoint)
+	// The disks first: a reference is true of them as of its own epoch, and what
+	// they keep of an earlier one may lie over its block.
 	if err := b.Disks.Commit(b.core.at.Number, stage.Writes(), stage.DiskState()); err != nil {
 		return b.giveUp(err)
 	}
+	b.table.Add(stage.References(), b.core.at.Number)
+	b.table.Committed(s.kind == epoch.KindCheckpoint)
 	if d := stage.DeviceState(); len(d) > 0 {
 		b.state = append(b.state[:0], d...)
 	}

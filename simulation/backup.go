@@ -505,13 +505,13 @@ func (b *backupShell) apply(x sent) {
 			im.memory[i] = x.values[i]
 		}
 	}
+	if err := b.d.set.Commit(x.at.Number, x.writes, x.disks); err != nil {
+		b.w.violated("%s cannot keep the writes of %v: %v", b.d.h.name, x.at, err)
+	}
 	im.missing |= left
 	im.table.Add(x.refs, x.at.Number)
 	im.at, im.whole = x.at, x.kind == epoch.KindCheckpoint
 	im.table.Committed(im.whole)
-	if err := b.d.set.Commit(x.at.Number, x.writes, x.disks); err != nil {
-		b.w.violated("%s cannot keep the writes of %v: %v", b.d.h.name, x.at, err)
-	}
 	b.d.kick()
 	im.truth = x.whole
 	if im.whole {

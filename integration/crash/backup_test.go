@@ -199,15 +199,15 @@ func (b *standby) commit(at epoch.Position) {
 	b.w.at(stepAckSent)
 	b.w.must(stage.Apply(b.image.write))
 	b.w.at(stepApply)
-	b.table.Add(stage.References(), at.Number)
-	b.w.at(stepAdd)
-	b.table.Committed(b.whole)
 	before := b.h.set.Status().Writes
 	b.w.must(b.h.pumped("commit writes", func(ctx) error { return b.h.set.Commit(at.Number, stage.Writes(), stage.DiskState()) }))
 	b.w.at(stepCommit)
 	if b.w.cfg.shared && b.h.set.Status().Writes < before+uint64(len(stage.Writes())) {
 		b.w.at(stepDropped)
 	}
+	b.table.Add(stage.References(), at.Number)
+	b.w.at(stepAdd)
+	b.table.Committed(b.whole)
 	if d := stage.DeviceState(); len(d) > 0 {
 		b.state = bytes.Clone(d)
 	}

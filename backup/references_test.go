@@ -1,0 +1,105 @@
+package backup
+
+// References at the backup: what a page is filled from, and when.
+
+import (
+	"bytes"
+	"sync"
+	"testing"
+	"testing/synctest"
+
+	"understudy/epoch"
+	"understudy/protocol"
+)
+
+// blocks are disks of one block. What was kept of it is read instead of what is
+// there, until the next epoch is committed.
+type blocks struct {
+	noDisks
+	mu          sync.Mutex
+	kept, there []byte
+}
+
+func (b *blocks) ReadSectors(_ epoch.DiskID, _ uint64, dst []byte) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.kept != nil {
+		copy(dst, b.kept)
+	} else {
+		copy(dst, b.there)
+	}
+	return nil
+}
+
+func (b *blocks) Commit(epoch.Number, []epoch.DiskWrite, []byte) error {
+	b.mu.Lock()
+	keeps := b.kept != nil
+	b.mu.Unlock()
+	if keeps {
+		synctest.Wait() // whoever can read a block by now has done so
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.kept = nil
+	return nil
+}
+
+// leaves leaves every page out for the block.
+type leaves struct{ print epoch.Fingerprint }
+
+func (l leaves) Exclude(page epoch.GFN, _ []byte, _ bool) (epoch.Exclusion, bool) {
+	return epoch.Exclusion{Kind: epoch.ExcludeBlock, Ref: epoch.Reference{Page: page, Print: l.print}}, true
+}
+
+// refer sends an epoch of a synchronisation with one page, left out for the
+// block, and takes its acknowledgement.
+func (f *feed) refer(page epoch.GFN, content []byte) {
+	f.r.t.Helper()
+	enc := epoch.NewEncoder(imagePages, epoch.EncoderConfig{})
+	h := epoch.Header{Kind: epoch.KindSync, Number: f.at.Number + 1, Parent: f.at, Generation: f.gen, Pages: imagePages}
+	f.send(protocol.KindBegin, protocol.AppendBegin(nil, protocol.Verify{}, h.AppendTo(nil)))
+	err := enc.Begin(h, func(chunk []byte) error {
+		f.send(protocol.KindChunk, bytes.Clone(chunk))
+		return nil
+	})
+	if err == nil {
+		enc.SetExcluder(leaves{epoch.PrintKey(0).Of(content)})
+		err = enc.Pages(page, content)
+	}
+	if err != nil {
+		f.r.t.Fatal(err)
+	}
+	trailer, next, _, err := enc.End()
+	if err != nil {
+		f.r.t.Fatal(err)
+	}
+	f.send(protocol.KindEnd, trailer.AppendTo(nil))
+	m, err := f.end.Receive(f.r.ctx)
+	if err != nil || m.Kind != protocol.KindAck {
+		f.r.t.Fatalf("kind %d %s, %v", m.Kind, m.Payload, err)
+	}
+	f.at = next
+}
+
+// TestAReferenceIsNotFilledFromWhatItsEpochDrops: the disks keep a write of an
+// epoch before; the primary has overwritten its block, alone, and leaves a page
+// out for what is there now. The disks forget the write with that epoch: before
+// they have, nobody may fill the page.
+func TestAReferenceIsNotFilledFromWhatItsEpochDrops(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		there := bytes.Repeat([]byte{2}, epoch.PageSize)
+		synctest.Wait() // its loop stands still
+		r.b.Disks = &blocks{kept: bytes.Repeat([]byte{1}, epoch.PageSize), there: there}
+		f := r.open()
+		f.refer(5, there)
+		f.good(protocol.Verify{}) // a checkpoint on top of it is taken
+		synctest.Wait()
+		if err := r.b.table.Bad(); err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, epoch.PageSize)
+		if err := r.standby.last.ReadPages(5, got); err != nil || !bytes.Equal(got, there) {
+			t.Errorf("page 5 is %v…, want %v… (%v)", got[:4], there[:4], err)
+		}
+	})
+}
