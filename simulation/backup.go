@@ -131,6 +131,7 @@ func (b *backupShell) work(todo []backup.Action) {
 				b.w.say(b.d.h.name, "  %s", show(ev))
 			}
 		}
+		b.w.happens()
 		todo = b.core.Step(b.d.clock(), ev)
 	}
 	b.busy = false

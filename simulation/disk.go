@@ -185,6 +185,7 @@ func (g *guest) submit() {
 	}
 	dev, direct := d.set.Disk(0), false
 	for {
+		g.w.happens()
 		taken, err := dev.Accept(r)
 		if err != nil {
 			g.w.violated("%s refuses a request: %v", g.h.name, err)

@@ -118,6 +118,7 @@ func (p *primaryShell) work(todo []primary.Action) {
 				p.w.say(p.d.h.name, "  %s", show(ev))
 			}
 		}
+		p.w.happens()
 		todo = p.core.Step(p.d.clock(), ev)
 	}
 	p.busy = false

@@ -12,6 +12,7 @@
 //	steps     what happens, and what can go wrong at it           steps.go, cells.go
 //	faults    what goes wrong, and when                           faults.go
 //	oracle    what must hold, whatever goes wrong                 oracle.go
+//	bound     how much may happen at one instant                  bound.go
 //	run       many seeds, their sum                               run.go
 //	teeth     the rules broken one at a time                      teeth.go
 //
@@ -34,6 +35,7 @@ type world struct {
 	queue  []event // a heap by (at, seq)
 	seq    uint64
 	breach breach
+	busy   busy
 
 	tell  bool // write the story down
 	story strings.Builder
@@ -121,6 +123,7 @@ func (w *world) next() {
 		i = l
 	}
 	w.now = ev.at
+	w.happens()
 	ev.do()
 	w.oracle.after(w)
 }
