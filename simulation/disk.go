@@ -83,7 +83,7 @@ func (d *daemon) kick() {
 		switch {
 		case !d.alive:
 		case !did:
-			d.replaying = false
+			d.replaying = d.replaying && !d.set.Settled()
 		case !d.w.at(d, stepFlushed):
 			d.kick()
 		}

@@ -12,8 +12,9 @@ import (
 // other seed aims at a cell: a fault that strikes when a step is reached for the
 // k-th time.
 type faults struct {
-	w  *world
-	on bool
+	w    *world
+	on   bool
+	ends time.Duration // when the last fault has happened
 
 	strikes      float64 // of a fault at any step
 	lostRequest  float64
@@ -35,11 +36,8 @@ type faults struct {
 	pause time.Duration // between two faults, at most
 }
 
-// everyCell is what seeds aim at, in turn.
-var everyCell = allCells()
-
 func (f *faults) init(w *world) {
-	f.w, f.on = w, true
+	f.w, f.on, f.ends = w, true, faultTime
 	rate := func(p float64) float64 {
 		switch w.dice.IntN(3) {
 		case 0:
@@ -63,8 +61,8 @@ func (f *faults) init(w *world) {
 			f.kinds = append(f.kinds, k)
 		}
 	}
-	if w.seed%2 == 0 {
-		f.takeAim(everyCell[w.seed/2%uint64(len(everyCell))])
+	if c, aims := aimOf(w.seed); aims {
+		f.takeAim(c)
 	} else {
 		switch w.dice.IntN(12) { // some go deep into one kind of trouble alone
 		case 0:
@@ -77,92 +75,7 @@ func (f *faults) init(w *world) {
 		}
 	}
 	w.after(w.between(100*time.Millisecond, time.Second), f.next)
-	w.after(faultTime, f.end)
-}
-
-// takeAim leads the world to a step, where a fault strikes. Half of those worlds
-// are well otherwise.
-func (f *faults) takeAim(c cell) {
-	w := f.w
-	f.aim, f.left = c, 1+w.dice.IntN(2)
-	if p := stepTable[c.step].path; p == calm {
-		if f.left = 1 + w.dice.IntN(3); w.chance(0.5) {
-			f.left = 1 + w.dice.IntN(60)
-		}
-		if w.chance(0.5) {
-			f.only(f.lead(calm))
-		}
-	} else {
-		f.only(f.lead(p))
-		if p == badLoads {
-			f.loadFails = 0.9
-		}
-	}
-	if w.chance(0.3) {
-		f.lostRequest, f.lostAnswer, f.lagging, f.slowCommit = 0.05, 0.05, 0.1, 0.1
-	}
-	if w.chance(0.3) { // and once more
-		w.after(w.between(faultTime/3, faultTime), func() { f.left = max(f.left, 1) })
-	}
-	w.say("", "the fault %q waits for the step %q", c.fault, c.step)
-}
-
-// lead returns what brings the world to the steps of a path.
-func (f *faults) lead(p path) func() {
-	w := f.w
-	owner := func() *host {
-		if w.ledger.state.Owner == w.hosts[1].id {
-			return w.hosts[1]
-		}
-		return w.hosts[0]
-	}
-	switch p {
-	case lostHost, badLoads:
-		return func() {
-			h := owner()
-			h.powerOff()
-			w.after(w.between(100*time.Millisecond, 4*lease), h.boot)
-		}
-	case lostLink:
-		return func() {
-			switch w.dice.IntN(3) {
-			case 0:
-				w.breakSessions()
-			case 1:
-				f.cut(f.some(), true, true)
-			case 2:
-				f.daemonOf(owner().peer)
-			}
-		}
-	case lostVoters:
-		return func() { f.cutFromVoters(owner(), w.between(lease/2, 3*lease)) }
-	case lostDaemon:
-		return func() { f.daemonOf(owner()) }
-	case switching:
-		return f.switchover
-	case stopping:
-		return func() {
-			if w.ledger.state.Desired == ownership.Stopped {
-				f.stop()
-			} else {
-				f.ask(primary.RequestStop)
-			}
-		}
-	case unheard:
-		return func() {
-			f.switchover()
-			h := owner().peer
-			w.after(w.between(2*time.Millisecond, 60*time.Millisecond), func() {
-				if d := h.daemon; d != nil && w.chance(0.5) {
-					f.freeze(d, w.between(lease, 3*lease), false)
-				} else {
-					h.powerOff()
-					w.after(w.between(10*lease, 40*lease), h.boot)
-				}
-			})
-		}
-	}
-	return func() {}
+	w.after(f.ends, f.end)
 }
 
 func (f *faults) daemonOf(h *host) {
@@ -173,7 +86,7 @@ func (f *faults) daemonOf(h *host) {
 // only leaves one kind of fault, once in a while, in a world that is well
 // otherwise.
 func (f *faults) only(kind func()) {
-	*f = faults{w: f.w, on: true, aim: f.aim, left: f.left, verifyAll: f.verifyAll, kinds: []func(){kind}, pause: 1500 * time.Millisecond}
+	*f = faults{w: f.w, on: true, ends: f.ends, aim: f.aim, left: f.left, verifyAll: f.verifyAll, kinds: []func(){kind}, pause: 1500 * time.Millisecond}
 }
 
 // next lets one thing go wrong, and the next after a while.
@@ -189,7 +102,7 @@ func (f *faults) next() {
 func (f *faults) end() {
 	w := f.w
 	w.say("", "--- the faults end")
-	*f = faults{w: w, verifyAll: f.verifyAll}
+	*f = faults{w: w, ends: f.ends, verifyAll: f.verifyAll}
 	for i := range 2 {
 		w.unblock(i, 1-i)
 		f.joinVoters(i)
@@ -306,8 +219,11 @@ func (f *faults) strike(d *daemon, s step, x fault) {
 		w.twisted = twist{s, x}
 		return
 	}
-	if struck {
+	switch {
+	case struck:
 		w.cells.struck[s][x]++
+	case f.aim == cell{s, x}:
+		f.left = max(f.left, 1) // there may be something the next time
 	}
 }
 

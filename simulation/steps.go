@@ -103,7 +103,8 @@ const (
 type path uint8
 
 const (
-	calm       path = iota // it comes by itself
+	calm       path = iota // it comes by itself, again and again
+	seldom                 // it comes by itself, and with every new session
 	lostHost               // the owner's host is lost, again and again
 	lostLink               // the hosts hear nothing of each other for a while
 	lostVoters             // the owner hears nothing of the voters for a while
@@ -111,7 +112,7 @@ const (
 	switching              // the operator hands the guest over
 	stopping               // the operator stops and starts the guest
 	badLoads               // the owner's host is lost, and no machine takes its state
-	unheard                // the guest is handed over to a host that does not come
+	unheard                // the guest is handed over to a host that hears nothing of the log
 )
 
 var stepTable = [steps]struct {
@@ -119,17 +120,17 @@ var stepTable = [steps]struct {
 	message message
 	path    path
 }{
-	stepConnect:          {"session: asked for", noMessage, calm},
-	stepHello:            {"session: hello sent", sessionMessage, calm},
-	stepWelcome:          {"session: welcome sent", sessionMessage, calm},
+	stepConnect:          {"session: asked for", noMessage, seldom},
+	stepHello:            {"session: hello sent", sessionMessage, seldom},
+	stepWelcome:          {"session: welcome sent", sessionMessage, seldom},
 	stepRefuse:           {"session: refused", sessionMessage, lostLink},
-	stepLinked:           {"session: open", noMessage, calm},
+	stepLinked:           {"session: open", noMessage, seldom},
 	stepRestore:          {"session: lost epochs restored", noMessage, lostLink},
-	stepRefill:           {"session: image refilled", noMessage, calm},
+	stepRefill:           {"session: image refilled", noMessage, seldom},
 	stepSyncStep:         {"full synchronisation: step", noMessage, calm},
-	stepHold:             {"output held", noMessage, calm},
-	stepProposeInSync:    {"in sync: proposed", proposalMessage, calm},
-	stepAppliedInSync:    {"in sync: applied", noMessage, calm},
+	stepHold:             {"output held", noMessage, seldom},
+	stepProposeInSync:    {"in sync: proposed", proposalMessage, seldom},
+	stepAppliedInSync:    {"in sync: applied", noMessage, seldom},
 	stepPause:            {"epoch: guest paused", noMessage, calm},
 	stepSeal:             {"epoch: sealed", noMessage, calm},
 	stepCollect:          {"epoch: dirty pages collected", noMessage, calm},
@@ -151,7 +152,7 @@ var stepTable = [steps]struct {
 	stepMaterialise:      {"disk: reference filled", noMessage, calm},
 	stepProposeOutOfSync: {"out of sync: proposed", proposalMessage, lostLink},
 	stepAppliedOutOfSync: {"out of sync: applied", noMessage, lostLink},
-	stepPass:             {"output passes", noMessage, calm},
+	stepPass:             {"output passes", noMessage, seldom},
 	stepLeaseAsk:         {"lease: asked for", logMessage, calm},
 	stepLeaseGrant:       {"lease: granted", noMessage, calm},
 	stepLeaseReceived:    {"lease: received", noMessage, calm},
@@ -178,11 +179,11 @@ var stepTable = [steps]struct {
 	stepReset:            {"takeover: machine replaced", noMessage, badLoads},
 	stepProposeReturn:    {"return: proposed", proposalMessage, badLoads},
 	stepAppliedReturn:    {"return: applied", noMessage, badLoads},
-	stepDiscard:          {"epoch: discarded, too late", noMessage, unheard},
-	stepReadLog:          {"daemon: log read", logMessage, calm},
-	stepBoot:             {"start: guest booted", noMessage, calm},
-	stepProposeStart:     {"start: proposed", proposalMessage, calm},
-	stepAppliedStart:     {"start: applied", noMessage, calm},
+	stepDiscard:          {"epoch: discarded, too late", noMessage, calm},
+	stepReadLog:          {"daemon: log read", logMessage, seldom},
+	stepBoot:             {"start: guest booted", noMessage, stopping},
+	stepProposeStart:     {"start: proposed", proposalMessage, stopping},
+	stepAppliedStart:     {"start: applied", noMessage, stopping},
 	stepAdopt:            {"adopt: guest found", noMessage, lostDaemon},
 	stepProposeAdopt:     {"adopt: proposed", proposalMessage, lostDaemon},
 	stepAppliedAdopt:     {"adopt: applied", noMessage, lostDaemon},
@@ -248,6 +249,9 @@ func (f fault) String() string { return faultTable[f].name }
 // impossible says why a fault cannot strike at a step; "": it can.
 func impossible(s step, f fault) string {
 	m := stepTable[s].message
+	if s == stepDiscard {
+		return "nothing comes too late to the core: the backup's loop leaves out what a session brings that has ended, and the core ends one in the step in which it learns that its generation is over"
+	}
 	switch f {
 	case faultLost, faultDelayed, faultDuplicated:
 		if m == noMessage {

@@ -10,7 +10,7 @@
 //	backup    real ones                                           backup.go
 //	daemon    what package host does: from role to role           daemon.go
 //	steps     what happens, and what can go wrong at it           steps.go, cells.go
-//	faults    what goes wrong, and when                           faults.go
+//	faults    what goes wrong, and when                           faults.go, aim.go
 //	oracle    what must hold, whatever goes wrong                 oracle.go
 //	bound     how much may happen at one instant                  bound.go
 //	run       many seeds, their sum                               run.go
@@ -144,7 +144,7 @@ type result struct {
 
 const (
 	lease      = 300 * time.Millisecond
-	faultTime  = 4 * time.Second  // faults happen in the first part,
+	faultTime  = 4 * time.Second  // faults happen in the first part, mostly,
 	recovery   = 45 * time.Second // and this long after them all must be well
 	wellFor    = 300 * time.Millisecond
 	maxEvents  = 400_000
@@ -174,6 +174,9 @@ func play(seed uint64, b breach, tell bool) (res result) {
 	w.oracle.visits = map[string]int{}
 	w.ledger = newLedger(w)
 	w.disk = w.drawDisk()
+	if c, aims := aimOf(seed); aims {
+		c.suits(&w.disk)
+	}
 	w.say("", "the disk: %+v", w.disk)
 	for i, name := range []string{"a", "b"} {
 		w.hosts[i] = newHost(w, i, name)
@@ -187,13 +190,13 @@ func play(seed uint64, b breach, tell bool) (res result) {
 	}
 	w.faults.init(w)
 	var well time.Duration // since when all is well after the faults
-	for w.now < faultTime+recovery {
+	for w.now < w.faults.ends+recovery {
 		if res.events++; res.events > maxEvents {
 			w.violated("no end after %d events", maxEvents)
 		}
 		w.next()
 		switch {
-		case w.now < faultTime || w.faults.on || !w.allWell():
+		case w.faults.on || !w.allWell():
 			well = 0
 		case well == 0:
 			well = w.now
@@ -201,7 +204,7 @@ func play(seed uint64, b breach, tell bool) (res result) {
 			return res
 		}
 	}
-	w.violated("the faults ended at %v, and %v later the guest is not protected: %s", faultTime, recovery, w.standing())
+	w.violated("the faults ended at %v, and %v later the guest is not protected: %s", w.faults.ends, recovery, w.standing())
 	return res
 }
 

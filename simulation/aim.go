@@ -1,0 +1,166 @@
+package simulation
+
+// Every other seed aims at a cell of the matrix, in turn: the disk is made one
+// that suits it, the world is led to the step again and again, and the fault
+// strikes there.
+
+import (
+	"time"
+
+	"understudy/ownership"
+	"understudy/primary"
+)
+
+// everyCell is what seeds aim at, in turn.
+var everyCell = allCells()
+
+// aimOf is the cell that a seed aims at, if it does.
+func aimOf(seed uint64) (c cell, aims bool) {
+	if seed%2 != 0 {
+		return cell{}, false
+	}
+	return everyCell[seed/2%uint64(len(everyCell))], true
+}
+
+// mustLive reports whether what is struck at a cell is the host from which the
+// guest is taken over, or the guest that is left there.
+func (c cell) mustLive() bool {
+	p := stepTable[c.step].path
+	return (p == lostHost || p == badLoads) && (c.fault == faultGuest || c.fault == faultPeer)
+}
+
+// suits changes the disk so that a cell can be reached: a backup that has a copy
+// of its own seldom has anything left to replay, and a host that lives does not
+// let go of a fenced disk by itself.
+func (c cell) suits(k *diskKind) {
+	k.shared = k.shared || c.step == stepReplayWrite
+	k.unfenced = k.unfenced || c.mustLive()
+}
+
+// takeAim leads the world to a step, where a fault strikes. Half of those worlds
+// are well otherwise.
+func (f *faults) takeAim(c cell) {
+	w := f.w
+	f.aim, f.left = c, 1
+	if w.chance(0.25) {
+		f.left = 2
+	}
+	switch p := stepTable[c.step].path; p {
+	case calm:
+		if f.left = 1 + w.dice.IntN(3); w.chance(0.5) {
+			f.left = 1 + w.dice.IntN(60)
+		}
+		if w.chance(0.5) {
+			f.only(f.lead(calm))
+		}
+	case seldom:
+		if w.chance(0.75) {
+			f.only(f.unlink)
+		}
+	default:
+		f.only(f.lead(p))
+		if p == badLoads {
+			f.loadFails = 0.9
+		}
+		if p == unheard {
+			f.ends = 4 * faultTime // the guest is taken back after long
+		}
+	}
+	if w.chance(0.3) {
+		f.lostRequest, f.lostAnswer, f.lagging, f.slowCommit = 0.05, 0.05, 0.1, 0.1
+	}
+	if w.chance(0.3) { // and once more
+		w.after(w.between(faultTime/3, faultTime), func() { f.left = max(f.left, 1) })
+	}
+	w.say("", "the fault %q waits for the step %q", c.fault, c.step)
+}
+
+// lead returns what brings the world to the steps of a path.
+func (f *faults) lead(p path) func() {
+	w := f.w
+	switch p {
+	case lostHost, badLoads:
+		if f.aim.mustLive() {
+			return f.inSync(func() { f.isolate(f.owner(), w.between(3*lease, 8*lease)) })
+		}
+		return f.inSync(func() {
+			h := f.owner()
+			h.powerOff()
+			w.after(w.between(100*time.Millisecond, 4*lease), h.boot)
+		})
+	case lostLink:
+		return f.inSync(f.unlink)
+	case lostVoters:
+		return func() { f.cutFromVoters(f.owner(), w.between(lease/2, 3*lease)) }
+	case lostDaemon:
+		return func() {
+			h := f.owner()
+			h.killDaemon(w.chance(0.5))
+			w.after(w.between(5*time.Millisecond, lease), h.boot) // before anybody takes over, mostly
+		}
+	case switching:
+		return f.inSync(f.switchover)
+	case stopping:
+		return func() {
+			if w.ledger.state.Desired == ownership.Stopped {
+				f.stop()
+			} else {
+				f.ask(primary.RequestStop)
+			}
+		}
+	case unheard:
+		return f.inSync(func() {
+			f.cutFromVoters(f.owner().peer, w.between(18*lease, 26*lease))
+			w.after(w.between(0, lease), f.switchover)
+		})
+	}
+	return func() {}
+}
+
+// owner is the host that the log names.
+func (f *faults) owner() *host {
+	if f.w.ledger.state.Owner == f.w.hosts[1].id {
+		return f.w.hosts[1]
+	}
+	return f.w.hosts[0]
+}
+
+// inSync lets something happen as soon as a backup is in sync.
+func (f *faults) inSync(do func()) func() {
+	waits := false
+	var look func()
+	look = func() {
+		switch {
+		case !f.on:
+		case f.w.ledger.state.InSync:
+			waits = false
+			do()
+		default:
+			f.w.after(20*time.Millisecond, look)
+		}
+	}
+	return func() {
+		if !waits {
+			waits = true
+			look()
+		}
+	}
+}
+
+// unlink lets the session between the hosts be lost, one way or the other.
+func (f *faults) unlink() {
+	switch f.w.dice.IntN(3) {
+	case 0:
+		f.w.breakSessions()
+	case 1:
+		f.cut(f.some(), true, true)
+	case 2:
+		f.daemonOf(f.owner().peer)
+	}
+}
+
+// isolate cuts a host off from everything.
+func (f *faults) isolate(h *host, long time.Duration) {
+	f.cutFromVoters(h, long)
+	f.cut(long, true, true)
+}
