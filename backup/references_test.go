@@ -4,11 +4,14 @@ package backup
 
 import (
 	"bytes"
+	"errors"
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"understudy/epoch"
+	"understudy/ownership"
 	"understudy/protocol"
 )
 
@@ -18,14 +21,18 @@ type blocks struct {
 	noDisks
 	mu          sync.Mutex
 	kept, there []byte
+	fails       bool
 }
 
 func (b *blocks) ReadSectors(_ epoch.DiskID, _ uint64, dst []byte) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.kept != nil {
+	switch {
+	case b.fails:
+		return errors.New("input/output error")
+	case b.kept != nil:
 		copy(dst, b.kept)
-	} else {
+	default:
 		copy(dst, b.there)
 	}
 	return nil
@@ -100,6 +107,54 @@ func TestAReferenceIsNotFilledFromWhatItsEpochDrops(t *testing.T) {
 		got := make([]byte, epoch.PageSize)
 		if err := r.standby.last.ReadPages(5, got); err != nil || !bytes.Equal(got, there) {
 			t.Errorf("page 5 is %v…, want %v… (%v)", got[:4], there[:4], err)
+		}
+	})
+}
+
+// TestALoadInVainHarmsNobody: the backup last heard that it is in sync. Its
+// primary has since gone on alone, by the log, and overwritten a block that the
+// image still lacks. Asking, the backup loads, and cannot; it is refused. The
+// session that comes then goes on from where the image stands, and brings the page.
+func TestALoadInVainHarmsNobody(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		synctest.Wait() // its loop stands still
+		disk := &blocks{there: bytes.Repeat([]byte{1}, epoch.PageSize), fails: true}
+		r.b.Disks, r.b.cfg.Lazy = disk, false
+		f := r.open()
+		f.refer(2, disk.there)
+		f.good(protocol.Verify{})
+		synctest.Wait()
+
+		truth := r.b.core.Log()
+		stale := truth
+		stale.Revision, stale.InSync, stale.Backup = truth.Revision+1, true, ownership.Backup{Host: "b", Image: f.at.Image, Epoch: f.at.Number}
+		truth.Revision += 2
+		r.b.Log = stillLog{truth}
+		r.b.events <- LogApplied{stale}
+		synctest.Wait()
+		if !r.b.core.InSync() {
+			t.Fatal("it does not hold itself for in sync")
+		}
+		disk.mu.Lock()
+		disk.there, disk.fails = bytes.Repeat([]byte{9}, epoch.PageSize), false
+		disk.mu.Unlock()
+		_ = f.end.Close()
+		time.Sleep(2 * time.Second) // of the bubble
+		synctest.Wait()
+		if r.b.table.Bad() == nil || r.b.core.asking || r.b.outcome != 0 {
+			t.Fatalf("bad %v, asking %v, outcome %v", r.b.table.Bad(), r.b.core.asking, r.b.outcome)
+		}
+
+		next := r.open(f.at)
+		if next.welcome.At != f.at || !next.welcome.Whole {
+			t.Fatalf("the next session begins at %+v, not at %v", next.welcome, f.at)
+		}
+		next.page = 1
+		next.good(protocol.Verify{}) // with page 2
+		next.good(protocol.Verify{})
+		synctest.Wait()
+		if st := r.b.Status(); st.Epoch != next.at.Number || !st.Whole || r.b.table.Len() != 0 {
+			t.Errorf("the backup stands at %+v, and lacks %d pages", st, r.b.table.Len())
 		}
 	})
 }
