@@ -44,9 +44,7 @@ func (c *Core) absorb(ev Event) {
 		if c.failing == 0 {
 			c.failing = c.now
 		}
-		if c.holds() {
-			c.emit(Hold{}) // its frames may be sealed: they wait for the next attempt
-		}
+		c.unseal = c.holds() // its output may be sealed: it waits for the next attempt
 	case Postponed:
 		c.capturing = false
 		c.sealed, c.final = ev.Number-1, 0

@@ -114,6 +114,7 @@ type Core struct {
 	sealed, acked epoch.Number
 	sealedAt      [maxWindow]clock.Instant // of epoch n at n % maxWindow
 	capturing     bool                     // one was asked for: Captured or CaptureFailed will follow
+	unseal        bool                     // a capture that failed may have sealed output
 	firstWhole    epoch.Number             // first checkpoint of this entering; 0: none yet
 	syncRounds    int
 	remaining     uint64 // pages the last sync step left
@@ -227,9 +228,23 @@ func (c *Core) decide() {
 	case ModeDetaching:
 		c.proposeOutOfSync()
 	}
+	c.decideUnseal()
 	c.decideLeave()
 	c.decideConnect()
 	c.decideEpoch()
+}
+
+// decideUnseal holds anew what a failed capture has sealed, before the next one.
+// Hold does that to every epoch that is not released, and the sender reads what
+// belongs to one in flight: those are waited for.
+func (c *Core) decideUnseal() {
+	if !c.unseal || c.linked && c.acked < c.sealed {
+		return
+	}
+	c.unseal = false
+	if c.holds() {
+		c.emit(Hold{})
+	}
 }
 
 // owns reports whether the log lets this primary act for the guest. A new
@@ -417,7 +432,7 @@ func (c *Core) decideLeave() {
 			c.enter(ModeAlone) // not worth protecting any more
 		}
 	case ModeProtected:
-		if c.final == 0 && c.linked && !c.capturing && !c.now.Before(c.againAt) && c.sealed-c.acked < epoch.Number(c.cfg.Window) && c.leaseHolds() {
+		if c.final == 0 && c.linked && !c.capturing && !c.unseal && !c.now.Before(c.againAt) && c.sealed-c.acked < epoch.Number(c.cfg.Window) && c.leaseHolds() {
 			c.final = c.next()
 			c.running = false
 			c.emit(Capture{Number: c.final, Final: true})
@@ -472,7 +487,7 @@ func (c *Core) decideConnect() {
 
 // decideEpoch starts the next epoch when it is due and the window has room.
 func (c *Core) decideEpoch() {
-	if !c.linked || c.capturing || c.final != 0 || !c.running || c.sealed-c.acked >= epoch.Number(c.cfg.Window) {
+	if !c.linked || c.capturing || c.unseal || c.final != 0 || !c.running || c.sealed-c.acked >= epoch.Number(c.cfg.Window) {
 		return
 	}
 	switch c.mode {
