@@ -298,11 +298,11 @@ func (b *backupShell) run() {
 		g := continued(b.d.h, b.loaded.memory, b.loaded.at)
 		g.missing, g.filler, g.truth, g.disk, g.known = b.loaded.missing, b.loaded.filler, im.truth, im.disk, im.known
 		g.request, b.d.replaying = b.d.resubmit, true
+		b.d.h.guest, b.d.guest = g, g
+		b.w.oracle.diskOf(g, b.d)
 		if g.request != nil && (g.request.op == disk.OpWrite || g.request.op == disk.OpDiscard) {
 			b.w.oracle.written(g, g.request.block, g.request.value)
 		}
-		b.d.h.guest, b.d.guest = g, g
-		b.w.oracle.diskOf(g, b.d)
 		g.resume()
 		b.image = nil
 		if !b.w.at(b.d, stepActivate) {

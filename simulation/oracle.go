@@ -128,8 +128,8 @@ func (o *oracle) applied(w *world, c ownership.Command, before, next ownership.G
 		o.had[1-h.index] = true
 		if d := h.daemon; d != nil && d.backup != nil && d.backup.image != nil && d.backup.image.id == c.Backup.Image {
 			o.goesOn(w, "guarantee 6: takeover granted", h, d.backup.image.device)
-			o.from = d.backup.image.device
 		}
+		o.from = w.images[c.Backup.Image].device // also if its daemon has died since
 	case ownership.Surrender:
 		if d := h.daemon; d != nil && d.store.m.shared && d.store.m.writer == d.store {
 			w.violated("rule 7: %s has surrendered, and still has the lock of the disk", h.name)
