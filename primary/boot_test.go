@@ -21,6 +21,8 @@ type told struct {
 	early bool
 }
 
+func (*told) Sealed(epoch.Number) ([]epoch.DiskWrite, []byte) { return nil, []byte{1} }
+
 func (d *told) BackupHas(files []epoch.BootFile) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -282,7 +282,10 @@ func (l *link) sendEpoch(j *job, at epoch.Position) (epoch.Position, error) {
 	if err := enc.Begin(h, func(chunk []byte) error { return send(protocol.KindChunk, chunk) }); err != nil {
 		return at, err
 	}
-	sealed, diskState := l.sealed(j)
+	sealed, diskState, err := l.sealed(j)
+	if err != nil {
+		return at, err
+	}
 	l.sources.begin(l.p.Disks.Encoding(j.number), j.pages, sealed)
 	enc.SetExcluder(&l.sources)
 	for b := range j.slabs {

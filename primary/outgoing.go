@@ -91,12 +91,17 @@ func (s *sources) Exclude(page epoch.GFN, content []byte, delta bool) (epoch.Exc
 }
 
 // sealed returns the guest's writes that belong to the epoch: none before there
-// are checkpoints.
-func (l *link) sealed(j *job) ([]epoch.DiskWrite, []byte) {
-	if j.kind != epoch.KindCheckpoint {
-		return nil, nil
+// are checkpoints. Without the disks' state a checkpoint would tell the backup
+// that nothing was written.
+func (l *link) sealed(j *job) ([]epoch.DiskWrite, []byte, error) {
+	if _, none := l.p.Disks.(noDisks); none || j.kind != epoch.KindCheckpoint {
+		return nil, nil, nil
 	}
-	return l.p.Disks.Sealed(j.number)
+	writes, state := l.p.Disks.Sealed(j.number)
+	if len(state) == 0 {
+		return nil, nil, fmt.Errorf("the writes of epoch %d are not sealed any more", j.number)
+	}
+	return writes, state, nil
 }
 
 // writes returns what the epoch changes on the disks, synchronisation first.
