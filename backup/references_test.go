@@ -1,10 +1,12 @@
 package backup
 
-// References at the backup: what a page is filled from, and when.
+// References at the backup: what a page is filled from, and when; and an epoch
+// that does not say what became of the disks.
 
 import (
 	"bytes"
 	"errors"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -155,6 +157,29 @@ func TestALoadInVainHarmsNobody(t *testing.T) {
 		synctest.Wait()
 		if st := r.b.Status(); st.Epoch != next.at.Number || !st.Whole || r.b.table.Len() != 0 {
 			t.Errorf("the backup stands at %+v, and lacks %d pages", st, r.b.table.Len())
+		}
+	})
+}
+
+// TestACheckpointWithoutItsDisksIsRefused: to the disks it would look like an epoch
+// of a synchronisation, and they would forget what they keep.
+func TestACheckpointWithoutItsDisksIsRefused(t *testing.T) {
+	inBubble(t, func(r *rig) {
+		f := r.open()
+		f.good(protocol.Verify{}) // this guest has no disks
+		synctest.Wait()
+		r.b.cfg.Disks = []protocol.DiskSpec{{Sectors: 8, Store: "shared"}}
+		ms, _ := f.epoch(f.at, f.gen, protocol.Verify{})
+		for _, m := range ms {
+			f.send(m.kind, m.payload)
+		}
+		m, err := f.end.Receive(r.ctx)
+		if said := protocol.ParseRefuse(m.Payload); err != nil || m.Kind != protocol.KindRefuse || !strings.Contains(said, "without the state of the guest's disks") {
+			t.Errorf("it answers with kind %d, %q, %v", m.Kind, said, err)
+		}
+		synctest.Wait()
+		if st := r.b.Status(); st.Epoch != f.at.Number || !st.Whole {
+			t.Errorf("the backup stands at %+v", st)
 		}
 	})
 }

@@ -105,6 +105,9 @@ func (s *session) message(m protocol.Message, open bool) (bool, error) {
 			return false, err
 		}
 		s.at = at
+		if s.kind == epoch.KindCheckpoint && len(s.b.cfg.Disks) > 0 && len(d.Stage().DiskState()) == 0 {
+			return false, fmt.Errorf("epoch %d is a checkpoint without the state of the guest's disks", at.Number)
+		}
 		if err := s.makeRoom(d.Stage()); err != nil {
 			return false, err
 		}
