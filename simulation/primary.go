@@ -395,6 +395,9 @@ func (p *primaryShell) encode(m *sent, n epoch.Number) error {
 	if m.kind == epoch.KindCheckpoint {
 		limit = 0
 		writes, state := set.Sealed(n)
+		if len(state) == 0 {
+			return fmt.Errorf("the writes of epoch %d are not sealed any more", n)
+		}
 		m.disks = bytes.Clone(state)
 		for _, x := range writes {
 			x.Data, x.Pages = bytes.Clone(x.Data), slices.Clone(x.Pages)
