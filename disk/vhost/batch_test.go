@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,7 +28,7 @@ type splitDisk struct {
 	from, to  *os.File // the pipe
 	began     chan struct{}
 	over      chan struct{}
-	transfers int
+	transfers atomic.Int64
 	bounces   map[*disk.Request][]byte
 }
 
@@ -76,7 +77,7 @@ func (d *splitDisk) Begin(r *disk.Request) (t disk.Transfer, ok bool) {
 	default:
 		return t, false
 	}
-	d.transfers++
+	d.transfers.Add(1)
 	return t, true
 }
 
@@ -148,8 +149,8 @@ func testBatchCarriesRequests(t *testing.T, direct bool) {
 			}
 		}
 	}
-	if d.transfers < 20*many {
-		t.Errorf("%d transfers of %d", d.transfers, 20*many)
+	if done := d.transfers.Load(); done < 20*many {
+		t.Errorf("%d transfers of %d", done, 20*many)
 	}
 	if done := q.do(0, typeGetID, 0, 20); done.status != statusOK || !bytes.HasPrefix(c.data(q, 0, 20), []byte(d.info.Serial)) {
 		t.Errorf("the serial number comes with the status %d", done.status)

@@ -477,6 +477,13 @@ func TestSweepFillsTheRest(t *testing.T) {
 	must(t, err)
 	drain(t, next)
 	must(t, waitCounting(ctx, next))
+	// Who asks for all of them now takes them from the sweep, one by one.
+	for left, _ := shelf.Left(); left > 0; left, _ = shelf.Left() {
+		if ctx.Err() != nil {
+			t.Fatalf("%d pages are missing still", left)
+		}
+		time.Sleep(time.Millisecond)
+	}
 	must(t, next.Fill(0, next.Pages()))
 	page := make([]byte, epoch.PageSize)
 	for p := epoch.GFN(distant); p < distantEnd; p++ {
