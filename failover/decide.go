@@ -2,8 +2,8 @@ package failover
 
 // decide.go: the leader's side of proposals and reads. A proposal is tried
 // against the applied state first, so that what cannot apply costs nothing;
-// one that takes the guest from its owner waits for the lease; then it goes
-// into the log, and its fate there is the answer.
+// one that takes the guest from its owner waits for the lease (leases.go); then
+// it goes into the log, and its fate there is the answer.
 
 import (
 	"context"
@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"understudy/crashpoint"
+	"understudy/failover/leases"
 	"understudy/ownership"
 )
 
@@ -22,30 +23,20 @@ func (r *reign) propose(ctx context.Context, who ownership.HostID, req request) 
 	if c.Host != who {
 		return answer{Code: codeRefused, Text: fmt.Sprintf("%s proposes in the name of %s", who, c.Host), State: r.n.fsm.guest(c.Guest)}
 	}
-	before, res := r.n.fsm.preview(c, req.Session)
-	if c.Revision > before.Revision {
+	if c.Revision > r.n.fsm.guest(c.Guest).Revision {
 		// The proposer has seen what this voter has committed, not yet applied.
 		if err := r.n.raftWait(ctx, r.n.raft.Barrier(enqueueTimeout(ctx))); err != nil {
 			return r.later(err)
 		}
-		before, res = r.n.fsm.preview(c, req.Session)
 	}
-	if res.Refused != "" || res.State.Revision == before.Revision {
-		return fromResult(res)
+	ticket, answered := r.leases.admit(ctx, c, req.Session)
+	if answered != nil {
+		return *answered
 	}
-	open := func() {}
-	if takesFrom(before, res.State, c) {
-		// A surrendered guest's owner has shut its gate: there is no lease to
-		// wait for. Everybody else's is waited out (RULES 3, 7).
-		wctx, cancel := context.WithTimeout(ctx, remaining(ctx)*4/5) // leave time to answer
-		defer cancel()
-		var err error
-		if open, err = r.leases.shut(wctx, c.Guest, before.Phase != ownership.PhaseSurrendered); err != nil {
-			return r.later(err)
-		}
+	if ticket != (leases.Ticket{}) {
 		crashpoint.At(crashpoint.TakeoverDecided)
 	}
-	res, a := r.apply(ctx, entry{Kind: entryCommand, Command: &c, Session: req.Session}, open)
+	res, a := r.apply(ctx, entry{Kind: entryCommand, Command: &c, Session: req.Session}, ticket)
 	if c.Kind == ownership.Takeover {
 		crashpoint.At(crashpoint.TakeoverApplied)
 	}
@@ -53,12 +44,6 @@ func (r *reign) propose(ctx context.Context, who ownership.HostID, req request) 
 		a.State = res.State
 	}
 	return a
-}
-
-// takesFrom reports whether c gives a guest that has an owner to another host
-// that is not the owner's doing.
-func takesFrom(before, after ownership.Guest, c ownership.Command) bool {
-	return before.Generation > 0 && after.Owner != before.Owner && c.Host != before.Owner
 }
 
 // fromResult is the answer for what applying came to.
@@ -80,26 +65,20 @@ func enqueueTimeout(ctx context.Context) time.Duration {
 	return max(min(remaining(ctx), 10*time.Second), time.Millisecond)
 }
 
-// apply puts e into the log and waits for its fate. settled, if any, is called
-// when the fate is known, which may be after apply has given up; it is never
-// called if the fate stays unknown, and then the reign is over soon: raft gives
-// an entry up only when it steps down.
-func (r *reign) apply(ctx context.Context, e entry, settled func()) (result, answer) {
-	if settled == nil {
-		settled = func() {}
-	}
+// apply puts e into the log and waits for its fate, which settles the ticket,
+// maybe after apply has given up. When the fate stays unknown the reign is over
+// soon: raft gives an entry up only when it steps down.
+func (r *reign) apply(ctx context.Context, e entry, t leases.Ticket) (result, answer) {
 	b, err := encodeEntry(e)
 	if err != nil {
-		settled()
+		r.leases.settle(t, leases.Refused)
 		return result{}, answer{Code: codeRefused, Text: err.Error()}
 	}
 	f := r.n.raft.Apply(b, enqueueTimeout(ctx))
 	fate := make(chan error, 1)
 	if !r.n.spawn(func() {
 		err := f.Error()
-		if err == nil || notAppended(err) {
-			settled()
-		}
+		r.leases.settle(t, fateOf(f, err))
 		fate <- err
 	}) {
 		return result{}, answer{Code: codeUnknown, Text: ErrClosed.Error()}
@@ -123,6 +102,23 @@ func (r *reign) apply(ctx context.Context, e entry, settled func()) (result, ans
 	return res, fromResult(res)
 }
 
+// fateOf says what an entry's future, answered with err, has come to.
+func fateOf(f raft.ApplyFuture, err error) leases.Fate {
+	if err != nil {
+		if notAppended(err) {
+			return leases.Refused
+		}
+		return leases.Unknown
+	}
+	switch res, ok := f.Response().(result); {
+	case !ok: // this voter's log is damaged: it stops
+		return leases.Unknown
+	case res.Refused != "":
+		return leases.Refused
+	}
+	return leases.Applied
+}
+
 // notAppended reports errors of raft.Apply that are given before the entry is
 // in any log (hashicorp/raft api.go ApplyLog, raft.go leaderLoop).
 func notAppended(err error) bool {
@@ -140,6 +136,6 @@ func (r *reign) read(ctx context.Context, req request) answer {
 
 // session opens a new session for who. Its log entry is a barrier as well.
 func (r *reign) session(ctx context.Context, who ownership.HostID, req request) answer {
-	_, a := r.apply(ctx, entry{Kind: entrySession, Guest: req.Guest, Host: who, From: req.From, Session: req.Session}, nil)
+	_, a := r.apply(ctx, entry{Kind: entrySession, Guest: req.Guest, Host: who, From: req.From, Session: req.Session}, leases.Ticket{})
 	return a
 }

@@ -9,10 +9,10 @@ import (
 	"fmt"
 	"io"
 	"sync"
-	"time"
 
 	"github.com/hashicorp/raft"
 
+	"understudy/failover/leases"
 	"understudy/ownership"
 )
 
@@ -47,21 +47,11 @@ func (r *record) applied(c ownership.Command) (yes, known bool) {
 	return r.Recent[uint64(len(r.Recent))-1-back] == c.ID, true
 }
 
-// leaseState is the length of a lease as the log has it.
-type leaseState struct {
-	Length time.Duration `json:"length"`
-	// Longest is the longest length of a lease that may still be alive. It is
-	// what a new leader waits out: the old leader may have granted it just
-	// before the length was shortened.
-	Longest  time.Duration `json:"longest"`
-	Revision uint64        `json:"revision"`
-}
-
 // result is what applying one entry came to.
 type result struct {
 	State   ownership.Guest
 	Session session
-	Lease   leaseState
+	Lease   leases.Lengths
 	// Refused says why a command did not apply, "" if it did.
 	Refused string
 	// Void: refused only because its session is over.
@@ -75,7 +65,7 @@ type fsm struct {
 
 	mu       sync.Mutex
 	guests   map[string]*record
-	lease    leaseState
+	lease    leases.Lengths
 	broken   error
 	watchers map[string]map[*Watch]struct{}
 }
@@ -236,7 +226,7 @@ func (f *fsm) sessionOf(guest string, h ownership.HostID) session {
 	return session{}
 }
 
-func (f *fsm) leaseState() leaseState {
+func (f *fsm) lengths() leases.Lengths {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.lease

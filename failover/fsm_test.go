@@ -2,7 +2,6 @@ package failover
 
 import (
 	"bytes"
-	"context"
 	"encoding/binary"
 	"errors"
 	"hash/crc32"
@@ -17,7 +16,6 @@ import (
 	"github.com/hashicorp/raft"
 	"pgregory.net/rapid"
 
-	"understudy/clock"
 	"understudy/ownership"
 )
 
@@ -199,77 +197,6 @@ func TestLateCommandsProperty(t *testing.T) {
 				f = newFSM(func(err error) { t.Fatal(err) })
 				if err := f.Restore(io.NopCloser(bytes.NewReader(s.(frozen)))); err != nil {
 					t.Fatal(err)
-				}
-			},
-		})
-	})
-}
-
-// fakeClock is a clock that a test moves.
-type fakeClock struct{ now clock.Instant }
-
-func (c *fakeClock) Now() clock.Instant { return c.now }
-
-// RULES 3: the lease table alone, on a clock that is moved by hand. Renewals
-// travel for any time; renewals are never answered while shut; and when it is
-// shut, no lease that was ever granted is alive, whatever the owner's clock
-// does within its bounds.
-func TestLeaseTableProperty(t *testing.T) {
-	const lease = time.Second
-	rapid.Check(t, func(t *rapid.T) {
-		clk := &fakeClock{now: 1000}
-		n := &Node{cfg: Config{Clock: clk, Lease: lease}, fsm: newFSM(func(err error) { t.Fatal(err) })}
-		n.fsm.lease = leaseState{Length: lease, Longest: lease}
-		n.fsm.guests[guest] = &record{State: ownership.Guest{Generation: 1, Revision: 1, Owner: hostA, Phase: ownership.PhaseActive}}
-		r := &reign{n: n, start: clk.now, ctx: t.Context()}
-		r.leases.init(r)
-		const before = clock.Instant(1000) // an earlier leader may have granted up to here
-		alive := before.Add(lease)         // the latest end of any lease, by the owner's clock
-		var open []func()
-		type travelling struct{ sent, received clock.Instant }
-		var requests []travelling
-		expired, cancel := context.WithCancel(t.Context())
-		cancel()
-		t.Repeat(map[string]func(*rapid.T){
-			"time": func(t *rapid.T) {
-				clk.now = clk.now.Add(rapid.SampledFrom([]time.Duration{1, drift(lease) / 2, lease / 3, lease}).Draw(t, "passes"))
-			},
-			"send": func(t *rapid.T) {
-				travel := rapid.SampledFrom([]time.Duration{0, 1, lease / 10, lease / 4}).Draw(t, "travel")
-				requests = append(requests, travelling{clk.now, clk.now.Add(travel)})
-				clk.now = clk.now.Add(travel)
-			},
-			"answer": func(t *rapid.T) {
-				if len(requests) == 0 {
-					return
-				}
-				i := rapid.IntRange(0, len(requests)-1).Draw(t, "request")
-				q := requests[i]
-				requests = append(requests[:i], requests[i+1:]...)
-				a := r.leases.grant(hostA, request{Guest: guest, Generation: 1}, q.received)
-				if (a.Code == codeOK) != (len(open) == 0) {
-					t.Fatalf("%d changes of the owner under way, the renewal was answered %q", len(open), a.Code)
-				}
-				if a.Code == codeOK {
-					// The owner's clock may be slow: its lease lasts longer.
-					alive = max(alive, q.sent.Add(a.Lease+a.Lease/666))
-				}
-			},
-			"shut": func(t *rapid.T) {
-				f, err := r.leases.shut(expired, guest, true)
-				switch {
-				case err == nil && clk.now.Before(alive):
-					t.Fatalf("shut %s before the last lease ends", alive.Sub(clk.now))
-				case err == nil:
-					open = append(open, f)
-				case clk.now.Sub(alive) > drift(lease)+lease/4: // a request's way counts too
-					t.Fatalf("not shut %s after the last lease ended: %v", clk.now.Sub(alive), err)
-				}
-			},
-			"open": func(t *rapid.T) {
-				if len(open) > 0 {
-					open[0]()
-					open = open[1:]
 				}
 			},
 		})

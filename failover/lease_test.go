@@ -267,7 +267,7 @@ func TestShortenedLeaseIsWaitedOutInFull(t *testing.T) {
 		t.Fatalf("granted %s before the longer lease ended", early)
 	}
 	c.until("the old length is settled", func() bool {
-		return c.node[c.leader()].fsm.leaseState().Longest == testLease
+		return c.node[c.leader()].fsm.lengths().Longest == testLease
 	})
 }
 

@@ -1,59 +1,37 @@
 package failover
 
-// leases.go: the leader's side of a lease. A renewal arrives, is confirmed
-// (reign.go), checked against the applied state, written down, answered. A
-// takeover waits until what was written down has certainly run out, shuts
-// renewals, and only then is proposed (propose.go).
+// leases.go: the leader's leases, as the shell around leases.Book, which
+// decides. Here are its clock, its lock and its waiting: the book is always
+// asked together with a look at the applied state, under one lock.
 //
-// The times: the owner counts its lease from before it sent the request, by
-// its own clock; the leader writes down the moment the request arrived, which
-// is later, by its own. So the owner's lease is over when the leader's record
-// is, but for the rates of the two clocks: see drift.
+//	renewal -> confirm (reign.go) -> grant -> answer
+//	proposal (decide.go) -> admit: asks, waits, asks again -> the log -> settle
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
 
 	"understudy/clock"
 	"understudy/crashpoint"
+	"understudy/failover/leases"
 	"understudy/ownership"
 )
 
-// drift is added to every lease the leader waits out. CLOCK_BOOTTIME is
-// slewed by at most 500 ppm (adjtimex(2)), a crystal is off by some 100 ppm
-// more: two clocks drift apart by less than 0.15% of the time. 0.5% and a
-// millisecond leave room.
-func drift(lease time.Duration) time.Duration { return lease/200 + time.Millisecond }
-
-type leases struct {
+type leaseBook struct {
 	r       *reign
 	resized chan struct{} // a signal that the length has changed
 
-	mu     sync.Mutex
-	guests map[string]*granted
+	mu      sync.Mutex
+	book    *leases.Book
+	settled chan struct{} // closed and replaced when renewals are answered again
+	waiting int           // proposals that wait for a lease, or for each other
 }
 
-// granted is what this reign has granted for one guest.
-type granted struct {
-	renewed clock.Instant // arrival of the last renewal that was answered
-	end     clock.Instant // when that lease is certainly over
-	frozen  int           // proposals that change the owner, outcome not known
-	waiting int           // such proposals, waiting for the lease to run out
-}
-
-func (l *leases) init(r *reign) {
-	l.r, l.resized, l.guests = r, make(chan struct{}, 1), map[string]*granted{}
-}
-
-func (l *leases) guest(name string) *granted {
-	g := l.guests[name]
-	if g == nil {
-		g = &granted{}
-		l.guests[name] = g
-	}
-	return g
+func (l *leaseBook) init(r *reign) {
+	*l = leaseBook{r: r, resized: make(chan struct{}, 1), book: leases.Begin(r.start), settled: make(chan struct{})}
 }
 
 // renew answers a renewal by who that arrived at received.
@@ -66,80 +44,95 @@ func (r *reign) renew(ctx context.Context, who ownership.HostID, req request, re
 	return a
 }
 
-// grant checks a confirmed renewal against the applied state and writes it
-// down.
-func (l *leases) grant(who ownership.HostID, req request, received clock.Instant) answer {
+// grant answers a confirmed renewal.
+func (l *leaseBook) grant(who ownership.HostID, req request, received clock.Instant) answer {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	st, length := l.r.n.fsm.guest(req.Guest), l.r.n.fsm.leaseState().Length
-	refuse := func(c code, format string, a ...any) answer {
-		return answer{Code: c, Text: fmt.Sprintf(format, a...), State: st}
+	st := l.r.n.fsm.guest(req.Guest)
+	renewal := leases.Renewal{Guest: req.Guest, Who: who, Generation: req.Generation, Received: received}
+	switch a := l.book.Renew(renewal, st, l.r.n.fsm.lengths()).(type) {
+	case leases.Granted:
+		return answer{Code: codeOK, State: st, Lease: a.Length}
+	case leases.Denied:
+		return answer{Code: codeRefused, State: st, Text: a.Reason}
+	case leases.Later:
+		return answer{Code: codeLater, State: st, Text: a.Reason}
+	default:
+		panic(fmt.Sprintf("an answer to a renewal of type %T", a))
 	}
-	switch {
-	case req.Generation > st.Generation:
-		return refuse(codeLater, "generation %d is not applied here yet", req.Generation)
-	case req.Generation < st.Generation:
-		return refuse(codeRefused, "generation %d is over, the log is at %d", req.Generation, st.Generation)
-	case st.Generation == 0 || st.Owner != who:
-		return refuse(codeRefused, "%s is not the owner, %q is", who, st.Owner)
-	case st.Phase != ownership.PhaseActive && st.Phase != ownership.PhaseActivating:
-		return refuse(codeRefused, "the guest is %s", st.Phase)
-	case length == 0:
-		return refuse(codeLater, "the log holds no length of a lease yet")
-	}
-	g := l.guest(req.Guest)
-	if g.frozen > 0 {
-		return refuse(codeLater, "a change of the owner is being decided")
-	}
-	g.renewed = max(g.renewed, received)
-	g.end = max(g.end, received.Add(length+drift(length)))
-	return answer{Code: codeOK, State: st, Lease: length}
 }
 
-// runsOut returns when every lease for the guest has certainly run out, unless
-// it is renewed in the meantime. l.mu is held.
-func (l *leases) runsOut(guest string) clock.Instant {
-	longest := l.r.n.fsm.leaseState().Longest
-	end := l.r.start.Add(longest + drift(longest)) // what an earlier leader granted
-	if g := l.guests[guest]; g != nil {
-		end = max(end, g.end)
-	}
-	return end
-}
-
-// shut waits until the guest's lease has run out, then refuses renewals until
-// open is called. It gives up, having shut nothing, when ctx or the reign
-// ends.
-func (l *leases) shut(ctx context.Context, guest string, wait bool) (open func(), err error) {
+// admit waits until c may be put into the log: while it would take the guest
+// from its owner, until the owner's lease has run out. What cannot apply, or
+// changes nothing, is answered at once, and so is everything when ctx or the
+// reign ends; it must not be put into the log then. Else the ticket is to be
+// settled.
+func (l *leaseBook) admit(ctx context.Context, c ownership.Command, s session) (leases.Ticket, *answer) {
+	// Leave time to answer.
+	ctx, cancel := context.WithTimeout(ctx, remaining(ctx)*4/5)
+	defer cancel()
 	l.mu.Lock()
-	l.guest(guest).waiting++
-	l.mu.Unlock()
-	defer func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.guests[guest].waiting--
-	}()
+	defer l.mu.Unlock()
+	l.waiting++
+	defer func() { l.waiting-- }()
 	for {
-		l.mu.Lock()
-		left := l.runsOut(guest).Sub(l.r.n.cfg.Clock.Now())
-		if !wait || left <= 0 {
-			l.guest(guest).frozen++
-			l.mu.Unlock()
-			return func() {
-				l.mu.Lock()
-				defer l.mu.Unlock()
-				l.guests[guest].frozen--
-			}, nil
+		before, res := l.r.n.fsm.preview(c, s)
+		if res.Refused != "" || res.State.Revision == before.Revision {
+			a := fromResult(res)
+			return leases.Ticket{}, &a
 		}
-		l.mu.Unlock()
-		select {
-		case <-time.After(left):
-		case <-ctx.Done():
-			return nil, fmt.Errorf("the owner's lease may live for another %s", left.Round(time.Millisecond))
-		case <-l.r.ctx.Done():
-			return nil, errNotLeader
+		switch v := l.book.Propose(l.r.n.cfg.Clock.Now(), c, before, res.State, l.r.n.fsm.lengths()).(type) {
+		case leases.Go:
+			return v.Ticket, nil
+		case leases.Wait:
+			if err := l.wait(ctx, v); err != nil {
+				a := l.r.later(err)
+				return leases.Ticket{}, &a
+			}
+		default:
+			panic(fmt.Sprintf("a verdict on a proposal of type %T", v))
 		}
 	}
+}
+
+// wait waits for what v says, without l.mu, which is held before and after.
+func (l *leaseBook) wait(ctx context.Context, v leases.Wait) error {
+	err := errors.New("another change of the owner is being decided")
+	var out <-chan time.Time
+	if !v.Deciding {
+		left := v.Until.Sub(l.r.n.cfg.Clock.Now())
+		out = time.After(left)
+		err = fmt.Errorf("the owner's lease may live for another %s", left.Round(time.Millisecond))
+	}
+	settled := l.settled
+	l.mu.Unlock()
+	defer l.mu.Lock()
+	select {
+	case <-out:
+	case <-settled:
+	case <-ctx.Done():
+		return err
+	case <-l.r.ctx.Done():
+		return errNotLeader
+	}
+	return nil
+}
+
+// settle takes note of the fate of a proposal that admit let go.
+func (l *leaseBook) settle(t leases.Ticket, f leases.Fate) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.book.Settle(l.r.n.cfg.Clock.Now(), t, f, l.r.n.fsm.lengths()) {
+		close(l.settled)
+		l.settled = make(chan struct{})
+	}
+}
+
+// deciding reports whether a change of an owner is under way, or waits.
+func (l *leaseBook) deciding() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.waiting > 0 || l.book.Deciding()
 }
 
 // keepLength writes the length of a lease into a fresh log, and takes note of
@@ -147,48 +140,55 @@ func (l *leases) shut(ctx context.Context, guest string, wait bool) (open func()
 // reign.
 func (r *reign) keepLength() {
 	n := r.n
-	retry := n.cfg.Profile.Heartbeat
-	if l := n.fsm.leaseState().Length; l != 0 && l != n.cfg.Lease {
+	if l := n.fsm.lengths().Length; l != 0 && l != n.cfg.Lease {
 		n.log.Warn("the log's length of a lease counts, not the configuration's; set it there to change it",
 			"log", l, "configuration", n.cfg.Lease)
 	}
 	for r.ctx.Err() == nil {
-		st := n.fsm.leaseState()
-		var wait <-chan time.Time
-		switch {
-		case st.Length == 0:
-			if _, a := r.apply(r.ctx, entry{Kind: entryLease, Lease: n.cfg.Lease, Revision: st.Revision}, nil); a.Code == codeOK {
-				continue
-			}
-			wait = time.After(retry)
-		case st.Longest > st.Length:
-			select {
-			case <-time.After(st.Longest + drift(st.Longest)):
-				_, a := r.apply(r.ctx, entry{Kind: entrySettle, Revision: st.Revision}, nil)
-				if a.Code == codeOK || a.Code == codeRefused {
-					continue
-				}
-				wait = time.After(retry)
-			case <-r.leases.resized:
-				continue
-			case <-r.ctx.Done():
-				return
+		log := n.fsm.lengths()
+		duty, next := r.leases.keep(log)
+		var again <-chan time.Time
+		switch e := (entry{Revision: log.Revision}); duty {
+		case leases.Write:
+			e.Kind, e.Lease = entryLease, n.cfg.Lease
+			again = r.tryEntry(e)
+		case leases.Forget:
+			e.Kind = entrySettle
+			again = r.tryEntry(e)
+		case leases.Rest:
+			if next != 0 {
+				again = time.After(next.Sub(n.cfg.Clock.Now()))
 			}
 		}
 		select {
-		case <-wait:
+		case <-again:
 		case <-r.leases.resized:
 		case <-r.ctx.Done():
 		}
 	}
 }
 
+func (l *leaseBook) keep(log leases.Lengths) (leases.Duty, clock.Instant) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.book.Keep(l.r.n.cfg.Clock.Now(), log)
+}
+
+// tryEntry puts e into the log and says when to look again: at once, or some
+// time after a failure.
+func (r *reign) tryEntry(e entry) <-chan time.Time {
+	if _, a := r.apply(r.ctx, e, leases.Ticket{}); a.Code == codeOK || a.Code == codeRefused {
+		return time.After(0)
+	}
+	return time.After(r.n.cfg.Profile.Heartbeat)
+}
+
 func (r *reign) setLease(ctx context.Context, req request) answer {
-	st := r.n.fsm.leaseState()
+	st := r.n.fsm.lengths()
 	if st.Length == req.Lease {
 		return answer{Code: codeOK, Lease: st.Length}
 	}
-	res, a := r.apply(ctx, entry{Kind: entryLease, Lease: req.Lease, Revision: st.Revision}, nil)
+	res, a := r.apply(ctx, entry{Kind: entryLease, Lease: req.Lease, Revision: st.Revision}, leases.Ticket{})
 	if a.Code == codeOK {
 		a.Lease = res.Lease.Length
 		select {

@@ -408,4 +408,4 @@ func (n *Node) Guests() map[string]ownership.Guest { return n.fsm.all() }
 
 // Lease returns the length of a lease as applied at this voter, 0 before the
 // first leader has written it into a fresh log.
-func (n *Node) Lease() time.Duration { return n.fsm.leaseState().Length }
+func (n *Node) Lease() time.Duration { return n.fsm.lengths().Length }

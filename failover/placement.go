@@ -94,15 +94,3 @@ func (r *reign) better(well map[ownership.HostID]int) (to ownership.HostID, read
 	}
 	return to, ready
 }
-
-// deciding reports whether a change of an owner is under way.
-func (l *leases) deciding() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, g := range l.guests {
-		if g.frozen > 0 || g.waiting > 0 {
-			return true
-		}
-	}
-	return false
-}

@@ -27,7 +27,7 @@ type reign struct {
 	term   uint64
 	start  clock.Instant
 	ctx    context.Context // done when the reign is over
-	leases leases
+	leases leaseBook
 	rounds rounds
 }
 

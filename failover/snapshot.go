@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"hash/crc32"
 
+	"understudy/failover/leases"
 	"understudy/ownership"
 )
 
@@ -25,7 +26,7 @@ const (
 )
 
 type snapshot struct {
-	Lease  leaseState         `json:"lease"`
+	Lease  leases.Lengths     `json:"lease"`
 	Guests map[string]*record `json:"guests"`
 }
 

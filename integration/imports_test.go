@@ -45,12 +45,15 @@ var layers = map[string][]string{
 
 	"primary":  {"clock", "crashpoint", "epoch", "exclusion", "hypervisor", "ownership", "protocol"},
 	"backup":   {"clock", "crashpoint", "epoch", "exclusion", "hypervisor", "ownership", "protocol", "rebuild"},
-	"failover": {"clock", "crashpoint", "epoch", "ownership"},
+	"failover": {"clock", "crashpoint", "epoch", "failover/leases", "ownership"},
 	"host":     {"backup", "checkpoint", "clock", "crashpoint", "disk", "epoch", "exclusion", "hypervisor", "ownership", "primary", "protocol", "rebuild"},
 	"status":   {"backup", "checkpoint", "clock", "disk", "epoch", "exclusion", "host", "hypervisor", "ownership", "primary", "protocol", "rebuild"},
 
+	// A leader's leases, pure.
+	"failover/leases": {"clock", "epoch", "ownership"},
+
 	// The cores under simulated faults.
-	"simulation": {"backup", "clock", "disk", "epoch", "exclusion", "hypervisor", "ownership", "primary", "protocol", "rebuild"},
+	"simulation": {"backup", "clock", "disk", "epoch", "exclusion", "failover/leases", "hypervisor", "ownership", "primary", "protocol", "rebuild"},
 
 	// The model of ownership, which spin checks: it imports nothing.
 	"model": nil,
