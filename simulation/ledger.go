@@ -1,24 +1,25 @@
 package simulation
 
-// The ownership log and its leader, as package failover has them: leases count
-// from before the request was sent; a takeover waits for the last answered
-// renewal and a lease more, and shuts renewals until its outcome is known; a
-// new leader answers after a barrier and waits out a full lease. Requests get
-// lost, late, or applied without an answer.
+// The ownership log and its leaders. What a leader grants, and when it lets a
+// proposal into the log, is decided by leases.Book, as in package failover; this
+// is another shell around it, in which requests get lost, late, or applied
+// without an answer, and a leader that another has followed may not know it.
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"understudy/clock"
 	"understudy/epoch"
+	"understudy/failover/leases"
 	"understudy/ownership"
 )
 
 var errUnknown = errors.New("the outcome is unknown")
 
-// leaderDrift is the ledger's part in two clocks' drifting apart.
-const leaderDrift = lease/200 + time.Millisecond
+// leaseLengths is what the log says of the length of a lease.
+var leaseLengths = leases.Lengths{Length: lease, Longest: lease, Revision: 1}
 
 type ledger struct {
 	w        *world
@@ -38,9 +39,8 @@ type reign struct {
 	l       *ledger
 	over    bool
 	last    ownership.Guest // what it had applied when it was deposed
-	start   time.Duration
-	end     time.Duration // when every lease of this reign is over
-	frozen  int
+	book    *leases.Book
+	waiting []func() // proposals that wait until another is settled
 	pending []*entry // appended, not committed
 }
 
@@ -48,8 +48,10 @@ type entry struct {
 	c       ownership.Command
 	session int
 	host    int
+	reign   *reign        // of the leader that appended it
+	ticket  leases.Ticket // that leader's
+	takes   bool          // the guest from its owner
 	settled func(st ownership.Guest, err error)
-	open    func() // renewals again, once its fate is known
 	done    bool
 }
 
@@ -79,9 +81,41 @@ func (l *ledger) elect(d time.Duration) {
 				l.commit(e)
 			}
 		}
-		l.reign = &reign{l: l, start: l.w.now}
+		l.reign = newReign(l)
 		l.w.say("L", "leads")
 	})
+}
+
+// newReign begins after everything that an earlier leader has appended is
+// applied or lost.
+func newReign(l *ledger) *reign {
+	r := &reign{l: l}
+	start := r.clock()
+	if l.w.breach == newLeaderWaitsNot {
+		start = 0
+	}
+	r.book = leases.Begin(start)
+	return r
+}
+
+// leaderEpoch is what a leader's clock says when the world begins.
+const leaderEpoch = clock.Instant(time.Hour)
+
+// clock is the leader's: fast by 500 ppm, and so it finds a lease over early.
+func (r *reign) clock() clock.Instant {
+	now := r.l.w.now
+	return leaderEpoch.Add(now + now/2000)
+}
+
+// wait is how long the world's time goes on until the leader's clock says t.
+func (r *reign) wait(t clock.Instant) time.Duration {
+	left := t.Sub(r.clock())
+	return left - left/2001 + time.Microsecond
+}
+
+// deciding: an entry that takes the guest is appended, and not committed.
+func (r *reign) deciding() bool {
+	return slices.ContainsFunc(r.pending, func(e *entry) bool { return e.takes })
 }
 
 // call carries a request of d to the leader and back until it is answered or
@@ -160,50 +194,41 @@ var errDenied = errors.New("the lease is denied")
 func (l *ledger) renew(d *daemon, g epoch.Generation, done func(until clock.Instant, err error)) {
 	w := l.w
 	l.call(d, lease/2, lease/4, func(r *reign, sent clock.Instant, _ int, reply func(func())) {
-		received := w.now
+		received, arrived := w.now, r.clock()
 		w.after(w.between(500*time.Microsecond, 5*time.Millisecond), func() { // a majority confirms that r leads
 			st := l.state
 			if r.over {
+				if w.breach != renewUnconfirmed {
+					return // later
+				}
 				st = r.last
 			}
-			switch {
-			case r.over && w.breach != renewUnconfirmed, r.frozen > 0 && w.breach != renewWhileTaken, g > st.Generation:
-				return // later
-			case g < st.Generation, st.Owner != d.h.id, st.Phase == ownership.PhaseSurrendered:
-				reply(func() { done(0, errDenied) })
+			renewal := leases.Renewal{Guest: "web", Who: d.h.id, Generation: g, Received: arrived}
+			switch a := r.book.Renew(renewal, st, leaseLengths).(type) {
+			case leases.Later:
 				return
-			}
-			w.at(d, stepLeaseGrant)
-			if r.over && w.breach != renewUnconfirmed {
-				return // the leader was lost in this moment
-			}
-			r.end = max(r.end, received+lease+leaderDrift)
-			if r.frozen > 0 {
-				w.violated("rule 3: %s gets a lease while it is decided whether another host takes over", d.h.name)
-			}
-			if r.over && l.reign != nil {
-				w.violated("rule 3: %s gets a lease from a leader that another has followed: nobody waits for its end", d.h.name)
-			}
-			w.oracle.granted(d.h, received)
-			reply(func() {
-				if w.breach == renewFromReply {
-					sent = d.clock()
+			case leases.Denied:
+				reply(func() { done(0, errDenied) })
+			case leases.Granted:
+				w.at(d, stepLeaseGrant)
+				switch {
+				case r.over && w.breach != renewUnconfirmed:
+					return // the leader was lost in this moment
+				case r.deciding():
+					w.violated("rule 3: %s gets a lease while it is decided whether another host takes over", d.h.name)
+				case r.over && l.reign != nil:
+					w.violated("rule 3: %s gets a lease from a leader that another has followed: nobody waits for its end", d.h.name)
 				}
-				done(sent.Add(lease), nil)
-			})
+				w.oracle.granted(d.h, received)
+				reply(func() {
+					if w.breach == renewFromReply {
+						sent = d.clock()
+					}
+					done(sent.Add(a.Length), nil)
+				})
+			}
 		})
 	}, func() { done(0, errUnknown) })
-}
-
-// runsOut is when every lease is over. The leader's clock may be fast by 500
-// ppm, and so find it earlier.
-func (r *reign) runsOut() time.Duration {
-	early := time.Duration(float64(lease+leaderDrift) * 0.0005)
-	end := r.end
-	if r.l.w.breach != newLeaderWaitsNot {
-		end = max(end, r.start+lease+leaderDrift)
-	}
-	return end - early
 }
 
 // propose carries a command to the log.
@@ -220,36 +245,41 @@ func (l *ledger) propose(d *daemon, c ownership.Command, timeout time.Duration, 
 			session = d.session
 		}
 		answer := func(st ownership.Guest, err error) { reply(func() { done(st, err) }) }
-		next, void, err := l.decide(c, session, d.h.index)
-		switch {
-		case void:
-			if session == d.session {
-				d.session = 0 // another process of this host was here: opened again
-			}
-			return // proposed again, in the current session
-		case err != nil || next.Revision == l.state.Revision:
-			answer(next, err)
-			return
-		}
-		e := &entry{c: c, session: session, host: d.h.index, settled: answer, open: func() {}}
-		before := l.state
-		takes := before.Generation > 0 && next.Owner != before.Owner && c.Host != before.Owner
-		if !takes {
-			r.append(e)
-			return
-		}
-		wait := before.Phase != ownership.PhaseSurrendered && w.breach != takeoverWaitsNot
 		giveUp := w.now + attempt*4/5
 		var look func()
 		look = func() {
+			if r.over || w.now > giveUp {
+				return
+			}
+			next, void, err := l.decide(c, session, d.h.index)
 			switch {
-			case r.over:
-			case !wait || w.now >= r.runsOut():
-				r.frozen++
-				e.open = func() { r.frozen-- }
+			case void:
+				if session == d.session {
+					d.session = 0 // another process of this host was here: opened again
+				}
+				return // proposed again, in the current session
+			case err != nil || next.Revision == l.state.Revision:
+				answer(next, err)
+				return
+			}
+			e := &entry{c: c, session: session, host: d.h.index, reign: r, settled: answer}
+			switch v := r.book.Propose(r.clock(), c, l.state, next, leaseLengths).(type) {
+			case leases.Go:
+				e.ticket, e.takes = v.Ticket, v.Ticket != leases.Ticket{}
 				r.append(e)
-			case r.runsOut() < giveUp:
-				w.after(r.runsOut()-w.now, look)
+				if w.breach == renewWhileTaken {
+					r.settle(e, leases.Refused)
+				}
+			case leases.Wait:
+				switch {
+				case w.breach == takeoverWaitsNot && !v.Deciding:
+					e.takes = true
+					r.append(e)
+				case v.Deciding:
+					r.waiting = append(r.waiting, look)
+				default:
+					w.after(r.wait(v.Until), look)
+				}
 			}
 		}
 		look()
@@ -279,6 +309,16 @@ func (r *reign) append(e *entry) {
 	})
 }
 
+// settle tells the book what became of an entry.
+func (r *reign) settle(e *entry, f leases.Fate) {
+	if r.book.Settle(r.clock(), e.ticket, f, leaseLengths) {
+		for _, look := range r.waiting {
+			r.l.w.after(0, look)
+		}
+		r.waiting = nil
+	}
+}
+
 // decide says what c comes to now.
 func (l *ledger) decide(c ownership.Command, session, host int) (next ownership.Guest, void bool, err error) {
 	if l.applied[c.ID] {
@@ -300,8 +340,14 @@ func (l *ledger) commit(e *entry) {
 		return
 	}
 	e.done = true
-	e.open()
 	next, void, err := l.decide(e.c, e.session, e.host)
+	switch {
+	case e.reign.over: // its leader never learns of it
+	case void || err != nil:
+		e.reign.settle(e, leases.Refused)
+	default:
+		e.reign.settle(e, leases.Applied)
+	}
 	if void {
 		l.w.say("L", "%s by %s is void", e.c.Kind, e.c.Host)
 		return
