@@ -34,13 +34,15 @@ func (s *Set) OnOverwrite(f func(disk epoch.DiskID, sector uint64, sectors uint3
 	defer s.mu.Unlock()
 	s.watchID++
 	id := s.watchID
-	s.watchers = append(slices.Clip(s.watchers), watcher{id, f})
+	s.watchLocked(append(slices.Clip(s.watchers), watcher{id, f}))
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.watchers = slices.DeleteFunc(slices.Clone(s.watchers), func(w watcher) bool { return w.id == id })
+		s.watchLocked(slices.DeleteFunc(slices.Clone(s.watchers), func(w watcher) bool { return w.id == id }))
 	}
 }
+
+func (s *Set) watchLocked(all []watcher) { s.watchers, s.core.watched = all, len(all) > 0 }
 
 func (s *Set) beforeOverwrite(disk epoch.DiskID, sector uint64, sectors uint32) error {
 	s.mu.Lock()
@@ -67,8 +69,7 @@ func (s *Set) StandBy(ctx context.Context) error {
 
 func (s *Set) standBy(ctx context.Context) error {
 	s.mu.Lock()
-	s.settling = true
-	s.role, s.mode, s.owned, s.heir, s.until = roleStandBy, ModeHold, false, false, 0
+	s.core.standBy()
 	s.changed.tell()
 	err := s.restLocked(ctx)
 	s.mu.Unlock()
@@ -80,16 +81,15 @@ func (s *Set) standBy(ctx context.Context) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
+	if s.core.closed {
 		return ErrClosed
 	}
 	s.forgetLocked(s.held.first)
-	s.seals, s.last, s.seq = s.seals[:0], 0, 0
-	s.watchers = nil
-	s.quiet, s.settling, s.fresh = false, false, true
-	s.asOf = s.held.next
+	s.core.stoodBy()
+	s.watchLocked(nil)
+	s.fresh = true
 	for _, d := range s.disks {
-		d.resubmit, d.inFlight, d.flushed, d.unsynced, d.problem = nil, nil, 0, false, nil
+		d.resubmit, d.inFlight, d.problem = nil, nil, nil
 	}
 	s.index.Forget()
 	s.syncAllLocked()
@@ -104,8 +104,8 @@ func (s *Set) standBy(ctx context.Context) error {
 func (s *Set) Forget() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.closed {
-		s.forgetLocked(s.released)
+	if !s.core.closed {
+		s.forgetLocked(s.core.released)
 	}
 }
 
@@ -113,15 +113,14 @@ func (s *Set) Forget() {
 func (s *Set) forgetLocked(index uint64) {
 	h := s.held
 	h.cut(index)
-	s.released, s.sealed = min(s.released, h.next), min(s.sealed, h.next)
+	s.core.forgotten()
 	for _, d := range s.disks {
-		// What is left may have been hidden by what is gone.
 		d.overlay.clear()
-		d.pending, d.cursor, d.barred = 0, h.next, false
 	}
 	for i := h.first; i < h.next; i++ {
+		// What is left may have been hidden by what is gone.
 		if e := h.at(i); !e.done {
-			s.disks[e.disk].take(i, e)
+			s.disks[e.disk].cover(i, e)
 		}
 	}
 }
@@ -133,22 +132,16 @@ func (s *Set) Room(ctx context.Context, bytes uint64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for {
-		if s.closed {
+		if s.core.closed {
 			return ErrClosed
 		}
-		if s.held.first == s.held.next || s.held.used+min(bytes, s.held.limit) <= s.held.limit || !s.drainsItselfLocked() {
+		if s.core.hasRoom(bytes, s.held.limit) {
 			return nil
 		}
 		if err := s.waitLocked(ctx); err != nil {
 			return fmt.Errorf("waiting for our own copy of the disks to take %d held bytes: %w", s.held.used, errors.Join(err, s.problemLocked()))
 		}
 	}
-}
-
-// drainsItselfLocked reports whether the oldest entry goes without the peer's help.
-func (s *Set) drainsItselfLocked() bool {
-	h := s.held
-	return h.first < h.next && !s.disks[h.at(h.first).disk].shared
 }
 
 // Commit keeps the writes of epoch n, which was acknowledged, and drops those
@@ -172,7 +165,7 @@ func (s *Set) commit(writes []epoch.DiskWrite, state []byte) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.role != roleStandBy || s.settling {
+	if s.core.role != roleStandBy || s.core.settling {
 		return errors.New("this host does not stand by for the guest")
 	}
 	s.fresh = false
@@ -192,7 +185,7 @@ func (s *Set) commit(writes []epoch.DiskWrite, state []byte) error {
 			return err
 		}
 	}
-	s.asOf = s.held.next
+	s.core.asOf = s.held.next
 	s.releaseAllLocked() // the flusher of a shared disk does nothing yet
 	return nil
 }
@@ -267,11 +260,11 @@ func (s *Set) keepLocked(w *epoch.DiskWrite) error {
 	e.layout()
 	for !s.held.room(&e) {
 		switch {
-		case s.closed:
+		case s.core.closed:
 			return ErrClosed
-		case s.role != roleStandBy:
+		case s.core.role != roleStandBy:
 			return errors.New("this host does not stand by for the guest any more")
-		case !s.drainsItselfLocked():
+		case !s.core.drainsItself():
 			return fmt.Errorf("%d bytes of the peer's writes are kept and not reported flushed: configure the same limit of held bytes on both hosts", s.held.used)
 		}
 		if err := s.problemLocked(); err != nil {
@@ -282,7 +275,7 @@ func (s *Set) keepLocked(w *epoch.DiskWrite) error {
 			return err
 		}
 	}
-	if s.closed {
+	if s.core.closed {
 		return ErrClosed
 	}
 	i, at := s.held.add(e)
@@ -292,7 +285,7 @@ func (s *Set) keepLocked(w *epoch.DiskWrite) error {
 	}
 	s.held.seal(at)
 	s.disks[e.disk].take(i, at)
-	s.seq = max(s.seq, w.Seq)
+	s.core.seq = max(s.core.seq, w.Seq)
 	return nil
 }
 
@@ -318,12 +311,12 @@ func (s *Set) ReadSectors(disk epoch.DiskID, sector uint64, dst []byte) error {
 		return err
 	}
 	s.mu.Lock()
-	if s.closed {
+	if s.core.closed {
 		s.mu.Unlock()
 		return ErrClosed
 	}
 	var few [8]gap
-	gaps := d.lookLocked(dst, sector, s.asOf, few[:0])
+	gaps := d.lookLocked(dst, sector, s.core.asOf, few[:0])
 	s.mu.Unlock()
 	return d.fillGaps(dst, sector, gaps)
 }
@@ -335,14 +328,13 @@ func (s *Set) ReadSectors(disk epoch.DiskID, sector uint64, dst []byte) error {
 // error it may be called again. overwrite may be nil.
 func (s *Set) Activate(ctx context.Context, overwrite func(disk epoch.DiskID, sector uint64, sectors uint32) error) error {
 	s.mu.Lock()
-	if s.settling || s.role != roleStandBy && s.role != roleOwner {
+	if s.core.settling || s.core.role != roleStandBy && s.core.role != roleOwner {
 		s.mu.Unlock()
 		return errors.New("activating the disks: this host does not stand by for the guest")
 	}
-	if s.role == roleStandBy || s.heir {
-		s.role, s.mode, s.owned, s.quiet, s.heir = roleOwner, ModeHold, s.heir, false, false
-		s.asOf, s.before = s.held.next, s.held.next
-		s.releaseAllLocked()
+	was := s.core.released
+	if s.core.activate() {
+		s.releasedLocked(was)
 		s.index.Forget()
 		for _, d := range s.disks {
 			if len(d.inFlight) > 0 {
@@ -350,10 +342,10 @@ func (s *Set) Activate(ctx context.Context, overwrite func(disk epoch.DiskID, se
 			}
 		}
 	}
-	s.watchers = nil
+	s.watchLocked(nil)
 	if overwrite != nil {
 		s.watchID++
-		s.watchers = []watcher{{s.watchID, overwrite}}
+		s.watchLocked([]watcher{{s.watchID, overwrite}})
 	}
 	s.changed.tell()
 	s.kick()
@@ -379,8 +371,8 @@ func (s *Set) Activate(ctx context.Context, overwrite func(disk epoch.DiskID, se
 // fencedLocked waits until no other host can write to our disks any more.
 func (s *Set) fencedLocked(ctx context.Context) error {
 	for _, d := range s.disks {
-		for s.owned && !s.unfenced && d.shared && !d.info.ReadOnly && !d.acquired {
-			if s.closed {
+		for !s.core.fenced(d.lane) {
+			if s.core.closed {
 				return ErrClosed
 			}
 			if err := s.waitLocked(ctx); err != nil {

@@ -100,14 +100,14 @@ func (s *Set) look() {
 	for _, b := range s.boots {
 		err := s.lookAt(b)
 		s.mu.Lock()
-		if err != nil && !s.closed && (b.problem == nil || b.problem.Error() != err.Error()) {
+		if err != nil && !s.core.closed && (b.problem == nil || b.problem.Error() != err.Error()) {
 			s.log.Warn("no page of the guest is left out of checkpoints for this file", "file", b.Path, "what", b.Name, "why", err)
 		}
 		b.problem = err
 		s.mu.Unlock()
 	}
 	s.mu.Lock()
-	s.fresh = s.fresh && s.role != roleOwner
+	s.fresh = s.fresh && s.core.role != roleOwner
 	s.mu.Unlock()
 }
 

@@ -2,8 +2,8 @@ package disk
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -39,10 +39,10 @@ func NewByHand(c SetConfig, memory []byte) (*Set, error) {
 		j.format()
 	}
 	s := &Set{
-		unfenced: c.Unfenced, guard: c.Guard, clock: c.Clock, index: c.Index, log: c.Log, dirty: newDirtyPages(c.Pages),
-		held: newHeld(j, uint64(c.HeldBytes)), asOf: ^uint64(0),
+		clock: c.Clock, index: c.Index, log: c.Log, dirty: newDirtyPages(c.Pages), held: newHeld(j, uint64(c.HeldBytes)),
 		pressure: make(chan struct{}, 1), done: make(chan struct{}), stop: func() {},
 	}
+	s.core = core{unfenced: c.Unfenced, guard: c.Guard, log: s.held.entries, asOf: ^uint64(0)}
 	for i, d := range c.Disks {
 		s.disks = append(s.disks, newDevice(s, epoch.DiskID(i), d))
 	}
@@ -63,43 +63,42 @@ func ByHandMemory() ([]byte, error) {
 // FreeByHand gives such memory back; no Set may use it any more.
 func FreeByHand(memory []byte) error { return unix.Munmap(memory) }
 
-// Work lets the flusher of each disk do one job, if it has one, and reports
-// whether any had. A store's Acquire must not wait; it fails while another host
+// Worked says what flushers have done.
+type Worked struct {
+	Did     bool          // something
+	Flushed bool          // a batch is durable, and reported
+	Again   time.Duration // one of them waits so long before it tries anew what failed; 0: none does
+}
+
+// Work lets the flusher of each disk take one action, so that anything may happen
+// between two of them. A store's Acquire must not wait; it fails while another host
 // is the writer.
-func (s *Set) Work() (did bool) {
+func (s *Set) Work() (w Worked) {
 	ended, cancel := context.WithCancel(context.Background())
 	cancel() // a lock that is not to be had is asked for again
 	for _, d := range s.disks {
-		var err error
-		switch d.next() {
-		case jobAcquire:
-			err = d.acquire(ended)
-		case jobSettle:
-			err = d.settle()
-		case jobFlush:
-			err = d.flushBatch()
+		switch a := d.next(ended); a.do {
+		case doEnd:
+		case doWait:
+			if a.until != 0 {
+				w.Again = max(w.Again, a.until.Sub(s.clock.Now()))
+			}
 		default:
-			continue
-		}
-		d.after(err)
-		did = true
-		if err != nil && !errors.Is(err, errPaused) {
-			d.failures++
-		} else {
-			d.failures = 0
+			d.carryOut(a)
+			w.Did, w.Flushed = true, w.Flushed || a.do == doReport
 		}
 	}
-	return did
+	return w
 }
 
-// DrainByHand is Drain, after one job of each flusher.
+// DrainByHand is Drain, after one action of each flusher.
 func (s *Set) DrainByHand() error {
 	s.mu.Lock()
-	s.draining++
+	s.core.drain(1)
 	s.mu.Unlock()
 	s.Work()
 	s.mu.Lock()
-	s.draining--
+	s.core.drain(-1)
 	s.mu.Unlock()
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()

@@ -27,7 +27,7 @@ func byHand(t *testing.T, store Store, memory []byte) *Set {
 func workAll(t *testing.T, s *Set) {
 	t.Helper()
 	for range 100 {
-		if !s.Work() {
+		if !s.Work().Did {
 			return
 		}
 	}

@@ -25,39 +25,28 @@ var (
 
 // Device is one disk of a Set. It implements Backend.
 type Device struct {
-	set      *Set
-	id       epoch.DiskID
-	store    Store
-	split    splitter // store, if it is one
-	shared   bool
-	info     Info
-	bounce   bounce
-	kick     chan struct{} // there may be something for the flusher to do
-	scratch  scratch       // the flusher's own
-	failures int           // the flusher's own: in a row
-	failSync bool          // the flusher's own: the last Sync failed
+	set    *Set
+	id     epoch.DiskID
+	store  Store
+	split  splitter // store, if it is one
+	shared bool
+	info   Info
+	bounce bounce
+	kick   chan struct{} // there may be something for the flusher to do
+	merged []byte        // the flusher's own: what it makes one request of
 
 	// Under the Set's lock:
-	front    Frontend
-	resubmit []byte // for the next front end that attaches
-	inFlight []byte // of the front end on the other host, as of the last commit
-	overlay  overlay
-	pending  uint64    // entries in the held log that are not durable
-	cursor   uint64    // index: entries of this disk before it are durable
-	flushed  uint64    // Seq of the last write that is durable
-	barred   bool      // nothing was accepted since the last barrier
-	direct   int       // changes on their way straight to the store
-	landing  int       // reads on their way straight into guest memory
-	slow     time.Time // of the last direct transfer that took long
-	learner  learner
-	unsynced bool // the store has direct writes that are not durable
-	busy     bool // the flusher is at the store
-	acquired bool // this host is the writer of the store …
-	since    epoch.Generation
-	waiting  bool   // … or waits to be
-	giveUp   func() // ends that wait
-	problem  error
-	sync     *syncState // nil: the shared store
+	lane      *lane // the core's
+	front     Frontend
+	resubmit  []byte // for the next front end that attaches
+	inFlight  []byte // of the front end on the other host, as of the last commit
+	overlay   overlay
+	slow      time.Time // of the last direct transfer that took long
+	learner   learner
+	acquiring context.Context
+	giveUp    func()     // ends that
+	problem   error      // why the lane is failing
+	copies    *syncState // nil: the shared store
 }
 
 func newDevice(s *Set, id epoch.DiskID, c DiskConfig) *Device {
@@ -68,10 +57,12 @@ func newDevice(s *Set, id epoch.DiskID, c DiskConfig) *Device {
 			MaxSectors: epoch.MaxWriteSectors, MaxZeroSectors: epoch.MaxZeroSectors,
 		},
 	}
+	d.lane = &lane{id: id, shared: d.shared, readOnly: c.ReadOnly}
+	s.core.lanes = append(s.core.lanes, d.lane)
 	d.split, _ = c.Store.(splitter)
 	d.learner.wake = make(chan struct{}, 1)
 	if !d.shared && !c.ReadOnly {
-		d.sync = newSyncState(d.info.Sectors)
+		d.copies = newSyncState(d.info.Sectors)
 	}
 	return d
 }
@@ -182,18 +173,17 @@ func (d *Device) Accept(r *Request) (taken bool, err error) {
 	s := d.set
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !d.holdsLocked() {
+	if !s.core.holds(d.lane) {
 		return false, nil
 	}
-	if r.Op == OpFlush && d.barred {
+	if r.Op == OpFlush && d.lane.barred {
 		return true, nil // nothing to separate
 	}
 	e := d.entryOf(r)
 	if !d.acceptsLocked(&e) {
 		return false, nil
 	}
-	s.seq++
-	e.seq = s.seq
+	e.seq = s.core.number()
 	i, at := s.held.add(e)
 	if at.kind == epoch.WriteData {
 		copySegments(s.held.data(at), r.Segments)
@@ -209,11 +199,10 @@ func (d *Device) Accept(r *Request) (taken bool, err error) {
 	}
 	d.take(i, at)
 	s.count.accepted++
-	if s.mode == ModePass {
+	if s.core.mode == ModePass {
 		s.releaseAllLocked() // without a fence: it waits for the lock alone
 	}
-	if s.held.used > s.held.limit/2 && !s.pressed {
-		s.pressed = true
+	if s.core.press(s.held.limit) {
 		signal(s.pressure)
 	}
 	return true, nil
@@ -221,30 +210,22 @@ func (d *Device) Accept(r *Request) (taken bool, err error) {
 
 // take puts an entry of the held log over the store.
 func (d *Device) take(i uint64, e *entry) {
-	if d.pending == 0 {
-		d.cursor = i
-	}
-	d.pending++
-	d.barred = e.kind == epoch.WriteBarrier
+	d.set.core.take(i, e)
+	d.cover(i, e)
+}
+
+// cover hides what the store has of an entry's sectors.
+func (d *Device) cover(i uint64, e *entry) {
 	if e.sectors > 0 {
 		d.overlay.put(e.sector, e.sectors, i)
 	}
-}
-
-// holdsLocked reports whether changes are accepted into the held log now.
-func (d *Device) holdsLocked() bool {
-	s := d.set
-	if s.closed || s.role != roleOwner || s.heir || s.quiet || s.settling || d.info.ReadOnly {
-		return false
-	}
-	return s.mode == ModeHold || s.mode == ModePass && s.unfenced && d.shared && !d.acquired
 }
 
 // acceptsLocked reports whether this change can be: there is room, and no disk
 // refuses what the guest was already told of.
 func (d *Device) acceptsLocked(e *entry) bool {
 	s := d.set
-	if s.problemLocked() != nil {
+	if s.core.troubled() {
 		return false
 	}
 	if s.held.room(e) {
@@ -286,19 +267,18 @@ func (d *Device) begin(ctx context.Context, r *Request) (ticket uint64, err erro
 	defer s.mu.Unlock()
 	for {
 		switch {
-		case s.closed:
+		case s.core.closed:
 			return 0, ErrClosed
-		case d.holdsLocked():
+		case s.core.holds(d.lane):
 			if e := d.entryOf(r); d.acceptsLocked(&e) {
 				return 0, ErrAgain
 			}
-		case s.mode == ModePass && d.pending == 0 && d.mayWriteLocked():
-			d.direct++
+		case s.core.passes(d.lane) && d.mayWriteLocked():
+			s.core.begin(d.lane, r.Op == OpFlush)
 			s.count.direct++
 			if r.Op == OpFlush {
 				return 0, nil
 			}
-			d.unsynced = true
 			return s.index.Accepted(d.id, r.Sector, r.Sectors, true), nil
 		}
 		if err := s.waitLocked(ctx); err != nil {
@@ -349,20 +329,16 @@ func (d *Device) end(r *Request, ticket uint64, err error) {
 	s := d.set
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	d.direct--
-	switch {
-	case r.Op != OpFlush:
+	if r.Op != OpFlush {
 		// Now, and not before: what a synchronisation has read meanwhile may be
 		// old.
 		d.markLocked(r.Sector, r.Sectors)
 		s.index.Landed(ticket)
-	case err == nil && d.direct == 0:
-		d.unsynced = false
 	}
-	if d.direct == 0 {
-		if s.mode != ModePass || s.draining > 0 || s.quiet {
-			signal(d.kick)
-		}
+	if s.core.end(d.lane, r.Op == OpFlush, err == nil) {
+		signal(d.kick)
+	}
+	if d.lane.direct == 0 {
 		s.changed.tell()
 	}
 }
@@ -371,8 +347,8 @@ func (d *Device) end(r *Request, ticket uint64, err error) {
 func (d *Device) read(ctx context.Context, r *Request) error {
 	s := d.set
 	s.mu.Lock()
-	for !d.readableLocked() {
-		if s.closed {
+	for !s.core.readable(d.lane) {
+		if s.core.closed {
 			s.mu.Unlock()
 			return ErrClosed
 		}
@@ -389,10 +365,8 @@ func (d *Device) read(ctx context.Context, r *Request) error {
 	return d.fillGaps(r.Buffer, r.Sector, gaps)
 }
 
-func (d *Device) readableLocked() bool {
-	s := d.set
-	return !s.closed && s.role == roleOwner && !s.heir && !s.quiet && !s.settling && (d.acquired || s.unfenced || d.info.ReadOnly)
-}
+// mayWriteLocked asks the core with the time as it is.
+func (d *Device) mayWriteLocked() bool { return d.set.core.mayWrite(d.lane, d.set.clock.Now()) }
 
 // gap is a run of sectors that the store has the newest bytes of.
 type gap struct {
@@ -408,7 +382,7 @@ type gap struct {
 func (d *Device) lookLocked(dst []byte, sector uint64, bound uint64, gaps []gap) []gap {
 	h := d.set.held
 	total := uint32(len(dst) / epoch.SectorSize)
-	if d.pending == 0 {
+	if d.lane.pending == 0 {
 		return append(gaps, gap{0, total})
 	}
 	for at := uint32(0); at < total; {
@@ -493,7 +467,7 @@ func (d *Device) Landed(r *Request) {
 func (d *Device) known(ticket uint64, sector uint64, page epoch.GFN, content []byte) {
 	s := d.set
 	s.mu.Lock()
-	held := d.pending > 0 && d.overlay.any(sector, epoch.PageSectors)
+	held := d.lane.pending > 0 && d.overlay.any(sector, epoch.PageSectors)
 	s.mu.Unlock()
 	if !held {
 		s.index.ReadLanded(ticket, d.id, sector, page, content)

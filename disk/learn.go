@@ -124,7 +124,7 @@ func (d *Device) requests() uint64 {
 func (d *Device) learnSome(run []candidate) (_ []candidate, more bool) {
 	s := d.set
 	s.mu.Lock()
-	if !d.readableLocked() {
+	if !s.core.readable(d.lane) {
 		d.learner.n = 0 // another host may write now
 		s.mu.Unlock()
 		return run, false
@@ -132,7 +132,7 @@ func (d *Device) learnSome(run []candidate) (_ []candidate, more bool) {
 	run = d.learner.take(run)
 	more = d.learner.n > 0
 	// What is held is not on the disk yet, and comes to be known as it is flushed.
-	skip := len(run) == 0 || d.pending > 0 && d.overlay.any(run[0].sector, uint32(len(run))*epoch.PageSectors)
+	skip := len(run) == 0 || d.lane.pending > 0 && d.overlay.any(run[0].sector, uint32(len(run))*epoch.PageSectors)
 	ticket := uint64(0)
 	if !skip {
 		ticket = s.index.ReadBegins()

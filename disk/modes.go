@@ -46,15 +46,6 @@ func (m Mode) String() string {
 	return fmt.Sprintf("mode(%d)", uint8(m))
 }
 
-// seal says that the entries from..to belong to epoch n.
-type seal struct {
-	n        epoch.Number
-	from, to uint64
-	state    []byte
-	writes   []epoch.DiskWrite
-	listed   bool
-}
-
 // Own says that this host owns the guest in generation g: the stores are
 // acquired, behind the caller's back, and may be written as far as Allow says.
 // It is called before the guest runs here, at every new generation, and after a
@@ -67,16 +58,13 @@ type seal struct {
 func (s *Set) Own(g epoch.Generation) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
+	if s.core.closed {
 		return
 	}
-	switch s.role {
-	case roleStandBy:
-		s.heir = true
-	case roleNone:
+	if s.core.role == roleNone {
 		s.running.Go(s.look)
 	}
-	s.role, s.owned, s.quiet, s.generation = roleOwner, true, false, g
+	s.core.own(g)
 	s.held.j.word(wordGeneration).Store(uint64(g))
 	s.changed.tell()
 	s.kick()
@@ -88,8 +76,8 @@ func (s *Set) Own(g epoch.Generation) {
 func (s *Set) Seal(n epoch.Number) error {
 	s.mu.Lock()
 	var free seal
-	if k := len(s.spare); k > 0 {
-		free, s.spare = s.spare[k-1], s.spare[:k-1]
+	if k := len(s.core.spare); k > 0 {
+		free, s.core.spare = s.core.spare[k-1], s.core.spare[:k-1]
 	}
 	s.mu.Unlock()
 	state, err := s.describe(free.state[:0])
@@ -98,22 +86,14 @@ func (s *Set) Seal(n epoch.Number) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch {
-	case s.closed:
-		return ErrClosed
-	case s.role != roleOwner:
-		return fmt.Errorf("sealing the writes of epoch %d: the guest does not run on this host", n)
-	case n <= s.last:
-		return fmt.Errorf("sealing the writes of epoch %d: epoch %d is sealed already", n, s.last)
-	case s.mode == ModeHold && !s.settledLocked():
-		return fmt.Errorf("sealing the writes of epoch %d: writes from before Hold are still on their way", n)
+	if err := s.core.maySeal(n); err != nil {
+		return err
 	}
 	for i, d := range s.disks {
-		putFlushed(state, i, d.flushed)
+		putFlushed(state, i, d.lane.flushed)
 	}
-	free.n, free.from, free.to, free.state, free.listed = n, s.sealed, s.held.next, state, false
-	s.seals = append(s.seals, free)
-	s.last, s.sealed, s.pressed = n, s.held.next, false
+	free.state = state
+	s.core.seal(n, free)
 	return nil
 }
 
@@ -143,8 +123,8 @@ func (s *Set) describe(dst []byte) ([]byte, error) {
 func (s *Set) Sealed(n epoch.Number) (writes []epoch.DiskWrite, state []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for k := range s.seals {
-		p := &s.seals[k]
+	for k := range s.core.seals {
+		p := &s.core.seals[k]
 		if p.n != n {
 			continue
 		}
@@ -182,11 +162,11 @@ func (s *Set) Snapshot() (writes []epoch.DiskWrite, state []byte, err error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
+	if s.core.closed {
 		return nil, nil, ErrClosed
 	}
 	for i, d := range s.disks {
-		putFlushed(state, i, d.flushed)
+		putFlushed(state, i, d.lane.flushed)
 	}
 	for i := s.held.first; i < s.held.next; i++ {
 		if e := s.held.at(i); !e.done {
@@ -202,33 +182,28 @@ func (s *Set) Snapshot() (writes []epoch.DiskWrite, state []byte, err error) {
 // soon as mode and lease allow. It does not wait for them.
 func (s *Set) Release(through epoch.Number) {
 	s.mu.Lock()
-	k := 0
-	for k < len(s.seals) && s.seals[k].n <= through {
-		s.releaseLocked(s.seals[k].to)
-		s.spare = append(s.spare, s.seals[k])
-		k++
-	}
-	s.seals = append(s.seals[:0], s.seals[k:]...)
+	was := s.core.released
+	s.core.release(through)
+	s.releasedLocked(was)
 	s.mu.Unlock()
-	s.kick()
-}
-
-// releaseLocked lets the entries before index reach the disk.
-func (s *Set) releaseLocked(index uint64) {
-	if s.closed || index <= s.released {
-		return
-	}
-	s.released = index
-	pos := s.held.tail
-	if index < s.held.next {
-		pos = s.held.at(index).pos
-	}
-	s.held.j.word(wordReleased).Store(pos)
 }
 
 func (s *Set) releaseAllLocked() {
-	s.releaseLocked(s.held.next)
-	s.sealed = s.held.next
+	was := s.core.released
+	s.core.releaseAll()
+	s.releasedLocked(was)
+}
+
+// releasedLocked has the flushers look, after what may have released entries;
+// the journal outlives us and has to know.
+func (s *Set) releasedLocked(was uint64) {
+	if index := s.core.released; index > was {
+		pos := s.held.tail
+		if index < s.held.next {
+			pos = s.held.at(index).pos
+		}
+		s.held.j.word(wordReleased).Store(pos)
+	}
 	s.kick()
 }
 
@@ -243,33 +218,28 @@ func (s *Set) Pass() { s.enter(ModePass) }
 func (s *Set) enter(m Mode) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
+	if s.core.closed {
 		return
 	}
-	if s.role == roleStandBy && m == ModePass {
+	if s.core.role == roleStandBy && m == ModePass {
 		s.log.Error("the disks of a guest that runs elsewhere were to be used", "mode", m.String())
 		return
 	}
-	if s.heir {
-		s.heir, s.asOf = false, ^uint64(0)
+	was := s.core.released
+	if s.core.heir {
 		s.dropSharedLocked()
-		s.releaseAllLocked()
+		s.core.disinherit()
 		s.index.Forget()
 		s.fresh = true
 		s.running.Go(s.look)
 	}
-	s.mode = m
-	s.spare = append(s.spare, s.seals...)
-	s.seals, s.last, s.pressed = s.seals[:0], 0, false
 	s.lostLocked()
 	if m == ModePass {
 		s.unsentLocked()
-		s.releaseAllLocked()
-	} else {
-		s.sealed, s.before = s.released, s.released
 	}
+	s.core.enter(m)
+	s.releasedLocked(was)
 	s.changed.tell()
-	s.kick()
 }
 
 // Settled reports whether no write from before Hold is on its way to a disk any
@@ -278,16 +248,7 @@ func (s *Set) enter(m Mode) {
 func (s *Set) Settled() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.settledLocked()
-}
-
-func (s *Set) settledLocked() bool {
-	for _, d := range s.disks {
-		if d.direct > 0 || d.unsynced || d.landing > 0 {
-			return false
-		}
-	}
-	return s.held.first >= min(s.before, s.held.next)
+	return s.core.settled()
 }
 
 // Shut lets nothing reach a disk any more; what a store has been asked for may
@@ -295,9 +256,7 @@ func (s *Set) settledLocked() bool {
 func (s *Set) Shut() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.role == roleOwner {
-		s.mode = ModeShut
-	}
+	s.core.shut()
 	s.changed.tell()
 }
 
@@ -305,29 +264,13 @@ func (s *Set) Shut() {
 func (s *Set) Allow(until clock.Instant) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed {
+	if s.core.closed {
 		return ErrClosed
 	}
-	s.until = until
+	s.core.allow(until)
 	s.changed.tell()
 	s.kick()
 	return nil
-}
-
-// mayWriteLocked reports whether a write to the disk's store may be begun at this
-// moment.
-func (d *Device) mayWriteLocked() bool {
-	s := d.set
-	if s.closed || s.quiet || s.settling || s.heir || d.info.ReadOnly {
-		return false
-	}
-	switch s.role {
-	case roleStandBy:
-		return !d.shared // our own copy, which no guest writes to
-	case roleOwner:
-		return d.acquired && d.since == s.generation && s.mode != ModeShut && s.clock.Now().Add(s.guard).Before(s.until)
-	}
-	return false
 }
 
 // Pressure tells that held writes near their limit: at half, once per sealed
@@ -352,26 +295,16 @@ func (s *Set) problemLocked() error {
 	return nil
 }
 
-// busyLocked reports whether something is on its way to a store.
-func (s *Set) busyLocked() bool {
-	for _, d := range s.disks {
-		if d.busy || d.direct > 0 {
-			return true
-		}
-	}
-	return false
-}
-
 // Drain waits until everything released has reached the disks durably and
 // nothing is on its way; the guest stands still.
 func (s *Set) Drain(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.draining++
-	defer func() { s.draining-- }()
+	s.core.drain(1)
+	defer s.core.drain(-1)
 	s.kick()
-	for s.held.first < s.released || s.busyLocked() || !s.settledLocked() {
-		if s.closed {
+	for !s.core.drained() {
+		if s.core.closed {
 			return ErrClosed
 		}
 		if err := s.waitLocked(ctx); err != nil {
@@ -385,7 +318,7 @@ func (s *Set) Drain(ctx context.Context) error {
 // the disks go for another host. The guest stands still. Own takes them back.
 func (s *Set) Quiesce(ctx context.Context) error {
 	s.mu.Lock()
-	s.quiet, s.owned = true, false
+	s.core.quiesce()
 	s.changed.tell()
 	err := s.restLocked(ctx)
 	s.mu.Unlock()
@@ -401,7 +334,7 @@ func (s *Set) Quiesce(ctx context.Context) error {
 // restLocked gives waits for locks up and waits until nothing is on its way. The
 // caller has seen to it that nothing is begun.
 func (s *Set) restLocked(ctx context.Context) error {
-	for s.busyLocked() {
+	for s.core.busy() {
 		for _, d := range s.disks {
 			if d.giveUp != nil {
 				d.giveUp()
@@ -419,7 +352,7 @@ func (s *Set) letGo(which func(*Device) bool) error {
 	var all error
 	for _, d := range s.disks {
 		s.mu.Lock()
-		mine := d.acquired && which(d)
+		mine := d.lane.acquired && which(d)
 		s.mu.Unlock()
 		if !mine {
 			continue
@@ -427,7 +360,7 @@ func (s *Set) letGo(which func(*Device) bool) error {
 		err := d.store.Release()
 		s.mu.Lock()
 		if err == nil {
-			d.acquired = false
+			s.core.letGo(d.lane)
 		}
 		s.mu.Unlock()
 		if err != nil {

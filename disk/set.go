@@ -80,62 +80,33 @@ const (
 // store, a front end or a callback is called, so that a slow disk delays nobody
 // who does not wait for that disk.
 type Set struct {
-	disks    []*Device
-	boots    []*bootFile
-	looking  sync.Mutex // one look at the boot files at a time; taken before mu
-	unfenced bool
-	guard    time.Duration
-	clock    clock.Clock
-	index    Index
-	log      *slog.Logger
-	dirty    dirtyPages
-	filler   atomic.Pointer[fillFunc]
+	disks   []*Device
+	boots   []*bootFile
+	looking sync.Mutex // one look at the boot files at a time; taken before mu
+	clock   clock.Clock
+	index   Index
+	log     *slog.Logger
+	dirty   dirtyPages
+	filler  atomic.Pointer[fillFunc]
 
-	mu         sync.Mutex
-	changed    changes
-	held       *held
-	role       role
-	mode       Mode
-	owned      bool // Own was called: the stores are acquired
-	heir       bool // Own found a backup's disks, and whether Activate follows is not known yet: nothing is begun
-	quiet      bool // Quiesce: nothing is begun
-	settling   bool // StandBy is under way: nothing is begun
-	closed     bool
-	draining   int // callers of Drain
-	until      clock.Instant
-	generation epoch.Generation
-	seq        uint64 // of the last write
-	released   uint64 // index in held: entries before it may reach the disk
-	before     uint64 // index: entries before it are from before Hold
-	sealed     uint64 // index: entries before it belong to a sealed epoch
-	seals      []seal // ascending
-	spare      []seal // to be used again
-	last       epoch.Number
-	pressed    bool   // pressure was reported since the last seal
-	asOf       uint64 // index: ReadSectors sees entries before it
-	recovered  Recovered
-	watchers   []watcher // who is told before a block is overwritten
-	watchID    int
-	sent       []sentChunks     // synchronisation under way
-	there      []epoch.BootFile // the backup's boot files …
-	told       bool             // … if it has said so
-	fresh      bool             // nobody can have a reference to a boot file that this host would have to fill
-	count      counters
+	mu        sync.Mutex
+	changed   changes
+	core      core // what is decided about held writes
+	held      *held
+	recovered Recovered
+	watchers  []watcher // who is told before a block is overwritten
+	watchID   int
+	sent      []sentChunks     // synchronisation under way
+	there     []epoch.BootFile // the backup's boot files …
+	told      bool             // … if it has said so
+	fresh     bool             // nobody can have a reference to a boot file that this host would have to fill
+	count     counters
 
 	pressure chan struct{}
 	done     chan struct{}
 	stop     context.CancelFunc
 	running  sync.WaitGroup
 }
-
-// role says whose disks these are.
-type role uint8
-
-const (
-	roleNone    role = iota // nobody has said yet: every request waits
-	roleOwner               // the guest runs here
-	roleStandBy             // the guest runs elsewhere
-)
 
 // fillFunc makes sure that pages which a lazy rebuild has yet to fill are there.
 type fillFunc = func(first epoch.GFN, count uint64) error
@@ -191,10 +162,10 @@ func NewSet(c SetConfig) (*Set, error) {
 		return nil, fmt.Errorf("disks: %w", err)
 	}
 	s := &Set{
-		unfenced: c.Unfenced, guard: c.Guard, clock: c.Clock, index: c.Index, log: c.Log, dirty: newDirtyPages(c.Pages),
-		held: newHeld(j, uint64(c.HeldBytes)), asOf: ^uint64(0), fresh: true,
+		clock: c.Clock, index: c.Index, log: c.Log, dirty: newDirtyPages(c.Pages), held: newHeld(j, uint64(c.HeldBytes)), fresh: true,
 		pressure: make(chan struct{}, 1), done: make(chan struct{}),
 	}
+	s.core = core{unfenced: c.Unfenced, guard: c.Guard, log: s.held.entries, asOf: ^uint64(0)}
 	for i, d := range c.Disks {
 		s.disks = append(s.disks, newDevice(s, epoch.DiskID(i), d))
 	}
@@ -268,7 +239,7 @@ func (c *SetConfig) check() error {
 func (s *Set) recover() error {
 	h := s.held
 	released := h.j.word(wordReleased).Load()
-	s.seq = h.j.word(wordSeq).Load()
+	s.core.seq = h.j.word(wordSeq).Load()
 	err := h.recover(func(i uint64, e *entry) error {
 		if err := s.checkEntry(e); err != nil {
 			return fmt.Errorf("the journal of held writes does not fit these disks: %w", err)
@@ -277,19 +248,17 @@ func (s *Set) recover() error {
 		s.recovered.Bytes += uint64(e.dataBytes())
 		if e.pos < released {
 			s.recovered.Released++
-			s.released = i + 1
+			s.core.released = i + 1
 		}
 		s.disks[e.disk].take(i, e)
-		s.seq = max(s.seq, e.seq)
+		s.core.seq = max(s.core.seq, e.seq)
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	s.released = max(s.released, h.first)
-	s.sealed, s.before = s.released, s.released
-	s.generation = epoch.Generation(h.j.word(wordGeneration).Load())
-	s.recovered.Generation = s.generation
+	s.core.recovered(epoch.Generation(h.j.word(wordGeneration).Load()))
+	s.recovered.Generation = s.core.generation
 	return nil
 }
 
@@ -352,18 +321,18 @@ func (s *Set) waitLocked(ctx context.Context) error {
 // more, and nobody what Sealed has returned.
 func (s *Set) Close() error {
 	s.mu.Lock()
-	if s.closed {
+	if s.core.closed {
 		s.mu.Unlock()
 		return nil
 	}
-	s.closed = true
+	s.core.close()
 	close(s.done)
 	s.changed.tell()
 	s.stop()
 	s.mu.Unlock()
 	s.running.Wait()
 	s.mu.Lock()
-	for s.busyLocked() { // requests that go straight to a store
+	for s.core.busy() { // requests that go straight to a store
 		_ = s.waitLocked(context.Background()) // never cancelled
 	}
 	s.mu.Unlock()

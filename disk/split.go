@@ -49,7 +49,7 @@ func (d *Device) Direct(r *Request) bool {
 }
 
 func (d *Device) directLocked() bool {
-	return d.passesLocked() && (d.slow.IsZero() || time.Since(d.slow) > slowTime)
+	return d.set.core.passes(d.lane) && (d.slow.IsZero() || time.Since(d.slow) > slowTime)
 }
 
 // Begin begins a request. See Splitter.
@@ -77,7 +77,7 @@ func (d *Device) beginFlush() (t Transfer, ok bool) {
 	}
 	if t.File, ok = d.split.StartSync(); ok {
 		t.Sync = true
-		d.direct++
+		s.core.begin(d.lane, true)
 		s.count.direct++
 	}
 	return t, ok
@@ -91,14 +91,14 @@ func (d *Device) beginDirect(r *Request) (t Transfer, ok bool) {
 	s := d.set
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !d.readableLocked() || !d.directLocked() {
+	if !s.core.readable(d.lane) || !d.directLocked() {
 		return t, false
 	}
 	if t.File, t.Offset, ok = d.split.StartRead(r.Sector, r.Sectors); ok {
 		t.Direct = true
 		r.began = time.Now()
 		s.count.reads++
-		d.landing++
+		s.core.land(d.lane)
 	}
 	return t, ok
 }
@@ -112,7 +112,7 @@ func (d *Device) beginRead(r *Request) (t Transfer, ok bool) {
 	}
 	s := d.set
 	s.mu.Lock()
-	if !d.readableLocked() {
+	if !s.core.readable(d.lane) {
 		s.mu.Unlock()
 		return t, false
 	}
@@ -148,7 +148,7 @@ func (d *Device) beginWrite(r *Request) (t Transfer, ok bool) {
 		r.began = time.Now()
 	} else {
 		s.mu.Lock()
-		ok = d.passesLocked()
+		ok = s.core.passes(d.lane)
 		s.mu.Unlock()
 		if !ok {
 			return t, false
@@ -161,8 +161,7 @@ func (d *Device) beginWrite(r *Request) (t Transfer, ok bool) {
 	if t.File, t.Offset, ok = d.split.StartWrite(r.Sector, r.Sectors); ok {
 		s.mu.Lock()
 		if ok = d.beginsLocked(); ok {
-			d.direct++
-			d.unsynced = true
+			s.core.begin(d.lane, false)
 			s.count.direct++
 			r.Ticket, r.bounce = s.index.Accepted(d.id, r.Sector, r.Sectors, true), buf
 		}
@@ -177,17 +176,11 @@ func (d *Device) beginWrite(r *Request) (t Transfer, ok bool) {
 	return t, ok
 }
 
-// passesLocked reports whether the guest is not protected, and nothing that it
-// wrote when it was is still on its way.
-func (d *Device) passesLocked() bool {
-	s := d.set
-	return !s.closed && !d.holdsLocked() && s.mode == ModePass && d.pending == 0
-}
-
 // beginsLocked reports whether a change may go straight to the store, and nobody
 // has to be told before.
 func (d *Device) beginsLocked() bool {
-	return d.passesLocked() && len(d.set.watchers) == 0 && d.mayWriteLocked()
+	c := &d.set.core
+	return c.passes(d.lane) && !c.watched && d.mayWriteLocked()
 }
 
 // End ends a request that Begin began. See Splitter.
@@ -236,7 +229,7 @@ func (d *Device) endDirect(r *Request) {
 	if r.Op != OpRead {
 		return
 	}
-	if d.landing--; d.landing == 0 {
+	if s.core.landed(d.lane) {
 		s.changed.tell()
 	}
 }

@@ -55,10 +55,10 @@ func (s *Set) Status() Status {
 	defer s.mu.Unlock()
 	h, c := s.held, &s.count
 	st := Status{
-		Mode: s.modeLocked(), Generation: s.generation, Writes: h.count, Bytes: h.used, Limit: h.limit, Recovered: s.recovered,
+		Mode: s.modeLocked(), Generation: s.core.generation, Writes: h.count, Bytes: h.used, Limit: h.limit, Recovered: s.recovered,
 		Reads: c.reads, Direct: c.direct, Accepted: c.accepted, Full: c.full, Flushed: c.flushed, FlushedBytes: c.flushedBytes, Errors: c.errors,
 	}
-	for i := h.first; i < s.released && i < h.next; i++ {
+	for i := h.first; i < s.core.released && i < h.next; i++ {
 		if !h.at(i).done {
 			st.Released++
 		}
@@ -69,7 +69,7 @@ func (s *Set) Status() Status {
 	for _, d := range s.disks {
 		one := DiskStatus{
 			Serial: d.info.Serial, Sectors: d.info.Sectors, Store: "shared", ReadOnly: d.info.ReadOnly,
-			Writer: d.acquired, Waiting: d.waiting, Writes: d.pending, InFlight: d.direct, Flushed: d.flushed,
+			Writer: d.lane.acquired, Waiting: d.lane.job == jobAcquire, Writes: d.lane.pending, InFlight: d.lane.direct, Flushed: d.lane.flushed,
 		}
 		if !d.shared {
 			one.Store = "replicated"
@@ -77,7 +77,7 @@ func (s *Set) Status() Status {
 		if d.problem != nil {
 			one.Problem = d.problem.Error()
 		}
-		if y := d.sync; y != nil {
+		if y := d.copies; y != nil {
 			one.Differ, one.Compare = y.differs*epoch.HashChunk, (y.unknowns+y.askeds)*epoch.HashChunk
 		}
 		st.Disks = append(st.Disks, one)
@@ -88,12 +88,12 @@ func (s *Set) Status() Status {
 
 func (s *Set) modeLocked() string {
 	switch {
-	case s.role == roleNone:
+	case s.core.role == roleNone:
 		return "none"
-	case s.role == roleStandBy:
+	case s.core.role == roleStandBy:
 		return "backup"
-	case s.mode == ModePass && s.held.count > 0:
+	case s.core.mode == ModePass && s.held.count > 0:
 		return "draining"
 	}
-	return s.mode.String()
+	return s.core.mode.String()
 }

@@ -106,18 +106,18 @@ func (d *Device) extent(chunk uint64) (sector uint64, sectors uint32) {
 
 // markLocked notes that sectors get bytes that travel in no epoch.
 func (d *Device) markLocked(sector uint64, sectors uint32) {
-	if d.sync == nil || sectors == 0 {
+	if d.copies == nil || sectors == 0 {
 		return
 	}
 	for c := sector / chunkSectors; c <= (sector+uint64(sectors)-1)/chunkSectors; c++ {
-		if !has(d.sync.differ, c) {
+		if !has(d.copies.differ, c) {
 			d.differsLocked(c)
 		}
 	}
 }
 
 func (d *Device) differsLocked(chunk uint64) {
-	y := d.sync
+	y := d.copies
 	was := y.equal(chunk)
 	put(y.differ, &y.differs, chunk, true)
 	if was {
@@ -128,7 +128,7 @@ func (d *Device) differsLocked(chunk uint64) {
 
 // verifyLocked tells the index of a chunk that is equal now.
 func (d *Device) verifyLocked(chunk uint64) {
-	if d.sync.equal(chunk) {
+	if d.copies.equal(chunk) {
 		from, n := d.extent(chunk)
 		d.set.index.SetVerified(d.id, from, from+uint64(n), true)
 	}
@@ -137,7 +137,7 @@ func (d *Device) verifyLocked(chunk uint64) {
 // unsentLocked notes the held writes that will travel in no epoch, now that they
 // are released without one.
 func (s *Set) unsentLocked() {
-	for i := max(s.released, s.held.first); i < s.held.next; i++ {
+	for i := max(s.core.released, s.held.first); i < s.held.next; i++ {
 		e := s.held.at(i)
 		s.disks[e.disk].markLocked(e.sector, e.sectors)
 	}
@@ -148,7 +148,7 @@ func (s *Set) lostLocked() {
 	for _, c := range s.sent {
 		for _, chunk := range c.chunks {
 			s.disks[c.disk].differsLocked(chunk)
-			s.disks[c.disk].sync.sending[chunk/64] &^= 1 << (chunk % 64)
+			s.disks[c.disk].copies.sending[chunk/64] &^= 1 << (chunk % 64)
 		}
 	}
 	s.sent = s.sent[:0]
@@ -164,8 +164,8 @@ func (s *Set) SyncAll() {
 func (s *Set) syncAllLocked() {
 	s.sent = s.sent[:0]
 	for _, d := range s.disks {
-		if d.sync != nil {
-			d.sync.forget()
+		if d.copies != nil {
+			d.copies.forget()
 			s.index.SetVerified(d.id, 0, d.info.Sectors, false)
 		}
 	}
@@ -177,9 +177,9 @@ func (s *Set) Unsynced() (differ, compare uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, d := range s.disks {
-		if d.sync != nil {
-			differ += d.sync.differs * epoch.HashChunk
-			compare += (d.sync.unknowns + d.sync.askeds) * epoch.HashChunk
+		if d.copies != nil {
+			differ += d.copies.differs * epoch.HashChunk
+			compare += (d.copies.unknowns + d.copies.askeds) * epoch.HashChunk
 		}
 	}
 	for _, c := range s.sent {
@@ -198,7 +198,7 @@ func (s *Set) NextHashes(limit int) (h epoch.DiskHashes, more bool, err error) {
 	s.mu.Lock()
 	var d *Device
 	for _, candidate := range s.disks {
-		if y := candidate.sync; y != nil && d == nil {
+		if y := candidate.copies; y != nil && d == nil {
 			if first, ok := find(y.unknown, y.chunks, y.next); ok {
 				d, h.Disk, h.First = candidate, candidate.id, first
 			}
@@ -208,7 +208,7 @@ func (s *Set) NextHashes(limit int) (h epoch.DiskHashes, more bool, err error) {
 		s.mu.Unlock()
 		return h, false, nil
 	}
-	y := d.sync
+	y := d.copies
 	n := uint64(0)
 	for n < uint64(count) && h.First+n < y.chunks && has(y.unknown, h.First+n) {
 		put(y.unknown, &y.unknowns, h.First+n, false)
@@ -241,7 +241,7 @@ func (d *Device) hash(first uint64, count int, bound uint64) ([]epoch.Hash, erro
 		sector, sectors := d.extent(c)
 		b := buf.b[:sectors*epoch.SectorSize]
 		s.mu.Lock()
-		if s.closed {
+		if s.core.closed {
 			s.mu.Unlock()
 			return nil, ErrClosed
 		}
@@ -268,7 +268,7 @@ func (s *Set) Differ(a epoch.DiskDiffers) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d := s.disks[a.Disk]
-	y := d.sync
+	y := d.copies
 	for i := range uint64(a.Count) {
 		c := a.First + i
 		if !has(y.asked, c) {
@@ -284,10 +284,10 @@ func (s *Set) Differ(a epoch.DiskDiffers) error {
 }
 
 func (s *Set) checkChunks(disk epoch.DiskID, first uint64, count int) error {
-	if int(disk) >= len(s.disks) || s.disks[disk].sync == nil {
+	if int(disk) >= len(s.disks) || s.disks[disk].copies == nil {
 		return fmt.Errorf("disk %d is no replicated disk here", disk)
 	}
-	if chunks := s.disks[disk].sync.chunks; count <= 0 || count > epoch.MaxHashes || first >= chunks || uint64(count) > chunks-first {
+	if chunks := s.disks[disk].copies.chunks; count <= 0 || count > epoch.MaxHashes || first >= chunks || uint64(count) > chunks-first {
 		return fmt.Errorf("disk %d: %d chunks from %d on, it has %d", disk, count, first, chunks)
 	}
 	return nil
@@ -300,7 +300,7 @@ func (s *Set) Compare(h epoch.DiskHashes) (epoch.DiskDiffers, error) {
 		return epoch.DiskDiffers{}, fmt.Errorf("hashes of the peer's disk: %w", err)
 	}
 	s.mu.Lock()
-	bound := s.asOf
+	bound := s.core.asOf
 	s.mu.Unlock()
 	ours, err := s.disks[h.Disk].hash(h.First, len(h.Hashes), bound)
 	if err != nil {
@@ -323,7 +323,7 @@ func (s *Set) SyncWrites(n epoch.Number, limit uint64) ([]epoch.DiskWrite, error
 	var writes []epoch.DiskWrite
 	bytes := uint64(0)
 	for _, d := range s.disks {
-		if d.sync == nil {
+		if d.copies == nil {
 			continue
 		}
 		sent, ws, err := d.syncWrites(n, limit, &bytes)
@@ -344,7 +344,7 @@ func (s *Set) SyncWrites(n epoch.Number, limit uint64) ([]epoch.DiskWrite, error
 }
 
 func (d *Device) syncWrites(n epoch.Number, limit uint64, bytes *uint64) (sent []uint64, writes []epoch.DiskWrite, err error) {
-	s, y := d.set, d.sync
+	s, y := d.set, d.copies
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for from, round := y.from, uint64(0); round < y.chunks; {
@@ -362,7 +362,7 @@ func (d *Device) syncWrites(n epoch.Number, limit uint64, bytes *uint64) (sent [
 		}
 		from = (c + 1) % y.chunks
 		sector, sectors := d.extent(c)
-		if s.closed {
+		if s.core.closed {
 			return sent, nil, ErrClosed
 		}
 		// First the mark, then the bytes: a direct write that ends after this
@@ -389,7 +389,7 @@ func (d *Device) syncWrites(n epoch.Number, limit uint64, bytes *uint64) (sent [
 // boundLocked returns the index before which entries belong to epoch n or to one
 // before.
 func (s *Set) boundLocked(n epoch.Number) uint64 {
-	for _, p := range s.seals {
+	for _, p := range s.core.seals {
 		if p.n == n {
 			return p.to
 		}
@@ -426,9 +426,9 @@ func (s *Set) Synced(n epoch.Number) {
 func (d *Device) sendingLocked(chunks []uint64, on bool) {
 	for _, c := range chunks {
 		if on {
-			d.sync.sending[c/64] |= 1 << (c % 64)
+			d.copies.sending[c/64] |= 1 << (c % 64)
 		} else {
-			d.sync.sending[c/64] &^= 1 << (c % 64)
+			d.copies.sending[c/64] &^= 1 << (c % 64)
 		}
 	}
 }

@@ -73,21 +73,23 @@ func (d *daemon) kick() {
 		return
 	}
 	d.flushing = true
-	wait := d.w.between(20*time.Microsecond, 800*time.Microsecond)
-	if d.w.now < d.h.diskFails {
-		wait = d.w.between(5*time.Millisecond, 20*time.Millisecond) // the flusher's pause after a failure
+	d.after(d.w.between(20*time.Microsecond, 800*time.Microsecond), d.flush)
+}
+
+// flush lets the flusher take its next action. While it waits after a failure
+// nobody wakes it.
+func (d *daemon) flush() {
+	worked := d.set.Work()
+	d.flushing = !worked.Did && worked.Again > 0
+	switch {
+	case !d.alive || worked.Flushed && d.w.at(d, stepFlushed):
+	case worked.Did:
+		d.kick()
+	case d.flushing:
+		d.after(worked.Again, d.flush)
+	default:
+		d.replaying = d.replaying && !d.set.Settled()
 	}
-	d.after(wait, func() {
-		d.flushing = false
-		did := d.set.Work()
-		switch {
-		case !d.alive:
-		case !did:
-			d.replaying = d.replaying && !d.set.Settled()
-		case !d.w.at(d, stepFlushed):
-			d.kick()
-		}
-	})
 }
 
 // stepOfWrite says what a write to the store is part of.
