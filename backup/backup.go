@@ -169,17 +169,21 @@ func (b *Backup) do(ctx context.Context, a Action) Event {
 	case Discard:
 		b.drop("its epoch came too late")
 	case GiveUp:
-		return b.giveUp(a.Err)
+		b.giveUp(a.Err)
 	case Drop:
 		b.drop(a.Why)
 	case Load:
-		b.Slog.Info("loading the standby", "at", b.core.at, "device_state", len(b.state))
+		at, _ := b.core.At()
+		b.Slog.Info("loading the standby", "at", at, "device_state", len(b.state))
 		b.start(func() { b.send(ctx, Loaded{b.load(ctx)}) })
 	case Reset:
 		b.table.StandBy()
 		if err := b.standby.Reset(ctx); err != nil {
 			b.Slog.Error("no fresh machine for the standby", "err", err)
 		}
+	case Activate:
+		table, fill := b.table, b.standby.Fill
+		b.start(func() { b.send(ctx, Activated{b.activate(ctx, a.Generation, table, fill)}) })
 	case Propose:
 		b.start(func() { b.propose(ctx, a.Command) })
 	case Run:
@@ -278,21 +282,27 @@ func (b *Backup) load(ctx context.Context) error {
 	return err
 }
 
-// run lets the loaded machine run, with the disks as the last commit left them.
-func (b *Backup) run(ctx context.Context) (hypervisor.Guest, error) {
-	b.Disks.SetFiller(b.standby.Fill)
-	b.Disks.Own(b.core.Log().Generation)
+// activate makes the disks this host's, as the last commit left them.
+func (b *Backup) activate(ctx context.Context, g epoch.Generation, table *rebuild.Table, fill func(first epoch.GFN, count uint64) error) error {
+	b.Disks.SetFiller(fill)
+	b.Disks.Own(g)
 	call, cancel := context.WithTimeout(ctx, b.cfg.DiskWait)
 	defer cancel()
-	if err := b.Disks.Activate(call, b.table.BeforeOverwrite); err != nil {
-		return nil, fmt.Errorf("activate the disks: %w", err)
+	if err := b.Disks.Activate(call, table.BeforeOverwrite); err != nil {
+		return fmt.Errorf("activate the disks: %w", err)
 	}
 	crashpoint.At(crashpoint.DisksActivated)
+	return nil
+}
+
+// run lets the loaded machine run.
+func (b *Backup) run(ctx context.Context) (hypervisor.Guest, error) {
 	guest, err := b.standby.Run(ctx)
 	if err == nil {
 		crashpoint.At(crashpoint.Running)
 		b.taken, b.standby = guest, nil
-		b.Slog.Info(LogRunning, "at", b.core.at)
+		at, _ := b.core.At()
+		b.Slog.Info(LogRunning, "at", at)
 	}
 	return guest, err
 }
@@ -301,15 +311,16 @@ func (b *Backup) run(ctx context.Context) (hypervisor.Guest, error) {
 // more except together with this host: the stage is verified and in memory.
 func (b *Backup) commit(ctx context.Context) Event {
 	s := b.session
+	at, _ := b.core.At()
 	stage := b.decoder.Stage()
 	stage.EachRun(b.table.Supersede)
 	for _, r := range stage.References() { // one that is true now may stand in for one that is not
 		b.table.Supersede(r.Page, 1)
 	}
 	if err := b.table.Bad(); err != nil && s.kind == epoch.KindCheckpoint {
-		return b.giveUp(fmt.Errorf("a page cannot be rebuilt: %w", err))
+		return CommitFailed{fmt.Errorf("a page cannot be rebuilt: %w", err)}
 	}
-	ack := protocol.Ack{At: b.core.at, Materialised: min(b.table.Through(), b.core.at.Number)}
+	ack := protocol.Ack{At: at, Materialised: min(b.table.Through(), at.Number)}
 	if s.verify.Count == 0 {
 		// Acknowledged is committed: the stage stays until it is applied, and
 		// nothing between here and there can refuse it.
@@ -317,14 +328,14 @@ func (b *Backup) commit(ctx context.Context) Event {
 		crashpoint.At(crashpoint.AckSent)
 	}
 	if err := stage.Apply(b.standby.WritePages); err != nil {
-		return b.giveUp(err) // our own image refused a write: it can no longer be trusted
+		return CommitFailed{err} // our own image refused a write: it can no longer be trusted
 	}
 	// The disks first: a reference is true of them as of its own epoch, and what
 	// they keep of an earlier one may lie over its block.
-	if err := b.Disks.Commit(b.core.at.Number, stage.Writes(), stage.DiskState()); err != nil {
-		return b.giveUp(err)
+	if err := b.Disks.Commit(at.Number, stage.Writes(), stage.DiskState()); err != nil {
+		return CommitFailed{err}
 	}
-	b.table.Add(stage.References(), b.core.at.Number)
+	b.table.Add(stage.References(), at.Number)
 	b.table.Committed(s.kind == epoch.KindCheckpoint)
 	if d := stage.DeviceState(); len(d) > 0 {
 		b.state = append(b.state[:0], d...)
@@ -344,16 +355,13 @@ func (b *Backup) commit(ctx context.Context) Event {
 	return nil
 }
 
-// giveUp ends the session and makes sure that nothing is ever continued or
-// activated from this image.
-func (b *Backup) giveUp(err error) Event {
-	b.Slog.Error("the image is given up", "at", b.core.at, "err", err)
+// giveUp ends the session, and tells its primary why.
+func (b *Backup) giveUp(err error) {
+	b.Slog.Error("the image is given up", "err", err)
 	if s := b.session; s != nil {
 		s.complain(err)
 	}
 	b.drop(err.Error())
-	b.core.at, b.core.whole = epoch.Position{}, false
-	return SessionLost{err}
 }
 
 func (b *Backup) refuse(ctx context.Context, reason string) {

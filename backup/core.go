@@ -90,10 +90,12 @@ type Core struct {
 type machine uint8
 
 const (
-	machineFresh   machine = iota // can be loaded
-	machineLoading                // Load was asked for
-	machineLoaded                 // holds the last commit
-	machineSpoilt                 // a load failed, or is no longer wanted
+	machineFresh      machine = iota // can be loaded
+	machineLoading                   // Load was asked for
+	machineLoaded                    // holds the last commit
+	machineActivating                // Activate was asked for
+	machineReady                     // can run
+	machineSpoilt                    // a load failed, or is no longer wanted
 )
 
 // NewCore returns the core of a backup that holds no image yet.
@@ -137,6 +139,8 @@ func (c *Core) absorb(ev Event) {
 		c.absorbPrepared(ev)
 	case Staged:
 		c.absorbStaged(ev)
+	case CommitFailed:
+		c.giveUp(ev.Err)
 	case SessionLost:
 		if c.session != 0 || c.preparing != 0 {
 			c.session, c.preparing, c.lostAt = 0, 0, c.now
@@ -148,7 +152,7 @@ func (c *Core) absorb(ev Event) {
 			c.loads = c.cfg.Loads
 			c.emit(Warn{fmt.Sprintf("the image cannot be made whole: %v", ev.Err)})
 		} else {
-			c.emit(GiveUp(ev))
+			c.giveUp(ev.Err)
 		}
 	case Loaded:
 		c.machine = machineLoaded
@@ -156,6 +160,13 @@ func (c *Core) absorb(ev Event) {
 			c.machine = machineSpoilt
 			c.retryAt = c.now.Add(c.cfg.Retry)
 			c.emit(Warn{fmt.Sprintf("the waiting machine did not load the checkpoint: %v", ev.Err)})
+		}
+	case Activated:
+		c.machine = machineReady
+		if ev.Err != nil {
+			c.machine = machineSpoilt
+			c.retryAt = c.now.Add(c.cfg.Retry)
+			c.emit(Warn{ev.Err.Error()})
 		}
 	case Proposed:
 		c.absorbProposed(ev)
@@ -262,6 +273,15 @@ func (c *Core) absorbProposed(ev Proposed) {
 	}
 }
 
+// giveUp makes sure that nothing is ever continued or activated from this image.
+func (c *Core) giveUp(err error) {
+	c.at, c.whole = epoch.Position{}, false
+	if c.session != 0 || c.preparing != 0 {
+		c.session, c.preparing, c.lostAt = 0, 0, c.now
+	}
+	c.emit(GiveUp{err})
+}
+
 // stopAsking goes back to standing by. A machine that was loaded is of no use
 // any more: the next load is of a later commit.
 func (c *Core) stopAsking() {
@@ -273,7 +293,15 @@ func (c *Core) decide() {
 	if c.spoilt && c.asking && !c.granted && !c.proposing {
 		c.stopAsking()
 		c.retry = nil
-		c.emit(GiveUp{errSpoilt})
+		c.giveUp(errSpoilt)
+	}
+	if c.granted && c.log.Owner != c.cfg.Self {
+		// The former owner has taken the guest back: nothing of what was begun
+		// here happened. The disks were, maybe, an owner's: see absorbProposed.
+		c.emit(Warn{fmt.Sprintf("%s has taken the guest back: the takeover took too long", c.log.Owner)})
+		c.retry = nil
+		c.stopAsking()
+		c.at, c.whole = epoch.Position{}, false
 	}
 	if c.log.Owner == c.cfg.Self && !c.asking {
 		c.end(OutcomeOwner)
@@ -290,7 +318,11 @@ func (c *Core) decide() {
 	c.decideAsk()
 	c.decideMachine()
 	c.decideProposal()
-	if c.granted && c.machine == machineLoaded {
+	switch {
+	case c.granted && c.machine == machineLoaded:
+		c.machine = machineActivating
+		c.emit(Activate{c.log.Generation})
+	case c.granted && c.machine == machineReady:
 		c.machine = machineSpoilt // until Ran says otherwise
 		c.emit(Run{})
 	}
@@ -318,7 +350,7 @@ func (c *Core) decideAsk() {
 // a takeover is asked for, fresh otherwise. Loading goes on beside the wait for
 // the grant, so it costs the guest nothing.
 func (c *Core) decideMachine() {
-	if c.machine == machineLoaded && !c.asking {
+	if (c.machine == machineLoaded || c.machine == machineReady) && !c.asking {
 		c.machine = machineSpoilt // loaded in vain
 	}
 	switch {
@@ -349,7 +381,8 @@ func (c *Core) decideProposal() {
 	}
 	kind, b := ownership.Takeover, ownership.Backup{Host: c.cfg.Self, Image: c.at.Image, Epoch: c.at.Number}
 	if c.granted {
-		if c.machine == machineLoading || c.machine == machineLoaded || c.loads < c.cfg.Loads {
+		busy := c.machine != machineFresh && c.machine != machineSpoilt
+		if busy || c.loads < c.cfg.Loads {
 			return
 		}
 		kind, b = ownership.Return, ownership.Backup{}

@@ -28,6 +28,9 @@ type (
 		At   epoch.Position
 		Kind epoch.Kind
 	}
+	// CommitFailed: the image refused the staged epoch, or a page of an earlier
+	// one cannot be rebuilt.
+	CommitFailed struct{ Err error }
 	// SessionLost: the session broke, or its peer broke the rules.
 	SessionLost struct{ Err error }
 	// Spoilt: the image cannot be made whole: a page that was left out of a
@@ -35,6 +38,8 @@ type (
 	Spoilt struct{ Err error }
 	// Loaded: the device state is in the waiting machine, or Err.
 	Loaded struct{ Err error }
+	// Activated: the disks are this host's, as the last commit left them, or Err.
+	Activated struct{ Err error }
 	// Proposed: a proposal ended; see primary.Proposed.
 	Proposed struct {
 		Command ownership.Command
@@ -48,16 +53,18 @@ type (
 	}
 )
 
-func (Tick) isEvent()        {}
-func (LogApplied) isEvent()  {}
-func (Greeted) isEvent()     {}
-func (Prepared) isEvent()    {}
-func (Staged) isEvent()      {}
-func (SessionLost) isEvent() {}
-func (Spoilt) isEvent()      {}
-func (Loaded) isEvent()      {}
-func (Proposed) isEvent()    {}
-func (Ran) isEvent()         {}
+func (Tick) isEvent()         {}
+func (LogApplied) isEvent()   {}
+func (Greeted) isEvent()      {}
+func (Prepared) isEvent()     {}
+func (Staged) isEvent()       {}
+func (CommitFailed) isEvent() {}
+func (SessionLost) isEvent()  {}
+func (Spoilt) isEvent()       {}
+func (Loaded) isEvent()       {}
+func (Activated) isEvent()    {}
+func (Proposed) isEvent()     {}
+func (Ran) isEvent()          {}
 
 // Action is what the shell must do next, in the order returned.
 type Action interface{ isAction() }
@@ -72,7 +79,8 @@ type (
 	Commit struct{}
 	// Discard: throw the staged epoch away.
 	Discard struct{}
-	// GiveUp: the image is spoilt; close the session and tell its primary.
+	// GiveUp: nothing is ever continued or activated from this image; close the
+	// session and tell its primary.
 	GiveUp struct{ Err error }
 	// Drop: close the session.
 	Drop struct{ Why string }
@@ -82,6 +90,9 @@ type (
 	Reset struct{}
 	// Propose: put a command to the ownership log.
 	Propose struct{ Command ownership.Command }
+	// Activate: make the disks this host's in Generation, as the last commit left
+	// them. It may wait for the former owner's locks.
+	Activate struct{ Generation epoch.Generation }
 	// Run: let the machine run.
 	Run struct{}
 	// Warn: tell the operator.
@@ -90,18 +101,19 @@ type (
 	End struct{ Outcome Outcome }
 )
 
-func (Prepare) isAction() {}
-func (Refuse) isAction()  {}
-func (Commit) isAction()  {}
-func (Discard) isAction() {}
-func (GiveUp) isAction()  {}
-func (Drop) isAction()    {}
-func (Load) isAction()    {}
-func (Reset) isAction()   {}
-func (Propose) isAction() {}
-func (Run) isAction()     {}
-func (Warn) isAction()    {}
-func (End) isAction()     {}
+func (Prepare) isAction()  {}
+func (Refuse) isAction()   {}
+func (Commit) isAction()   {}
+func (Discard) isAction()  {}
+func (GiveUp) isAction()   {}
+func (Drop) isAction()     {}
+func (Load) isAction()     {}
+func (Reset) isAction()    {}
+func (Propose) isAction()  {}
+func (Activate) isAction() {}
+func (Run) isAction()      {}
+func (Warn) isAction()     {}
+func (End) isAction()      {}
 
 // Outcome says why a backup ended.
 type Outcome uint8

@@ -47,13 +47,17 @@ func TestTheDisksAreOwnedBeforeTheyAreActivated(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			c := &calls{refuse: row.refuse}
-			state := ownership.Guest{Generation: 3, Revision: 5, Owner: "a", Phase: ownership.PhaseActive, Desired: ownership.Running}
+			state := ownership.Guest{Generation: 3, Revision: 5, Owner: "b", Phase: ownership.PhaseActivating, Previous: "a", Desired: ownership.Running}
 			b := New(DefaultConfig("web", "b", time.Second, imagePages*epoch.PageSize), Deps{Disks: c, Log: stillLog{state},
 				Clock: clock.Boot{}, Slog: slog.New(slog.DiscardHandler), State: state})
 			b.standby = c
-			if _, err := b.run(t.Context()); !errors.Is(err, row.refuse) {
-				t.Errorf("got %v, want %v", err, row.refuse)
+			b.core.asking, b.core.granted, b.core.machine = true, true, machineLoading
+			b.step(t.Context(), Loaded{})
+			activated := (<-b.events).(Activated)
+			if !errors.Is(activated.Err, row.refuse) {
+				t.Errorf("got %v, want %v", activated.Err, row.refuse)
 			}
+			b.step(t.Context(), activated)
 			if !slices.Equal(c.all, row.want) {
 				t.Errorf("calls %q, want %q", c.all, row.want)
 			}

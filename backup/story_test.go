@@ -58,6 +58,7 @@ type narrator struct {
 	out   strings.Builder
 
 	noStandby, noRun bool // what fails next
+	slowDisks        bool // they are activated at a line of their own
 }
 
 func tell(t *testing.T, script string) string {
@@ -121,6 +122,24 @@ func (n *narrator) line(words []string) {
 		}
 		n.now += d
 		n.step(Tick{})
+	case "commit-fails":
+		n.step(CommitFailed{errors.New("a page cannot be rebuilt")})
+	case "spoilt":
+		n.step(Spoilt{errors.New("a page cannot be rebuilt")})
+	case "taken-back": // by the former owner
+		next, err := ownership.Apply(n.log, ownership.Command{ID: ownership.NewCommandID(), Guest: "web", Kind: ownership.Return,
+			Host: n.log.Previous, Generation: n.log.Generation, Revision: n.log.Revision})
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		n.log = next
+		n.step(LogApplied{n.log})
+	case "slow-disks":
+		n.slowDisks = true
+	case "activated":
+		n.step(Activated{})
+	case "not-activated":
+		n.step(Activated{errors.New("activate the disks: the other host has the lock")})
 	case "loaded":
 		n.step(Loaded{})
 	case "load-fails":
@@ -184,6 +203,11 @@ func (n *narrator) step(ev Event) {
 				c := a.Command
 				n.asked = &c
 				n.say("propose %s (generation %d, revision %d, epoch %d)", c.Kind, c.Generation, c.Revision, c.Backup.Epoch)
+			case Activate:
+				n.say("activate the disks in generation %d", a.Generation)
+				if !n.slowDisks {
+					queue = append(queue, Activated{})
+				}
 			case Run:
 				n.say("run")
 				r := Ran{}

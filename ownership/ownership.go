@@ -124,8 +124,12 @@ const (
 	Takeover Kind = "takeover"
 	// Activated records that the new owner's guest runs.
 	Activated Kind = "activated"
-	// Return gives a takeover that could not be completed back to the previous
-	// owner, which still holds its paused guest.
+	// Return gives a takeover that was not completed back to the previous
+	// owner, which still holds its paused guest. The new owner proposes it when
+	// it cannot run the guest, the previous one when nothing is heard of the new
+	// one: that is granted, as any change of owner, only after the lease of the
+	// host it takes the guest from. Nothing that the guest did there has left:
+	// output waits for Activated.
 	Return Kind = "return"
 	// Surrender gives the guest up to the backup in sync (switchover, or a
 	// guest whose hypervisor died under a live daemon).
@@ -241,7 +245,7 @@ func Apply(g Guest, c Command) (Guest, error) {
 		}
 		next.Phase, next.Previous = PhaseActive, ""
 	case Return:
-		if !owner || g.Phase != PhaseActivating || g.Previous == "" {
+		if g.Phase != PhaseActivating || g.Previous == "" || !owner && c.Host != g.Previous {
 			return refuse("owner is %s, the guest is %s, the previous owner %q", g.Owner, g.Phase, g.Previous)
 		}
 		next.Generation++

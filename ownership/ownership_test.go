@@ -57,6 +57,9 @@ func TestApplyAccepts(t *testing.T) {
 		"RULES 10: a failed takeover returns": {activating, at(activating, Return, "b", Backup{}), func(g *Guest) {
 			g.Generation, g.Owner, g.Phase, g.Previous = 6, "a", PhaseActive, ""
 		}},
+		"RULES 10: the former owner takes back what was not activated": {activating, at(activating, Return, "a", Backup{}), func(g *Guest) {
+			g.Generation, g.Owner, g.Phase, g.Previous = 6, "a", PhaseActive, ""
+		}},
 		"RULES 7: the owner surrenders, at its last epoch": {inSync, at(inSync, Surrender, "a", Backup{Host: "b", Image: imageB, Epoch: 12}), func(g *Guest) {
 			g.Phase, g.Backup.Epoch = PhaseSurrendered, 12
 		}},
@@ -123,7 +126,7 @@ func TestApplyRefuses(t *testing.T) {
 		"RULES 6: takeover of a stopped guest":    {stopped, at(stopped, Takeover, "b", onB), "no backup is in sync"},
 		"RULES 10: activated by the old owner":    {activating, at(activating, Activated, "a", Backup{}), "owner is b"},
 		"RULES 10: activated without a takeover":  {alone, at(alone, Activated, "a", Backup{}), "the guest is active"},
-		"RULES 10: returned by the old owner":     {activating, at(activating, Return, "a", Backup{}), "owner is b"},
+		"RULES 10: returned by a third host":      {activating, at(activating, Return, "w", Backup{}), "owner is b"},
 		"RULES 10: returned when it is active":    {alone, at(alone, Return, "a", Backup{}), "the guest is active"},
 		"RULES 7: surrender by the backup":        {inSync, at(inSync, Surrender, "b", onB), "owner is a"},
 		"RULES 7: surrender to nobody":            {alone, at(alone, Surrender, "a", onB), "is not in sync"},

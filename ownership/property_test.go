@@ -29,6 +29,8 @@ func oracle(g Guest, host HostID) []Kind {
 		return []Kind{Reclaim}
 	case g.Phase == PhaseActivating && owner:
 		return []Kind{Activated, Return}
+	case g.Phase == PhaseActivating && host == g.Previous:
+		return []Kind{Return}
 	case g.InSync && host == g.Backup.Host:
 		return []Kind{Takeover}
 	}

@@ -132,6 +132,7 @@ type Core struct {
 	leave      Request
 	final      epoch.Number // the last epoch of ModeLeaving; 0: not captured yet
 	reclaimAt  clock.Instant
+	takeBackAt clock.Instant // 0: the log does not say that another is taking it over
 	mismatched bool
 	stalled    bool          // a backup that would stop the guest again and again
 	failing    clock.Instant // since when no capture succeeds; 0: the last one did
@@ -260,7 +261,7 @@ func (c *Core) owns() bool {
 		c.generation, c.leaseUntil = c.log.Generation, 0
 		c.emit(UseGeneration{c.generation})
 		c.inSyncMaybe = false
-		c.leave, c.final = 0, 0
+		c.leave, c.final, c.takeBackAt = 0, 0, 0
 		if c.guestOff || c.still {
 			c.leave = RequestStop
 		}
@@ -289,7 +290,9 @@ func (c *Core) decideYield() {
 	if c.log.Owner != c.cfg.Self {
 		if c.log.Phase != ownership.PhaseActivating {
 			c.end(OutcomeSuperseded)
+			return
 		}
+		c.decideTakeBack()
 		return
 	}
 	if c.guestErr {
@@ -301,6 +304,21 @@ func (c *Core) decideYield() {
 		return
 	}
 	c.propose(ownership.Reclaim, ownership.Backup{})
+}
+
+// decideTakeBack: whoever was granted the guest may have died or been cut off
+// before it ran, or had any output of it out. The guest here is whole, and as
+// new as any.
+func (c *Core) decideTakeBack() {
+	if c.cfg.TakeBackAfter == 0 || c.guestErr || c.log.Previous != c.cfg.Self {
+		return
+	}
+	if c.takeBackAt == 0 {
+		c.takeBackAt = c.now.Add(c.cfg.TakeBackAfter)
+	}
+	if !c.now.Before(c.takeBackAt) {
+		c.propose(ownership.Return, ownership.Backup{})
+	}
 }
 
 func (c *Core) decideStopped() {
@@ -583,6 +601,7 @@ func (c *Core) NextWake() clock.Instant {
 	sooner(c.retryAt)
 	sooner(c.connectAt)
 	sooner(c.reclaimAt)
+	sooner(c.takeBackAt)
 	sooner(c.leaseUntil.Add(c.cfg.LeaseGrace))
 	if c.failing != 0 {
 		sooner(c.failing.Add(c.cfg.AckTimeout))

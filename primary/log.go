@@ -111,7 +111,7 @@ func (p *Primary) settleDisks(ctx context.Context, kind ownership.Kind) error {
 var pointOf = map[ownership.Kind]crashpoint.Point{
 	ownership.InSync: crashpoint.InSyncProposed, ownership.OutOfSync: crashpoint.OutOfSyncProposed,
 	ownership.Surrender: crashpoint.SurrenderProposed, ownership.Activated: crashpoint.ActivatedProposed,
-	ownership.Stop: crashpoint.StopProposed,
+	ownership.Stop: crashpoint.StopProposed, ownership.Return: crashpoint.ReturnProposed,
 }
 
 func level(err error) slog.Level {

@@ -177,6 +177,8 @@ func (b *backupShell) stepOf(a backup.Action) (step, bool) {
 			return stepProposeReturn, true
 		}
 		return stepProposeTakeover, true
+	case backup.Activate:
+		return stepActivate, true
 	case backup.Run:
 		return stepRun, true
 	}
@@ -212,8 +214,10 @@ func (b *backupShell) do(a backup.Action) backup.Event {
 		b.w.ledger.propose(b.d, a.Command, 10*time.Second, func(st ownership.Guest, err error) {
 			b.post(backup.Proposed{Command: a.Command, State: st, Err: err})
 		})
+	case backup.Activate:
+		b.activate(a.Generation)
 	case backup.Run:
-		b.run()
+		return backup.Ran{Err: b.run()}
 	case backup.Warn:
 	case backup.End:
 		b.ended = true
@@ -259,57 +263,49 @@ func (b *backupShell) mayTakeOver() bool {
 // diskWait bounds the wait for the former owner's locks.
 const diskWait = 1500 * time.Millisecond
 
-// run lets the loaded machine run, with the disks as the last commit left them.
-// The loop waits for it.
-func (b *backupShell) run() {
-	b.blocked = true
+// activate makes the disks this host's, as the last commit left them.
+func (b *backupShell) activate(g epoch.Generation) {
 	overwrite := b.image.table.BeforeOverwrite
 	if b.w.breach == overwriteUnfilled {
 		overwrite = nil
 	}
-	b.d.set.Own(b.core.Log().Generation)
+	b.d.set.Own(g)
 	until := b.w.now + diskWait
-	done := func(err error) {
-		b.blocked = false
-		b.events = slices.Insert(b.events, 0, backup.Event(backup.Ran{Err: err}))
-		b.work(b.rest)
-	}
 	var try func()
 	try = func() {
 		if b.w.breach == replayMissing {
 			_ = b.d.set.StandBy(ended)
-			b.d.set.Own(b.core.Log().Generation)
+			b.d.set.Own(g)
 		}
 		b.d.kick()
 		err := b.d.set.Activate(ended, overwrite)
-		switch {
-		case err != nil && b.w.now < until:
+		if err != nil && b.w.now < until {
 			b.d.after(b.w.between(time.Millisecond, 5*time.Millisecond), try)
 			return
-		case err == nil && b.w.chance(b.w.faults.loadFails/2):
-			err = errors.New("the machine did not run")
 		}
-		if err != nil {
-			done(err)
-			return
-		}
-		im := b.image
-		b.w.oracle.takesOver(b.d.h, im, b.loaded.memory, b.loaded.missing, b.loaded.at)
-		g := continued(b.d.h, b.loaded.memory, b.loaded.at)
-		g.missing, g.filler, g.truth, g.disk, g.known = b.loaded.missing, b.loaded.filler, im.truth, im.disk, im.known
-		g.request, b.d.replaying = b.d.resubmit, true
-		b.d.h.guest, b.d.guest = g, g
-		b.w.oracle.diskOf(g, b.d)
-		if g.request != nil && (g.request.op == disk.OpWrite || g.request.op == disk.OpDiscard) {
-			b.w.oracle.written(g, g.request.block, g.request.value)
-		}
-		g.resume()
-		b.image = nil
-		if !b.w.at(b.d, stepActivate) {
-			done(nil)
-		}
+		b.post(backup.Activated{Err: err})
 	}
 	b.d.after(0, try)
+}
+
+// run lets the loaded machine run.
+func (b *backupShell) run() error {
+	if b.w.chance(b.w.faults.loadFails / 2) {
+		return errors.New("the machine did not run")
+	}
+	im := b.image
+	b.w.oracle.takesOver(b.d.h, im, b.loaded.memory, b.loaded.missing, b.loaded.at)
+	g := continued(b.d.h, b.loaded.memory, b.loaded.at)
+	g.missing, g.filler, g.truth, g.disk, g.known = b.loaded.missing, b.loaded.filler, im.truth, im.disk, im.known
+	g.request, b.d.replaying = b.d.resubmit, true
+	b.d.h.guest, b.d.guest = g, g
+	b.w.oracle.diskOf(g, b.d)
+	if g.request != nil && (g.request.op == disk.OpWrite || g.request.op == disk.OpDiscard) {
+		b.w.oracle.written(g, g.request.block, g.request.value)
+	}
+	g.resume()
+	b.image = nil
+	return nil
 }
 
 // accept takes a session whose Hello was read.

@@ -56,6 +56,9 @@ type flight struct {
 func newPrimary(d *daemon, st ownership.Guest, running bool) *primaryShell {
 	cfg := primary.DefaultConfig("web", d.h.id, lease)
 	cfg.SyncStep, cfg.SyncEnough = 8, 4
+	if d.w.disk.unfenced {
+		cfg.TakeBackAfter = 0
+	}
 	p := &primaryShell{d: d, w: d.w, guest: d.guest, core: primary.NewCore(cfg, st, running),
 		generation: st.Generation, pending: everyPage, from: d.clock(), verify: d.w.faults.verifyAll}
 	return p

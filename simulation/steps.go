@@ -68,8 +68,8 @@ const (
 	stepLoaded
 	stepProposeTakeover
 	stepAppliedTakeover
-	stepRun
 	stepActivate
+	stepRun
 	stepReplayWrite
 	stepProposeActivated
 	stepAppliedActivated
@@ -171,8 +171,8 @@ var stepTable = [steps]struct {
 	stepLoaded:           {"takeover: machine loaded", noMessage, lostHost},
 	stepProposeTakeover:  {"takeover: proposed", proposalMessage, lostHost},
 	stepAppliedTakeover:  {"takeover: granted", noMessage, lostHost},
+	stepActivate:         {"takeover: about to activate the disks", noMessage, lostHost},
 	stepRun:              {"takeover: about to run", noMessage, lostHost},
-	stepActivate:         {"takeover: disks activated", noMessage, lostHost},
 	stepReplayWrite:      {"takeover: kept write replayed", noMessage, lostHost},
 	stepProposeActivated: {"activated: proposed", proposalMessage, lostHost},
 	stepAppliedActivated: {"activated: applied", noMessage, lostHost},

@@ -55,6 +55,7 @@ type store struct {
 }
 
 var (
+	errStale = errors.New("another owner has begun since")
 	errDead  = errors.New("the daemon is dead")
 	errDisk  = errors.New("input/output error")
 	errLate  = errors.New("on its way when the host stood still")
@@ -161,8 +162,10 @@ func (s *store) Acquire(_ context.Context, g epoch.Generation) error {
 		return nil
 	case s.m.writer != nil && s.m.writer != s && s.d.w.breach != lockIgnored:
 		return errOther
+	case g < s.m.generation: // the record on the disk names a later owner
+		return errStale
 	}
-	s.m.writer, s.m.generation = s, max(g, s.m.generation)
+	s.m.writer, s.m.generation = s, g
 	return nil
 }
 

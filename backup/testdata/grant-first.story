@@ -12,5 +12,6 @@
     propose takeover (generation 1, revision 2, epoch 2)
 > applied
 > loaded
+    activate the disks in generation 2
     run
     end: took over

@@ -13,11 +13,13 @@
 > applied
 > no-run
 > loaded
+    activate the disks in generation 2
     run
     warn: the loaded machine did not run: it did not run
     reset
     load
 > wait 20ms
 > loaded
+    activate the disks in generation 2
     run
     end: took over

@@ -16,5 +16,6 @@
     discard
 > loaded
 > applied
+    activate the disks in generation 2
     run
     end: took over

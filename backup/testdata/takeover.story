@@ -20,5 +20,6 @@
     refuse: a takeover is being asked for
 > loaded
 > applied
+    activate the disks in generation 2
     run
     end: took over

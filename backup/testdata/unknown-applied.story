@@ -18,5 +18,6 @@
 > wait 20ms
     propose takeover (generation 1, revision 2, epoch 2)
 > applied
+    activate the disks in generation 2
     run
     end: took over

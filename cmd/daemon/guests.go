@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"understudy/backup"
@@ -71,6 +72,9 @@ func primaryConfig(g config.Guest, self ownership.HostID, lease time.Duration) p
 		c.Floor, c.Target, c.Ceiling = fixed, fixed, fixed
 	}
 	c.DetachAfter = p.DetachAfter.Std()
+	if slices.ContainsFunc(g.Disks, func(d config.Disk) bool { return d.Unfenced }) {
+		c.TakeBackAfter = 0 // what the other host replays could come late
+	}
 	c.Encoder = epoch.EncoderConfig{DeltaCacheBytes: uint64(p.DeltaCache)}
 	c.Effort = primary.Compression(p.Compression)
 	c.VerifyEvery, c.VerifyAll = p.VerifyEvery.Std(), p.VerifyAll
