@@ -2,6 +2,7 @@ package disk
 
 import (
 	"bytes"
+	"context"
 	"testing"
 
 	"understudy/clock"
@@ -113,5 +114,41 @@ func TestByHandJournalOutlivesItsSet(t *testing.T) {
 	}
 	if got := m.Durable()[:epoch.PageSize]; !bytes.Equal(got, data) {
 		t.Error("what was held has not reached the disk")
+	}
+}
+
+// TestAFlushBehindADirectWriteIsABarrier: a flush that is held, and nothing
+// between it and the last barrier was, has a write before it all the same that went
+// straight to the disk and is not durable. When the guest is unprotected again, the
+// flush of which it was told has to be one.
+func TestAFlushBehindADirectWriteIsABarrier(t *testing.T) {
+	m := disktest.NewMedia(64, false)
+	s := byHand(t, m.Open(), handMemory(t))
+	s.Own(1)
+	if err := s.Allow(clock.Instant(1) + 1<<40); err != nil {
+		t.Fatal(err)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	flush := func() {
+		t.Helper()
+		if taken, err := s.Disk(0).Accept(&Request{Op: OpFlush}); err != nil || !taken {
+			t.Fatalf("the flush is taken: %v, %v", taken, err)
+		}
+	}
+	s.Hold()
+	flush()
+	s.Pass()
+	workAll(t, s)
+	data := bytes.Repeat([]byte{7}, epoch.PageSize)
+	if err := s.Disk(0).Do(ended, &Request{Op: OpWrite, Sectors: epoch.PageSectors, Segments: []Segment{{Data: data, Page: 1}}}); err != nil {
+		t.Fatal(err)
+	}
+	s.Hold()
+	flush()
+	s.Pass() // before the flusher came to anything
+	workAll(t, s)
+	if got := m.Durable()[:epoch.PageSize]; !bytes.Equal(got, data) {
+		t.Error("the guest was told of a flush, and what it had written before is not durable")
 	}
 }

@@ -76,7 +76,7 @@ type lane struct {
 	pending  uint64 // entries that are not durable
 	cursor   uint64 // index: entries of this disk before it are durable
 	flushed  uint64 // seq of the last write that is durable
-	barred   bool   // nothing was accepted since the last barrier
+	barred   bool   // nothing was accepted since the last barrier, nor written straight
 	direct   int    // changes on their way straight to the store
 	landing  int    // reads on their way straight into guest memory
 	unsynced bool   // the store has direct writes that are not durable
@@ -388,7 +388,9 @@ func (c *core) press(limit uint64) bool {
 // begin: a change, or a flush, goes straight to a store.
 func (c *core) begin(l *lane, flush bool) {
 	l.direct++
-	l.unsynced = l.unsynced || !flush
+	if !flush {
+		l.unsynced, l.barred = true, false
+	}
 }
 
 // land: a read straight into guest memory is under way.
