@@ -133,6 +133,14 @@ func (c *Checker) Frames(frames []Frame) {
 	}
 }
 
+// Forget drops the times of open gates that were over before some time: no frame
+// captured before it will be asked about any more.
+func (c *Checker) Forget(before clock.Instant) {
+	for _, g := range c.gates {
+		g.open = slices.DeleteFunc(g.open, func(s span) bool { return s.to.Add(Slack) < before })
+	}
+}
+
 func (c *Checker) breach(rule string, at clock.Instant, format string, a ...any) {
 	c.breaches = append(c.breaches, Breach{rule, at, fmt.Sprintf(format, a...)})
 }

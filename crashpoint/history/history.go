@@ -110,13 +110,22 @@ func Read(path string) ([]Line, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read a history: %w", err)
 	}
+	lines, err := Parse(b)
+	if err != nil {
+		return nil, fmt.Errorf("history %s: %w", path, err)
+	}
+	return lines, nil
+}
+
+// Parse reads lines.
+func Parse(text []byte) ([]Line, error) {
 	var lines []Line
-	scan := bufio.NewScanner(bytes.NewReader(b))
+	scan := bufio.NewScanner(bytes.NewReader(text))
 	scan.Buffer(nil, 1<<20)
 	for scan.Scan() {
 		var l Line
 		if err := json.Unmarshal(scan.Bytes(), &l); err != nil {
-			return nil, fmt.Errorf("history %s, after %d lines: %w", path, len(lines), err)
+			return nil, fmt.Errorf("after %d lines: %w", len(lines), err)
 		}
 		lines = append(lines, l)
 	}

@@ -240,9 +240,12 @@ func (q *QEMU) Control(ctx context.Context, guest string, f func(ctx context.Con
 
 // Load makes a guest dirty its memory.
 func (q *QEMU) Load(ctx context.Context, guest string) error {
-	return q.Control(ctx, guest, func(ctx context.Context, c *client.Control) error {
-		return c.Dirty(ctx, client.Dirty{Pages: 300, Every: 25 * time.Millisecond, Random: true, AreaMiB: 32})
-	})
+	return q.LoadWith(ctx, guest, client.Dirty{Pages: 300, Every: 25 * time.Millisecond, Random: true, AreaMiB: 32})
+}
+
+// LoadWith is Load with another load.
+func (q *QEMU) LoadWith(ctx context.Context, guest string, load client.Dirty) error {
+	return q.Control(ctx, guest, func(ctx context.Context, c *client.Control) error { return c.Dirty(ctx, load) })
 }
 
 // Check asks a guest whether its memory is whole.

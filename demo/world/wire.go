@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -161,4 +162,11 @@ func (w *Wire) Forget() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.frames = w.frames[:0]
+}
+
+// ForgetBefore drops what was heard up to a point in time.
+func (w *Wire) ForgetBefore(t time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.frames = slices.DeleteFunc(w.frames, func(f Frame) bool { return !f.At.After(t) })
 }

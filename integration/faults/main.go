@@ -1,13 +1,20 @@
 // Command faults strikes real daemons with real guests at every step of the
 // protocol, and judges what comes of it: `make faults`.
 //
-//	plan.go     the table of situations, points and faults
-//	control.go  stopping daemons at points
-//	stage.go    a world with one guest, and what can be done to its hosts
-//	mounts.go   file systems that fail when they are told to
-//	strangers.go  wrong certificates, other machines, bad intentions
-//	trial.go    one fault at one point
-//	report.go   the matrix and the times
+//	plan.go       the table of situations, points and faults, and what each promises
+//	build.go      the daemon, and the name of its build
+//	queue.go      several worlds that take trials from one queue; what was played before
+//	trial.go      one fault at one point
+//	stage.go      a world with one guest
+//	strikes.go    what can be done to its hosts
+//	whole.go      whether all is as it must be
+//	control.go    stopping daemons at points
+//	mounts.go     file systems that fail when they are told to
+//	strangers.go  wrong certificates, other machines
+//	hostile.go    bad intentions
+//	explain.go    the times that the design explains
+//	phases.go     where a trial's time goes
+//	report.go     the matrix and the times
 //
 // Needs root. The daemons are built with the tag crashpoints.
 package main
@@ -24,10 +31,8 @@ import (
 	"path/filepath"
 	"regexp"
 	"syscall"
-	"time"
 
 	"understudy/config"
-	"understudy/demo/world"
 	"understudy/guest/image"
 )
 
@@ -41,6 +46,11 @@ type options struct {
 	every   bool
 	json    bool
 	out     string
+	resume  string
+	other   bool
+	workers int
+	program string
+	verify  bool
 	mode    config.DiskMode
 	memory  int
 	images  string
@@ -68,6 +78,9 @@ func main() {
 	}
 }
 
+// maxWorkers is how many worlds have a letter of their own.
+const maxWorkers = 26
+
 func parse(args []string) (o options, err error) {
 	f := flag.NewFlagSet("faults", flag.ContinueOnError)
 	pattern := f.String("cells", "", "only cells whose `pattern` (a regular expression) fits \"situation: point / fault\"")
@@ -75,14 +88,19 @@ func parse(args []string) (o options, err error) {
 	f.IntVar(&o.mixed, "mixed", 0, "instead of all cells in order, so many of them at random")
 	f.Uint64Var(&o.seed, "seed", 1, "of all dice")
 	f.BoolVar(&o.every, "every", false, "every fault at every point, also those of which another of the kind strikes there")
-	f.BoolVar(&o.list, "list", false, "list the cells and do nothing")
+	f.BoolVar(&o.list, "list", false, "list the cells, with what each promises, and do nothing")
 	output := f.String("output", "text", "text or json, on standard output")
-	f.StringVar(&o.out, "report", "", "also write the report as JSON into this `file`")
+	f.StringVar(&o.out, "report", "", "also write the report as JSON into this `file`, anew after each trial")
+	f.StringVar(&o.resume, "resume", "", "go on from the report in this `file`: what was played well by the same build is not played again")
+	f.BoolVar(&o.other, "other-build", false, "with -resume: also take what another build has played; the report names both")
+	f.IntVar(&o.workers, "workers", 1, "play in so many worlds side by side")
+	f.StringVar(&o.program, "daemon", "", "strike this understudyd (built with the tag crashpoints) instead of building one")
+	f.BoolVar(&o.verify, "verify-all", false, "have the daemons compare all memory of both hosts at every checkpoint")
 	mode := f.String("disk", string(config.Replicated), "the guest's disk: replicated, or shared (and unfenced)")
-	f.IntVar(&o.memory, "memory", 128, "the guest's memory in MiB")
+	f.IntVar(&o.memory, "memory", 112, "the guest's memory in MiB")
 	f.StringVar(&o.images, "guest", "build/guest", "the `directory` of the guest (make guest)")
-	f.StringVar(&o.prefix, "prefix", "usfaults", "begins the names of what is made on the machine")
-	f.StringVar(&o.logs, "logs", "", "keep the daemons' logs in this `directory`")
+	f.StringVar(&o.prefix, "prefix", "usfaults", "begins the names of what is made on the machine, at most 15 lower-case letters")
+	f.StringVar(&o.logs, "logs", "", "keep the daemons' logs below this `directory`")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
@@ -92,6 +110,9 @@ func parse(args []string) (o options, err error) {
 	}
 	if o.mode != config.Replicated && o.mode != config.Shared {
 		return o, fmt.Errorf("-disk %q: want replicated or shared", *mode)
+	}
+	if o.workers < 1 || o.workers > maxWorkers {
+		return o, fmt.Errorf("-workers %d: want 1 to %d", o.workers, maxWorkers)
 	}
 	return o, nil
 }
@@ -103,7 +124,7 @@ func run(ctx context.Context, o options, out io.Writer) (failed int, err error) 
 	}
 	if o.list {
 		for _, c := range all {
-			if _, err := fmt.Fprintln(out, c); err != nil {
+			if _, err := fmt.Fprintf(out, "%s\t%s\n", c, c.promise(o.mode)); err != nil {
 				return 0, err
 			}
 		}
@@ -117,95 +138,52 @@ func run(ctx context.Context, o options, out io.Writer) (failed int, err error) 
 	if err != nil {
 		return 0, err
 	}
-	programs, err := world.Programs("crashpoints")
+	if o.program == "" {
+		program, remove, err := buildDaemon(ctx)
+		if err != nil {
+			return 0, err
+		}
+		defer func() { err = errors.Join(err, remove()) }()
+		o.program = program
+	}
+	build, err := identify(o.program)
 	if err != nil {
 		return 0, err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(programs)) }()
-	r := runner{ctx: ctx, dice: rand.New(rand.NewPCG(o.seed, 0)), say: io.Writer(os.Stderr), setup: setup{
-		daemon: filepath.Join(programs, "understudyd"), kernel: filepath.Join(images, "vmlinuz"), initrd: filepath.Join(images, "initrd"),
-		image: small, mode: o.mode, memory: config.Size(o.memory) * config.MiB, prefix: o.prefix, logs: o.logs,
-	}}
-	r.report = Report{Seed: o.seed, Disk: string(o.mode), Started: time.Now()}
-	err = r.run(plan(all, o, r.dice))
-	r.report.Took = time.Since(r.report.Started)
-	if o.out != "" {
-		err = errors.Join(err, r.report.Write(o.out))
+	q := queue{ctx: ctx, out: o.out, say: os.Stderr, waiting: plan(all, o), setup: setup{
+		daemon: o.program, kernel: filepath.Join(images, "vmlinuz"), initrd: filepath.Join(images, "initrd"),
+		image: small, mode: o.mode, memory: config.Size(o.memory) * config.MiB, prefix: o.prefix, logs: o.logs, verify: o.verify,
+	}, report: newReport(o, build)}
+	if o.resume != "" {
+		if err := q.resume(o.resume, o.other); err != nil {
+			return 0, err
+		}
 	}
+	err = q.play(o.workers)
 	if o.json {
-		err = errors.Join(err, r.report.Write("/dev/stdout"))
+		err = errors.Join(err, q.report.Write("/dev/stdout"))
 	} else {
-		err = errors.Join(err, r.report.Print(out))
+		err = errors.Join(err, q.report.Print(out))
 	}
-	return r.report.Failed(), err
+	return q.report.Failed(), err
 }
 
 // plan is the order of the trials: all cells, row by row, or some at random.
-func plan(all []cell, o options, dice *rand.Rand) (order []cell) {
+func plan(all []cell, o options) (order []job) {
 	if o.mixed > 0 {
+		dice := rand.New(rand.NewPCG(o.seed, 0))
 		for range o.mixed {
-			order = append(order, all[dice.IntN(len(all))])
+			order = append(order, job{cell: all[dice.IntN(len(all))]})
 		}
-		return order
+	} else {
+		for _, c := range all {
+			for range o.repeat {
+				order = append(order, job{cell: c})
+			}
+		}
 	}
-	for _, c := range all {
-		for range o.repeat {
-			order = append(order, c)
-		}
+	for i := range order {
+		order[i].number = i + 1
 	}
 	return order
-}
-
-// runner plays trials, one after the other, in one world for as long as that
-// works.
-type runner struct {
-	ctx    context.Context
-	setup  setup
-	dice   *rand.Rand
-	say    io.Writer
-	stage  *stage
-	report Report
-}
-
-func (r *runner) run(order []cell) error {
-	for i, c := range order {
-		if r.stage == nil {
-			s, err := newStage(r.ctx, r.setup)
-			if err != nil {
-				return fmt.Errorf("a world for the trials: %w", err)
-			}
-			r.stage = s
-			r.report.Worlds++
-			r.report.Lease = s.Lease()
-		}
-		t, err := r.stage.play(r.ctx, c, r.dice)
-		t.Number = i + 1
-		r.report.Trials = append(r.report.Trials, t)
-		_, _ = fmt.Fprintf(r.say, "%d/%d %s: %s, silent for %s, until %s after the fault, %v in all %s\n", t.Number, len(order), c, t.Outcome, ms(t.Outage), ms(t.FirstLine),
-			t.Took.Round(100*time.Millisecond), t.Why)
-		if err != nil {
-			if err := r.end(); err != nil {
-				return err
-			}
-		}
-		if r.ctx.Err() != nil {
-			break
-		}
-	}
-	return r.end()
-}
-
-// end takes the world down, and sums up what it saw.
-func (r *runner) end() error {
-	if r.stage == nil {
-		return nil
-	}
-	res := r.stage.checker.Result()
-	r.report.Lines += res.Lines
-	r.report.Batches += res.Batches
-	r.report.Frames += res.Frames
-	r.report.Breaches += len(res.Breaches)
-	err := r.stage.close()
-	r.stage = nil
-	return err
 }

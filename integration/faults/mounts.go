@@ -36,6 +36,8 @@ type ail struct {
 
 // patients are the files of one mount by their names.
 type patients struct {
+	under string // the directory behind it
+
 	mu   sync.Mutex
 	ails map[string]ail
 	hit  map[string]int // calls that suffered
@@ -180,6 +182,7 @@ func (p *patients) mountDisks(dir string) (unmount func() error, err error) {
 	if err != nil {
 		return nil, err
 	}
+	p.under = under
 	root := &fs.LoopbackRoot{Path: under}
 	top := &node{fs.LoopbackNode{RootData: root}, p}
 	root.RootNode = top

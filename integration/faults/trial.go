@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"understudy/backup"
@@ -19,11 +20,14 @@ import (
 
 // trial is what came of a cell, once. Durations are nanoseconds in JSON.
 type trial struct {
-	Row     string `json:"point"`
-	Fault   string `json:"fault"`
-	Number  int    `json:"number"`
-	Outcome string `json:"outcome"`
-	Why     string `json:"why,omitempty"`
+	Row    string `json:"point"`
+	Fault  string `json:"fault"`
+	Number int    `json:"number"`
+	// Build is that of the daemons; Promise is what its cell promises.
+	Build   string  `json:"build"`
+	Promise promise `json:"promise"`
+	Outcome string  `json:"outcome"`
+	Why     string  `json:"why,omitempty"`
 
 	// Outage is the longest silence at the client. FirstLine is from the fault
 	// until its end, 0 if nobody would have noticed it. The rest, from the fault
@@ -33,12 +37,19 @@ type trial struct {
 	Asked     time.Duration `json:"asked_ns,omitempty"`
 	Granted   time.Duration `json:"granted_ns,omitempty"`
 	Running   time.Duration `json:"running_ns,omitempty"`
+	// Explained is the silence that the design explains, and why; "" if it
+	// explains none.
+	Explained    time.Duration `json:"explained_ns"`
+	ExplainedWhy string        `json:"explained,omitempty"`
 	// Mended: the guest went on only after what had been struck was back.
 	Mended bool `json:"mended"`
 	// Whole again: from the repair until the guest was protected.
 	Again time.Duration `json:"protected_again_ns"`
 	Took  time.Duration `json:"took_ns"`
+	// Phases are what it is made of.
+	Phases []phase `json:"phases"`
 
+	Seen     seen     `json:"histories"`
 	Breaches []string `json:"breaches,omitempty"`
 }
 
@@ -51,14 +62,30 @@ const (
 	guestOn = "runs"   // was asked to stop, and was not stopped, or was started again
 )
 
+// name is the trial's cell.
+func (t *trial) name() string { return t.Row + " / " + t.Fault }
+
+// situation is what had happened before the fault.
+func (t *trial) situation() string {
+	name, _, _ := strings.Cut(t.Row, ":")
+	if name == "protected" || name == "any time" {
+		return oneFailure
+	}
+	return name
+}
+
 func (t *trial) ok() bool { return t.Outcome != failed && t.Outcome != missed }
 
 // play plays a cell once. An error means that the world is not fit for another.
 func (s *stage) play(ctx context.Context, c cell, dice *rand.Rand) (t trial, err error) {
-	t = trial{Row: c.row(), Fault: c.fault.name}
+	t = trial{Row: c.row(), Fault: c.fault.name, Promise: c.promise(s.mode)}
+	if e, ok := c.explain(s.times(), s.mode); ok {
+		t.Explained, t.ExplainedWhy = e.Most, e.Why
+	}
 	began := time.Now()
+	s.watch = newStopwatch()
 	defer func() {
-		t.Took = time.Since(began)
+		t.Took, t.Phases = time.Since(began), s.watch.all()
 		if err != nil {
 			t.Outcome, t.Why = failed, err.Error()
 		}
@@ -67,7 +94,9 @@ func (s *stage) play(ctx context.Context, c cell, dice *rand.Rand) (t trial, err
 	if err := s.client.Wait(ctx, last+5, soon); err != nil {
 		return t, err
 	}
+	s.watch.lap("hear lines")
 	struck, err := s.strike(ctx, c, dice)
+	s.watch.lap("strike and let go")
 	if errors.Is(err, errMissed) {
 		t.Outcome, t.Why = missed, err.Error()
 		s.control.release(s.host(c.situation.on))
@@ -80,8 +109,10 @@ func (s *stage) play(ctx context.Context, c cell, dice *rand.Rand) (t trial, err
 	if err := s.mend(ctx, c); err != nil {
 		return t, err
 	}
+	s.watch.lap("mend")
 	mended := time.Now()
 	booted, err := s.comesBack(ctx, c)
+	s.watch.lap("comes back")
 	if err != nil {
 		return t, err
 	}
@@ -90,18 +121,22 @@ func (s *stage) play(ctx context.Context, c cell, dice *rand.Rand) (t trial, err
 		return t, err
 	}
 	t.Again = time.Since(mended)
-	if err := s.whole(ctx); err != nil {
+	if err := s.whole(ctx, c); err != nil {
 		return t, err
 	}
-	breaches, err := s.judge()
-	if err != nil {
+	var breaches []history.Breach
+	t.Seen, breaches, err = s.judge()
+	if err = errors.Join(err, s.alarm(began)); err != nil {
 		return t, err
 	}
+	s.watch.lap("judge")
 	if t.breached(breaches); len(t.Breaches) > 0 {
 		return t, fmt.Errorf("%d breaches, the first: %s", len(t.Breaches), t.Breaches[0])
 	}
 	switch {
 	case t.Outcome == missed:
+	case t.Mended && t.Promise == mustGoOn:
+		t.Outcome, t.Why = failed, fmt.Sprintf("the guest was not heard of by itself within %v, only after the mending", c.patience(s.times(), s.mode))
 	case booted && c.situation.stops:
 		t.Outcome = guestOn
 	case booted:
@@ -128,7 +163,11 @@ func (s *stage) strike(ctx context.Context, c cell, dice *rand.Rand) (time.Time,
 	} else if err := world.Sleep(ctx, time.Duration(dice.Int64N(int64(200*time.Millisecond)))); err != nil {
 		return time.Time{}, err
 	}
+	s.watch.lap("wait at random")
 	provoked := time.Now()
+	if c.situation.inVain {
+		s.hunt(ctx, s.backup)
+	}
 	// A start waits for a daemon that may be standing still.
 	provoking := make(chan error, 1)
 	go func() {
@@ -139,10 +178,17 @@ func (s *stage) strike(ctx context.Context, c cell, dice *rand.Rand) (time.Time,
 		provoking <- c.situation.provoke(ctx, s)
 	}()
 	if c.point != "" {
-		if err := s.control.wait(ctx, where, soon); err != nil {
-			return provoked, errors.Join(fmt.Errorf("%w: %w", errMissed, err), <-provoking)
+		reached := s.control.wait(ctx, where, soon)
+		if s.endHunt != nil {
+			if err := s.endHunt(); err != nil {
+				return provoked, err
+			}
+		}
+		if reached != nil {
+			return provoked, errors.Join(fmt.Errorf("%w: %w", errMissed, reached), <-provoking)
 		}
 	}
+	s.watch.lap("reach the point")
 	struck := time.Now()
 	if err := c.fault.strike(ctx, s); err != nil {
 		return struck, fmt.Errorf("%s: %w", c.fault.name, err)
@@ -170,15 +216,20 @@ func (s *stage) lasting(c cell) time.Duration {
 }
 
 // goesOn reports whether the client hears of the guest again before anything is
-// mended. It takes as long as the fault lasts.
+// mended: for as long as the design needs where it promises that, else for as
+// long as a takeover takes. It takes as long as the fault lasts.
 func (s *stage) goesOn(ctx context.Context, c cell, struck time.Time) bool {
-	from := s.client.Last().Number
+	limit := 2 * s.Lease()
+	if c.promise(s.mode) == mustGoOn {
+		limit = c.patience(s.times(), s.mode)
+	}
 	// What was on its way when the fault struck still comes: it is not enough.
-	limit := 4*s.Lease() + 2*time.Second
-	err := s.client.Wait(ctx, from+100, limit)
+	err := s.client.Wait(ctx, s.client.Last().Number+100, limit)
+	s.watch.lap("goes on")
 	if rest := s.lasting(c) - time.Since(struck); c.fault.name != "stall" && rest > 0 {
 		_ = world.Sleep(ctx, rest) // ctx's end is seen by what comes next
 	}
+	s.watch.lap("the fault lasts")
 	return err == nil
 }
 
