@@ -286,7 +286,24 @@ func (p *Pair) Save(dir string) error {
 
 // ReadCertificate reads the one certificate of a PEM file.
 func ReadCertificate(path string) (*x509.Certificate, error) {
-	der, err := readPEM(path, "CERTIFICATE")
+	text, err := readFile(path)
+	if err != nil {
+		return nil, err
+	}
+	return parseCertificate(path, text)
+}
+
+// ReadKey reads the one private key (PKCS #8) of a PEM file.
+func ReadKey(path string) (crypto.Signer, error) {
+	text, err := readFile(path)
+	if err != nil {
+		return nil, err
+	}
+	return parseKey(path, text)
+}
+
+func parseCertificate(path string, text []byte) (*x509.Certificate, error) {
+	der, err := parsePEM(path, text, "CERTIFICATE")
 	if err != nil {
 		return nil, err
 	}
@@ -297,9 +314,8 @@ func ReadCertificate(path string) (*x509.Certificate, error) {
 	return cert, nil
 }
 
-// ReadKey reads the one private key (PKCS #8) of a PEM file.
-func ReadKey(path string) (crypto.Signer, error) {
-	der, err := readPEM(path, "PRIVATE KEY")
+func parseKey(path string, text []byte) (crypto.Signer, error) {
+	der, err := parsePEM(path, text, "PRIVATE KEY")
 	if err != nil {
 		return nil, err
 	}
@@ -320,7 +336,7 @@ func Matches(cert *x509.Certificate, key crypto.Signer) bool {
 	return ok && public.Equal(cert.PublicKey)
 }
 
-func readPEM(path, kind string) ([]byte, error) {
+func readFile(path string) ([]byte, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, err
@@ -328,11 +344,11 @@ func readPEM(path, kind string) ([]byte, error) {
 	if !info.Mode().IsRegular() || info.Size() > maxPEM {
 		return nil, fmt.Errorf("%s is not a PEM file: not a regular file of at most %d bytes", path, maxPEM)
 	}
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	block, rest := pem.Decode(data)
+	return os.ReadFile(path)
+}
+
+func parsePEM(path string, text []byte, kind string) ([]byte, error) {
+	block, rest := pem.Decode(text)
 	switch {
 	case block == nil:
 		return nil, fmt.Errorf("%s holds no PEM block", path)
