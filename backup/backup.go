@@ -418,6 +418,12 @@ func (b *Backup) destroy() error {
 func (b *Backup) propose(ctx context.Context, c ownership.Command) {
 	call, cancel := context.WithTimeout(ctx, b.cfg.TakeoverWait)
 	defer cancel()
+	if c.Kind == ownership.OutOfSync {
+		state, err := b.Log.Propose(call, c)
+		b.Slog.Info("said that the image is gone", "image", c.Backup.Image, "err", err)
+		b.send(ctx, Proposed{Command: c, State: state, Err: err})
+		return
+	}
 	if c.Kind == ownership.Return {
 		// Nothing here may wait for the disks any more: the former owner needs them.
 		if err := b.Disks.StandBy(call); err != nil {

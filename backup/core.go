@@ -316,6 +316,7 @@ func (c *Core) decide() {
 		c.session, c.lostAt = 0, c.now
 	}
 	c.decideAsk()
+	c.decideDecline()
 	c.decideMachine()
 	c.decideProposal()
 	switch {
@@ -344,6 +345,16 @@ func (c *Core) decideAsk() {
 		c.session = 0
 		c.emit(Drop{"the guest was surrendered"})
 	}
+}
+
+// decideDecline tells the log of an image that it names and that is gone: given
+// up, replaced, or of a former process here. Nobody need wait for it.
+func (c *Core) decideDecline() {
+	b := c.log.Backup
+	if c.asking || c.proposing || !c.log.InSync || b.Host != c.cfg.Self || b.Image == c.at.Image || c.now.Before(c.retryAt) {
+		return
+	}
+	c.propose(ownership.OutOfSync, b)
 }
 
 // decideMachine brings the waiting machine to where it is needed: loaded while
@@ -387,6 +398,12 @@ func (c *Core) decideProposal() {
 		}
 		kind, b = ownership.Return, ownership.Backup{}
 	}
+	c.propose(kind, b)
+}
+
+// propose puts a command to the log; one of the same kind whose outcome is
+// unknown is asked again with its ID.
+func (c *Core) propose(kind ownership.Kind, b ownership.Backup) {
 	cmd := ownership.Command{ID: ownership.NewCommandID(), Guest: c.cfg.Guest, Kind: kind, Host: c.cfg.Self,
 		Generation: c.log.Generation, Revision: c.log.Revision, Backup: b}
 	if c.retry != nil && c.retry.Kind == kind {

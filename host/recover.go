@@ -35,6 +35,11 @@ func (m *manager) recover(ctx context.Context, state ownership.Guest) error {
 		_, err := m.propose(ctx, state, ownership.Return, ownership.Backup{})
 		return err
 	case ownership.PhaseSurrendered:
+		if !state.InSync {
+			m.slog.Warn("the backup that the guest was surrendered to has lost its image: it is booted anew")
+			_, err := m.propose(ctx, state, ownership.Reclaim, ownership.Backup{})
+			return err
+		}
 		wait, cancel := context.WithTimeout(ctx, reclaimAfter)
 		defer cancel()
 		if err := m.changed(wait, state); err == nil || ctx.Err() != nil {

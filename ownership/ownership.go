@@ -117,7 +117,9 @@ const (
 	// in full output commit before it proposes this (RULES 1).
 	InSync Kind = "in-sync"
 	// OutOfSync records that the guest runs unprotected. Only after it has
-	// been applied may the owner release output no backup acknowledged.
+	// been applied may the owner release output no backup acknowledged. The
+	// backup says so, too, of an image of its own that is gone for good: whoever
+	// waits for it to take the guest over, waits in vain.
 	OutOfSync Kind = "out-of-sync"
 	// Takeover makes the backup in sync the owner. The raft leader proposes it
 	// only after the owner's lease has run out, or after a Surrender.
@@ -218,7 +220,8 @@ func Apply(g Guest, c Command) (Guest, error) {
 		}
 		next.Backup, next.InSync = c.Backup, true
 	case OutOfSync:
-		if !owner || g.Phase != PhaseActive {
+		gone := g.InSync && c.Host == g.Backup.Host && c.Backup.Image == g.Backup.Image
+		if !gone && (!owner || g.Phase != PhaseActive) {
 			return refuse("owner is %s, the guest is %s", g.Owner, g.Phase)
 		}
 		next.Backup, next.InSync = Backup{}, false

@@ -49,11 +49,13 @@ func TestApplyAccepts(t *testing.T) {
 		"RULES 2: a new image replaces the old one": {inSync, at(inSync, InSync, "a", Backup{Host: "b", Image: imageC, Epoch: 1}), func(g *Guest) {
 			g.Backup = Backup{Host: "b", Image: imageC, Epoch: 1}
 		}},
-		"guarantee 6: out of sync":           {inSync, at(inSync, OutOfSync, "a", onB), func(g *Guest) { g.Backup, g.InSync = Backup{}, false }},
-		"RULES 2: takeover by the image":     {inSync, at(inSync, Takeover, "b", onB), takenByB},
-		"RULES 2: with later epochs":         {inSync, at(inSync, Takeover, "b", Backup{Host: "b", Image: imageB, Epoch: 99}), takenByB},
-		"RULES 7: takeover of the surrender": {surrendered, at(surrendered, Takeover, "b", onB), takenByB},
-		"RULES 10: activated":                {activating, at(activating, Activated, "b", Backup{}), func(g *Guest) { g.Phase, g.Previous = PhaseActive, "" }},
+		"guarantee 6: out of sync":                          {inSync, at(inSync, OutOfSync, "a", onB), func(g *Guest) { g.Backup, g.InSync = Backup{}, false }},
+		"RULES 2: the backup's image is gone":               {inSync, at(inSync, OutOfSync, "b", onB), func(g *Guest) { g.Backup, g.InSync = Backup{}, false }},
+		"RULES 2: and was to take a surrendered guest over": {surrendered, at(surrendered, OutOfSync, "b", onB), func(g *Guest) { g.Backup, g.InSync = Backup{}, false }},
+		"RULES 2: takeover by the image":                    {inSync, at(inSync, Takeover, "b", onB), takenByB},
+		"RULES 2: with later epochs":                        {inSync, at(inSync, Takeover, "b", Backup{Host: "b", Image: imageB, Epoch: 99}), takenByB},
+		"RULES 7: takeover of the surrender":                {surrendered, at(surrendered, Takeover, "b", onB), takenByB},
+		"RULES 10: activated":                               {activating, at(activating, Activated, "b", Backup{}), func(g *Guest) { g.Phase, g.Previous = PhaseActive, "" }},
 		"RULES 10: a failed takeover returns": {activating, at(activating, Return, "b", Backup{}), func(g *Guest) {
 			g.Generation, g.Owner, g.Phase, g.Previous = 6, "a", PhaseActive, ""
 		}},
@@ -117,6 +119,8 @@ func TestApplyRefuses(t *testing.T) {
 		"RULES 1: in sync said by the backup":     {alone, at(alone, InSync, "b", onB), "owner is a"},
 		"RULES 6: in sync of a stopped guest":     {stopped, at(stopped, InSync, "a", onB), "meant to be stopped"},
 		"guarantee 6: out of sync said by B":      {inSync, at(inSync, OutOfSync, "b", Backup{}), "owner is a"},
+		"RULES 2: another image of B is gone":     {inSync, at(inSync, OutOfSync, "b", Backup{Host: "b", Image: imageC}), "owner is a"},
+		"RULES 2: B's image, said by a third":     {inSync, at(inSync, OutOfSync, "w", onB), "owner is a"},
 		"RULES 4: out of sync after a surrender":  {surrendered, at(surrendered, OutOfSync, "a", Backup{}), "surrendered"},
 		"guarantee 6: takeover by a stale backup": {alone, at(alone, Takeover, "b", onB), "no backup is in sync"},
 		"RULES 2: takeover by another image":      {inSync, at(inSync, Takeover, "b", Backup{Host: "b", Image: imageC, Epoch: 10}), "not image"},

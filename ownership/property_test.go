@@ -32,7 +32,7 @@ func oracle(g Guest, host HostID) []Kind {
 	case g.Phase == PhaseActivating && host == g.Previous:
 		return []Kind{Return}
 	case g.InSync && host == g.Backup.Host:
-		return []Kind{Takeover}
+		return []Kind{Takeover, OutOfSync}
 	}
 	return nil
 }
@@ -178,6 +178,8 @@ func allowed(g Guest, c Command) bool {
 	switch c.Kind {
 	case InSync:
 		ok = ok && b.Host != "" && b.Host != g.Owner && !b.Image.IsZero() && b.Epoch > 0
+	case OutOfSync:
+		ok = ok && (c.Host == g.Owner || b.Image == g.Backup.Image)
 	case Takeover, Surrender:
 		ok = ok && b.Image == g.Backup.Image && b.Epoch >= g.Backup.Epoch
 	}

@@ -223,7 +223,13 @@ func (c *Core) decide() {
 	case ModeEntering:
 		c.decideEntering()
 	case ModeProtected:
-		if c.lost() {
+		switch {
+		case !c.log.InSync: // the backup says that its image is gone
+			if c.linked {
+				c.drop("the backup has lost its image")
+			}
+			c.enter(ModeAlone)
+		case c.lost():
 			c.enter(ModeDetaching)
 		}
 	case ModeDetaching:
@@ -299,8 +305,9 @@ func (c *Core) decideYield() {
 		c.end(OutcomeLost) // the host waits for the backup, or boots the guest anew
 		return
 	}
-	// Surrendered by us, and not taken: after a while take it back.
-	if c.now.Before(c.reclaimAt) {
+	// Surrendered by us, and not taken: after a while take it back, or as soon as
+	// nobody can take it any more.
+	if c.now.Before(c.reclaimAt) && c.log.InSync {
 		return
 	}
 	c.propose(ownership.Reclaim, ownership.Backup{})
@@ -479,7 +486,8 @@ func (c *Core) abandonLeave(why string) {
 	c.leave, c.final = 0, 0
 	if c.mode == ModeLeaving {
 		c.enter(ModeProtected)
-		c.emit(Hold{}) // the gate was shut for the surrender
+		// The disks were let go of for the surrender, and the gate was shut.
+		c.emit(UseGeneration{c.generation}, Hold{})
 	}
 }
 

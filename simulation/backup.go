@@ -173,8 +173,11 @@ func (b *backupShell) stepOf(a backup.Action) (step, bool) {
 	case backup.Reset:
 		return stepReset, true
 	case backup.Propose:
-		if a.Command.Kind == ownership.Return {
+		switch a.Command.Kind {
+		case ownership.Return:
 			return stepProposeReturn, true
+		case ownership.OutOfSync:
+			return stepProposeOutOfSync, true
 		}
 		return stepProposeTakeover, true
 	case backup.Activate:

@@ -11,6 +11,7 @@
     commit
 > commit-fails
     giveup
+    propose out-of-sync (generation 1, revision 2, epoch 2)
 > wait 250ms
 > hello 1 3
     prepare a new image

@@ -1,0 +1,52 @@
+# The backup to which the guest is surrendered has lost its image, and says so: the
+# guest is taken back at once.
+> start
+    pass
+    = alone
+> lease
+    resumeguest
+    connect
+    = alone
+> link-fresh
+    refill
+    sync 1
+    sync 2
+    hold
+    = entering
+> ack 1
+    forget through 1
+    capture 3
+    = entering
+> ack 2
+    forget through 2
+    = entering
+> ack 3
+    forget through 3
+    release through 3
+    propose in-sync (generation 1, revision 1, epoch 3)
+    = entering
+> applied
+    = protected
+> switchover
+    capture 4, the guest stays paused
+    = protected
+> ack 4
+    forget through 4
+    release through 4
+    shut
+    propose surrender (generation 1, revision 2, epoch 4)
+    = leaving
+> applied
+    shut
+    disconnect: another host takes the guest over
+    = yielded
+> log out-of-sync
+    propose reclaim (generation 1, revision 4, epoch 0)
+    = yielded
+> applied
+    renew generation 2
+    pass
+    = alone
+> lease
+    resumeguest
+    = alone
