@@ -11,6 +11,8 @@ package history
 //	rule rising         no host is granted a lease of a lower generation than
 //	                    was granted before, to whomever
 //	rule wire           no captured frame left a host whose gate was not open
+//	rule answer         a backup acknowledges one epoch after the other; what it
+//	                    acknowledges out of turn counts for nothing
 //	rule history        nothing is written that the checker does not know
 
 import (
@@ -30,6 +32,9 @@ type Frame struct {
 	Host string
 	At   clock.Instant
 }
+
+// RuleAnswer is the one rule that a peer can break all by itself.
+const RuleAnswer = "answer"
 
 // Breach is a rule that was broken.
 type Breach struct {
@@ -198,7 +203,8 @@ func (c *Checker) line(l *Line) {
 		return
 	case Acked:
 		if l.Image != h.image || l.Epoch != h.acked+1 {
-			c.breach("acknowledged", l.At, "host %s: epoch %d of image %v acknowledged after %d of %v", l.Host, l.Epoch, l.Image, h.acked, h.image)
+			c.breach(RuleAnswer, l.At, "host %s: epoch %d of image %v acknowledged after %d of %v", l.Host, l.Epoch, l.Image, h.acked, h.image)
+			return
 		}
 		h.acked = l.Epoch
 		return

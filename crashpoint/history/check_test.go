@@ -100,6 +100,8 @@ func TestEachRuleCanFail(t *testing.T) {
 		{name: "a release without an acknowledgement", rule: "acknowledged", doctor: change("a", "release", 1, func(l *history.Line) { l.Epoch = 2 })},
 		{name: "an acknowledgement is left out", rule: "acknowledged", doctor: change("a", history.Acked, 1, func(l *history.Line) { l.Epoch = 2 })},
 		{name: "acknowledged was another image", rule: "acknowledged", doctor: change("a", history.Acked, 1, func(l *history.Line) { l.Image = epoch.Incarnation{2} })},
+		{name: "an acknowledgement out of turn", rule: history.RuleAnswer, doctor: change("a", history.Acked, 2, func(l *history.Line) { l.Epoch = 7 })},
+		{name: "an acknowledgement of another image", rule: history.RuleAnswer, doctor: change("a", history.Acked, 2, func(l *history.Line) { l.Image = epoch.Incarnation{2} })},
 		{name: "everything leaves, and a backup is in sync", rule: "acknowledged", doctor: change("a", history.Log, 1, func(l *history.Line) { l.InSync = true })},
 		{name: "everything leaves, and another is the owner", rule: "acknowledged", doctor: change("a", history.Log, 1, func(l *history.Line) { l.Owner = "b" })},
 		{name: "everything leaves of a guest that is being activated", rule: "acknowledged", doctor: change("a", history.Log, 1, func(l *history.Line) { l.Phase = ownership.PhaseActivating })},
@@ -127,6 +129,27 @@ func TestEachRuleCanFail(t *testing.T) {
 			}
 			t.Errorf("breaches: %v, want one of rule %s", r.Breaches, c.rule)
 		})
+	}
+}
+
+// TestForgettingKeepsWhatIsStillAskedAbout: a gate's times are dropped once no
+// frame of theirs can come any more, and no rule is.
+func TestForgettingKeepsWhatIsStillAskedAbout(t *testing.T) {
+	c := history.NewChecker()
+	c.Lines(sound())
+	c.Forget(1003 * ms) // a's lease is over, but not for as long as a frame may take
+	c.Frames([]history.Frame{{Host: "a", At: 990 * ms}, {Host: "b", At: 1100 * ms}})
+	if r := c.Result(); len(r.Breaches) > 0 {
+		t.Errorf("forgotten too soon: %v", r.Breaches)
+	}
+	c.Forget(1500 * ms)
+	c.Frames([]history.Frame{{Host: "b", At: 1600 * ms}})
+	if r := c.Result(); len(r.Breaches) > 0 {
+		t.Errorf("the gate that is open was forgotten: %v", r.Breaches)
+	}
+	c.Frames([]history.Frame{{Host: "a", At: 1600 * ms}})
+	if r := c.Result(); len(r.Breaches) != 1 {
+		t.Errorf("a frame through a gate that is shut: %v", r.Breaches)
 	}
 }
 

@@ -30,6 +30,12 @@ func Programs(tags ...string) (dir string, err error) {
 	return dir, nil
 }
 
+// Sweep removes what worlds of processes that have died left under a prefix.
+func Sweep(prefix string) error {
+	_, err := lab.Sweep(prefix)
+	return errors.Join(err, sweep(prefix))
+}
+
 // Leftovers lists what worlds with this prefix have made and is there:
 // directories, network namespaces (with the TAPs and nftables tables in them),
 // mounts, and processes in them or with their paths in the command line. When

@@ -262,7 +262,8 @@ func (p *patients) mount(w *world.World) (_ func() error, err error) {
 	return all, nil
 }
 
-// sweepMounts removes what a process that has died left.
+// sweepMounts removes what a process that has died left: the mounts of worlds
+// whose directory nobody locks (see package world), and what was behind them.
 func sweepMounts(prefix string) error {
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
@@ -271,13 +272,67 @@ func sweepMounts(prefix string) error {
 	var errs []error
 	for line := range strings.Lines(string(mounts)) {
 		f := strings.Fields(line)
-		if len(f) > 4 && strings.Contains(f[4], "/"+prefix+"-world-") {
+		if len(f) < 5 {
+			continue
+		}
+		if name := worldOf(f[4], prefix); name != "" && !locked(filepath.Join("/dev/shm", name)) {
 			errs = append(errs, unix.Unmount(f[4], unix.MNT_DETACH))
 		}
 	}
 	left, err := filepath.Glob("/var/tmp/" + prefix + "-world-*-under-*")
 	for _, dir := range left {
-		errs = append(errs, os.RemoveAll(dir))
+		if !locked(filepath.Join("/dev/shm", worldOf(dir, prefix))) {
+			errs = append(errs, os.RemoveAll(dir))
+		}
 	}
 	return errors.Join(append(errs, err)...)
+}
+
+// worldOf finds the name of a world's directory, PREFIX-world-NUMBER, in a path;
+// "" if there is none.
+func worldOf(path, prefix string) string {
+	_, after, ok := strings.Cut(path, "/"+prefix+"-world-")
+	if !ok {
+		return ""
+	}
+	number, _, _ := strings.Cut(after, "/")
+	number, _, _ = strings.Cut(number, "-")
+	return prefix + "-world-" + number
+}
+
+// locked reports whether a living process holds a directory.
+func locked(dir string) bool {
+	d, err := os.Open(dir)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = d.Close() }()
+	return syscall.Flock(int(d.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil
+}
+
+// newControlDir makes the directory of a world's sockets and histories, and
+// locks it for as long as this process lives; those of dead ones are removed.
+func newControlDir(prefix string) (dir string, lock *os.File, err error) {
+	left, err := filepath.Glob("/dev/shm/" + prefix + "-control-*")
+	if err != nil {
+		return "", nil, err
+	}
+	for _, old := range left {
+		// One that is being made is not locked yet.
+		if info, err := os.Stat(old); err == nil && time.Since(info.ModTime()) > time.Minute && !locked(old) {
+			if err := os.RemoveAll(old); err != nil {
+				return "", nil, err
+			}
+		}
+	}
+	if dir, err = os.MkdirTemp("/dev/shm", prefix+"-control-"); err != nil {
+		return "", nil, err
+	}
+	if lock, err = os.Open(dir); err == nil {
+		err = syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	}
+	if err != nil {
+		return "", nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), os.RemoveAll(dir))
+	}
+	return dir, lock, nil
 }

@@ -97,6 +97,8 @@ type fault struct {
 	copies bool
 	// unreadable: the guest's reads may fail meanwhile.
 	unreadable bool
+	// lies: somebody in the backup's place acknowledges out of turn.
+	lies bool
 	// fine: it is one of a kind of which another strikes everywhere; this one
 	// strikes at the points of a protected guest and at any time.
 	fine bool
@@ -148,6 +150,7 @@ var faults = []fault{
 	{name: "backup with the witness's certificate", out: []role{standby}, anyTime: true, backupGone: true, strike: wearBorrowed, mend: (*stage).undress},
 	{name: "backup with another machine", out: []role{standby}, anyTime: true, backupGone: true, strike: differ, mend: (*stage).undress},
 	{name: "stranger with owner's certificate", anyTime: true, strike: attack},
+	{name: "stranger in the hosts' places", anyTime: true, out: []role{owner, standby}, backupGone: true, lies: true, strike: impersonate, mend: (*stage).thawAll},
 
 	{name: "owner's disk fails, then owner is killed", out: []role{owner}, anyTime: true, ownerGone: true, lasts: 2, strike: failThenKill, mend: (*stage).healAll},
 }

@@ -101,13 +101,19 @@ func missingOf(order []job, r *Report) (left []job) {
 // context, or when no worker has a world.
 func (q *queue) play(workers int) error {
 	began, before := time.Now(), q.report.Took
+	for i := range maxWorkers { // a former run may have had more worlds than this one
+		prefix := q.setup.world(i)
+		if err := errors.Join(sweepMounts(prefix), world.Sweep(prefix)); err != nil {
+			return fmt.Errorf("remove what a former run left: %w", err)
+		}
+	}
 	q.total = len(q.waiting)
 	errs := make([]error, workers)
 	var done sync.WaitGroup
 	for i := range workers {
 		done.Go(func() {
 			w := worker{queue: q, setup: q.setup}
-			w.setup.prefix += string(rune('a' + i))
+			w.setup.prefix = q.setup.world(i)
 			if w.setup.logs != "" {
 				w.setup.logs = filepath.Join(w.setup.logs, w.setup.prefix)
 			}
@@ -127,6 +133,10 @@ func (q *queue) play(workers int) error {
 	}
 	return err
 }
+
+// world is the prefix of what a worker's worlds are called: the labs' prefixes are
+// letters.
+func (o setup) world(worker int) string { return o.prefix + string(rune('a'+worker)) }
 
 // next takes the next trial off the queue.
 func (q *queue) next() (job, bool) {

@@ -48,6 +48,7 @@ type stage struct {
 	mode    config.DiskMode
 	control *control
 	dir     string // of the sockets and histories
+	lock    *os.File
 	wire    *world.Wire
 
 	watch         *stopwatch // of the trial
@@ -88,7 +89,7 @@ func newStage(ctx context.Context, o setup) (_ *stage, err error) {
 			return nil, err
 		}
 	}
-	if s.dir, err = os.MkdirTemp("/dev/shm", o.prefix+"-control-"); err != nil {
+	if s.dir, s.lock, err = newControlDir(o.prefix); err != nil {
 		return nil, err
 	}
 	if s.control, err = newControl(s.dir, world.Hosts()...); err != nil {
@@ -131,7 +132,10 @@ func (s *stage) close() error {
 	if s.control != nil {
 		errs = append(errs, s.control.close())
 	}
-	return errors.Join(append(errs, os.RemoveAll(s.dir))...)
+	if s.lock != nil {
+		errs = append(errs, os.RemoveAll(s.dir), s.lock.Close())
+	}
+	return errors.Join(errs...)
 }
 
 func (s *stage) host(r role) string {

@@ -1,27 +1,18 @@
 package main
 
-// This file is what comes with a wrong certificate, a wrong configuration, or
-// bad intentions: nothing of it may become the guest's backup, or harm the one
-// that there is.
+// This file is what comes with a wrong certificate or a wrong configuration:
+// nothing of it may become the guest's backup.
 
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
-	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"time"
 
-	"understudy/cmd/daemon"
 	"understudy/config"
 	"understudy/demo/world"
 	"understudy/host"
-	"understudy/hypervisor"
-	"understudy/protocol"
-	"understudy/transport"
 	"understudy/transport/pki"
 )
 
@@ -139,92 +130,4 @@ func differ(ctx context.Context, s *stage) error {
 		c.Guests[0].Memory *= 2
 		return nil
 	})
-}
-
-// attack speaks to the backup with the owner's own certificate, which is the
-// worst that can be stolen: hellos that would destroy the image in sync, and
-// what is no message at all.
-func attack(ctx context.Context, s *stage) error {
-	g, err := s.Status(ctx, s.owner, web)
-	if err != nil {
-		return err
-	}
-	hello := protocol.Hello{Version: protocol.Version, Guest: web, Host: g.Log.Owner, Generation: g.Log.Generation,
-		Spec: hypervisor.Spec{Pages: g.Primary.Pages}}
-	older, newer, other := hello, hello, hello
-	older.Generation--
-	newer.Generation++
-	other.Guest = "other"
-	for what, h := range map[string]protocol.Hello{"with nothing known": hello, "of the generation before": older, "of a generation to come": newer, "for another guest": other} {
-		if err := s.greet(ctx, h); err != nil {
-			return fmt.Errorf("a hello %s: %w", what, err)
-		}
-	}
-	return s.babble(ctx)
-}
-
-// dial opens a connection to the backup with the owner's certificate.
-func (s *stage) dial(ctx context.Context) (conn net.Conn, err error) {
-	id, err := transport.LoadIdentity(filepath.Join(s.Dir, "tls"), s.owner)
-	if err != nil {
-		return nil, err
-	}
-	to, _ := s.Config.Host(s.backup)
-	err = s.Lab.Host(world.ClientHost).Do(func() error {
-		conn, err = transport.Dial(ctx, to.Address, s.backup, daemon.ProtocolReplication, id)
-		return err
-	})
-	return conn, err
-}
-
-// greet sends a hello, which has to be refused.
-func (s *stage) greet(ctx context.Context, h protocol.Hello) error {
-	ctx, cancel := context.WithTimeout(ctx, soon)
-	defer cancel()
-	session, err := transport.Connect(ctx, s.dial, transport.DefaultConfig(), slog.New(slog.DiscardHandler))
-	if err != nil {
-		return err
-	}
-	defer func() { _ = session.Close() }()
-	b, err := protocol.EncodeHello(h)
-	if err != nil {
-		return err
-	}
-	if err := protocol.Pieces(b, transport.DefaultConfig().MaxMessage, func(piece []byte) error {
-		return session.Send(ctx, protocol.KindHello, piece)
-	}); err != nil {
-		return err
-	}
-	m, err := session.Receive(ctx)
-	if err != nil {
-		return fmt.Errorf("neither welcome nor refusal: %w", err)
-	}
-	defer m.Release()
-	if m.Kind != protocol.KindRefuse {
-		return fmt.Errorf("it was answered with a message of kind %d, not refused", m.Kind)
-	}
-	return nil
-}
-
-// babble sends bytes that are no frames.
-func (s *stage) babble(ctx context.Context) error {
-	conn, err := s.dial(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = conn.Close() }()
-	_ = conn.SetDeadline(time.Now().Add(soon)) // fails as the reads do
-	noise := make([]byte, 64<<10)
-	for i := range noise {
-		noise[i] = byte(i * 7)
-	}
-	_, _ = conn.Write(noise) // may be cut off half way
-	// Whatever it says to a peer that it takes for the owner, it ends the
-	// connection, and soon.
-	n, err := io.Copy(io.Discard, io.LimitReader(conn, 1<<20))
-	var timeout net.Error
-	if n == 1<<20 || errors.As(err, &timeout) && timeout.Timeout() {
-		return fmt.Errorf("noise was answered with %d bytes and no end: %w", n, err)
-	}
-	return nil
 }
