@@ -35,6 +35,7 @@ func (c cell) mustLive() bool {
 func (c cell) suits(k *diskKind) {
 	k.shared = k.shared || c.step == stepReplayWrite
 	k.unfenced = k.unfenced || c.mustLive()
+	k.slow = k.slow || stepTable[c.step].path == spoiling // to have something left to fill
 }
 
 // takeAim leads the world to a step, where a fault strikes. Half of those worlds
@@ -108,6 +109,8 @@ func (f *faults) lead(p path) func() {
 				f.ask(primary.RequestStop)
 			}
 		}
+	case spoiling:
+		return f.inSync(func() { f.misreadSoon(2000) })
 	case unheard:
 		return f.inSync(func() {
 			f.cutFromVoters(f.owner().peer, w.between(18*lease, 26*lease))

@@ -16,23 +16,6 @@ import (
 	"understudy/rebuild"
 )
 
-// image is what a backup holds.
-type image struct {
-	id      epoch.Incarnation
-	memory  memory
-	at      epoch.Position
-	device  state
-	whole   bool
-	table   *rebuild.Table // references that are not filled
-	missing bits           // pages that are not in memory: the table has them
-	truth   memory         // what the guest's memory was: for the oracle
-	disk    content        // and its disk,
-	known   bits           // as far as it knew
-	bad     bool           // the primary has been told that it differs
-	corrupt bool           // damaged by a fault
-	filling bool           // in the background
-}
-
 type backupShell struct {
 	d     *daemon
 	w     *world
@@ -168,6 +151,8 @@ func (b *backupShell) stepOf(a backup.Action) (step, bool) {
 		return stepRefuse, b.greeted != nil
 	case backup.Discard:
 		return stepDiscard, true
+	case backup.GiveUp:
+		return stepGiveUp, true
 	case backup.Load:
 		return stepLoad, true
 	case backup.Reset:
@@ -199,7 +184,12 @@ func (b *backupShell) do(a backup.Action) backup.Event {
 			b.d.after(20*time.Millisecond, o.e.close)
 		}
 	case backup.Commit:
-		b.commit()
+		return b.commit()
+	case backup.GiveUp:
+		if s := b.session; s != nil {
+			s.e.send(refusal{a.Err.Error()})
+		}
+		b.drop()
 	case backup.Discard, backup.Drop:
 		b.drop()
 	case backup.Load:
@@ -207,6 +197,7 @@ func (b *backupShell) do(a backup.Action) backup.Event {
 	case backup.Reset:
 		if b.image != nil {
 			b.image.table.StandBy()
+			b.image.lazy = false
 		}
 	case backup.Propose:
 		if a.Command.Kind == ownership.Return {
@@ -237,10 +228,11 @@ func (b *backupShell) load() {
 	b.loaded.missing, b.loaded.filler = 0, nil
 	if b.w.disk.lazy {
 		b.loaded.filler, b.loaded.missing = im.table.Filler(), im.missing
+		im.lazy = true
 	} else {
 		err = im.table.FillAll(context.Background(), nil) // nobody else fills
 	}
-	if bad := (*rebuild.BadError)(nil); errors.As(err, &bad) && b.mayTakeOver() {
+	if bad := (*rebuild.BadError)(nil); errors.As(err, &bad) && b.shouldFill() {
 		b.w.violated("guarantee 4: the image of %s cannot be filled: %v", b.d.h.name, err)
 	}
 	b.loaded.memory, b.loaded.at = im.memory, im.device
@@ -252,15 +244,6 @@ func (b *backupShell) load() {
 			b.post(backup.Loaded{Err: err})
 		}
 	})
-}
-
-// mayTakeOver reports whether the log would let this image take over, or has. A
-// backup loads while it asks, from what it last heard of the log: if its owner has
-// since gone on alone, blocks are overwritten that the image still lacks. Such a
-// load is in vain, as its proposal is.
-func (b *backupShell) mayTakeOver() bool {
-	log := b.w.ledger.state
-	return log.Owner == b.d.h.id || log.InSync && log.Backup.Image == b.image.id
 }
 
 // diskWait bounds the wait for the former owner's locks.
@@ -298,8 +281,11 @@ func (b *backupShell) run() error {
 	}
 	im := b.image
 	b.w.oracle.takesOver(b.d.h, im, b.loaded.memory, b.loaded.missing, b.loaded.at)
+	b.w.oracle.resubmitted(b.d, im)
+	b.w.oracle.canBeFilled(b.d.h, im)
 	g := continued(b.d.h, b.loaded.memory, b.loaded.at)
 	g.missing, g.filler, g.truth, g.disk, g.known = b.loaded.missing, b.loaded.filler, im.truth, im.disk, im.known
+	g.damaged = im.damaged
 	g.request, b.d.replaying = b.d.resubmit, true
 	b.d.h.guest, b.d.guest = g, g
 	b.w.oracle.diskOf(g, b.d)
@@ -357,12 +343,28 @@ func (b *backupShell) prepare(fresh bool) backup.Event {
 			s.e.send(differs{d})
 			return
 		}
+		if bad, is := m.(damaged); is && b.session == s {
+			if x, ok = bad.m.(sent); !ok {
+				s.e.fail(errChecksum)
+				return
+			}
+			if err := b.damagedEpoch(s, x); b.w.breach != tornTaken {
+				s.e.fail(err)
+				return
+			}
+			x.values[b.w.dice.IntN(pages)]++
+			x.set = everyPage
+		}
 		switch {
 		case b.w.breach == acksWhileAsking && ok && b.session != s && !b.ended && b.image != nil && x.parent == b.image.at:
 			b.w.oracle.acknowledged(b.image, x)
 			b.apply(x) // and acknowledges
 			s.e.send(ack{at: x.at})
 		case b.session == s && ok:
+			if b.w.chance(b.w.faults.hostile) { // somebody is quicker
+				s.e.s.twisted = true
+				s.e.send(b.w.forged(ack{at: x.at}))
+			}
 			s.waiting = append(s.waiting, x)
 			b.stage(s)
 		}
@@ -387,11 +389,11 @@ func (b *backupShell) stage(s *fed) {
 	}
 	x := s.waiting[0]
 	s.waiting = s.waiting[1:]
-	if x.parent != s.at || x.generation != s.generation {
+	if (x.parent != s.at || x.generation != s.generation) && b.w.breach != foreignTaken {
 		if !s.e.s.twisted {
 			b.w.violated("an honest primary sent %v generation %d on top of %v generation %d", x.parent, x.generation, s.at, s.generation)
 		}
-		s.e.fail(errors.New("the epoch does not follow the one before"))
+		s.e.fail(b.admits(s, &x))
 		return
 	}
 	s.stage, s.at = &x, x.at
@@ -410,7 +412,7 @@ func (b *backupShell) stage(s *fed) {
 }
 
 // commit acknowledges the staged epoch and applies it.
-func (b *backupShell) commit() {
+func (b *backupShell) commit() backup.Event {
 	s := b.session
 	x := *s.stage
 	im := b.image
@@ -420,11 +422,14 @@ func (b *backupShell) commit() {
 			im.missing &^= 1 << i
 		}
 	}
-	if err := im.table.Bad(); err != nil && x.kind == epoch.KindCheckpoint {
-		b.w.violated("guarantee 4: the image of %s is not whole at %v: %v", b.d.h.name, x.at, err)
+	if err := im.table.Bad(); err != nil && x.kind == epoch.KindCheckpoint && b.w.breach != spoiltKept {
+		if b.shouldFill() {
+			b.w.violated("guarantee 4: the image of %s is not whole at %v: %v", b.d.h.name, x.at, err)
+		}
+		return backup.CommitFailed{Err: err}
 	}
 	if b.w.at(b.d, stepAck) {
-		return
+		return nil
 	}
 	b.w.oracle.acknowledged(im, x)
 	filled := min(im.table.Through(), x.at.Number)
@@ -432,41 +437,23 @@ func (b *backupShell) commit() {
 		s.e.send(ack{at: x.at, filled: filled})
 	}
 	if b.w.at(b.d, stepApply) {
-		return
+		return nil
 	}
 	b.apply(x)
 	if !b.d.alive || b.w.at(b.d, stepCommit) {
-		return
+		return nil
 	}
 	if x.verify {
 		var all [pages * epoch.PageSize]byte
 		if err := im.table.ReadPages(0, all[:]); err != nil {
 			s.e.fail(err)
-			return
+			return nil
 		}
 		s.e.send(ack{at: x.at, filled: filled, hashed: true, image: im.memory})
 	}
 	s.stage = nil
 	b.stage(s)
-}
-
-// open makes the account of what is missing in a new image.
-func (im *image) open(d *daemon, key epoch.PrintKey) {
-	im.table = rebuild.New(rebuild.Config{Pages: pages, Key: key, Blocks: d.set,
-		Read: func(first epoch.GFN, dst []byte) error {
-			for i := 0; len(dst) > 0; i, dst = i+1, dst[epoch.PageSize:] {
-				pageOf(dst[:epoch.PageSize], im.memory[int(first)+i])
-			}
-			return nil
-		},
-		Write: func(first epoch.GFN, data []byte) error {
-			for p := int(first); len(data) > 0; p, data = p+1, data[epoch.PageSize:] {
-				im.memory[p] = valueOf(data)
-				im.missing &^= 1 << p
-				d.w.at(d, stepMaterialise)
-			}
-			return nil
-		}})
+	return nil
 }
 
 // makeRoom does, before an epoch may be acknowledged, what its writes demand of
@@ -499,6 +486,7 @@ func (b *backupShell) apply(x sent) {
 	var left bits
 	for _, r := range x.refs {
 		left |= 1 << r.Page
+		im.from[r.Page] = int(r.Sector / epoch.PageSectors)
 	}
 	for i := range pages {
 		if x.set&(1<<i) != 0 && left&(1<<i) == 0 {
@@ -511,40 +499,14 @@ func (b *backupShell) apply(x sent) {
 	im.missing |= left
 	im.table.Add(x.refs, x.at.Number)
 	im.at, im.whole = x.at, x.kind == epoch.KindCheckpoint
-	im.table.Committed(im.whole)
+	im.committed(im.whole)
 	b.d.kick()
 	im.truth = x.whole
 	if im.whole {
-		im.device, im.disk, im.known = x.device, x.disk, x.known
+		im.device, im.request, im.disk, im.known = x.device, x.request, x.disk, x.known
 		b.w.oracle.committed(b.d.h, im, x)
 	}
 	b.fill(im)
-}
-
-// fill fills references in the background, one after the other.
-func (b *backupShell) fill(im *image) {
-	if im.filling || im.missing == 0 {
-		return
-	}
-	im.filling = true
-	wait := 40 * time.Millisecond
-	if b.w.disk.slow {
-		wait = time.Second
-	}
-	b.d.after(b.w.between(wait/80, wait), func() {
-		im.filling = false
-		if b.ended || b.image != im {
-			return
-		}
-		var page [epoch.PageSize]byte
-		for p := range pages {
-			if im.missing&(1<<p) != 0 {
-				_ = im.table.ReadPages(epoch.GFN(p), page[:]) // else later
-				break
-			}
-		}
-		b.fill(im)
-	})
 }
 
 func (b *backupShell) drop() {
@@ -554,7 +516,7 @@ func (b *backupShell) drop() {
 	}
 	b.session = nil
 	if b.image != nil {
-		b.image.table.Committed(false)
+		b.image.committed(false)
 	}
 	s.e.down = func(error) {}
 	if b.w.breach != acksWhileAsking {

@@ -32,7 +32,9 @@ type host struct {
 
 	media   *media
 	journal []byte // on tmpfs: outlives the daemon, not the host
-	fresh   bool   // the host has lost its power since
+	fresh   bool   // it has been lost since
+
+	known []epoch.Position // where the last session here stood: for a breach
 
 	suspended time.Duration // until when it was, the last time
 	diskFails time.Duration // until when its disk does
@@ -177,6 +179,9 @@ func (d *daemon) isFrozen() bool { return d.w.now < d.frozen }
 func (d *daemon) clock() clock.Instant { return d.h.clock(d.w.now) }
 
 func (h *host) clock(now time.Duration) clock.Instant {
+	if h.w.breach == monotonicClock {
+		now -= h.stood
+	}
 	return clock.Instant(float64(now)*h.rate) + clock.Instant(h.offset)
 }
 
@@ -231,7 +236,7 @@ func (d *daemon) seen() {
 	case d.primary != nil:
 		d.primary.post(primary.LogApplied{State: st})
 	case d.backup != nil:
-		d.backup.post(backup.LogApplied{State: st})
+		d.backup.post(backup.LogApplied{State: d.w.breach.shows(st)})
 	case d.watch != nil:
 		d.watch(st)
 	}
@@ -306,6 +311,9 @@ func (d *daemon) own(st ownership.Guest, running bool) {
 	d.as("primary")
 	p := newPrimary(d, st, running)
 	d.primary = p
+	if d.w.breach == adoptedClean && d.guest.at.step > 0 && !running {
+		p.pending, p.known = 0, d.h.known
+	}
 	if d.w.breach == passAtOnce && running {
 		d.gate.enter(gatePass)
 	}
@@ -384,9 +392,11 @@ func (d *daemon) recover(st ownership.Guest) {
 		})
 		return
 	}
-	if g := d.h.guest; g != nil && !g.gone && g.missing == 0 {
+	if g := d.h.guest; g != nil && !g.gone && g.missing == 0 && (d.heldFound() || d.w.breach == heldMissing) {
 		g.pause()
-		g.dirty = everyPage
+		if d.w.breach != adoptedClean {
+			g.dirty = everyPage
+		}
 		if d.w.at(d, stepAdopt) {
 			return
 		}
@@ -414,6 +424,10 @@ func (d *daemon) recover(st ownership.Guest) {
 	}
 	d.start(st)
 }
+
+// heldFound reports whether what a former daemon here held for its guest is
+// there. A guest that was told of writes which are lost must not go on.
+func (d *daemon) heldFound() bool { return d.set.Recovered().Generation > 0 }
 
 // start boots the guest from nothing.
 func (d *daemon) start(st ownership.Guest) {
@@ -444,6 +458,11 @@ func (d *daemon) propose(st ownership.Guest, kind ownership.Kind, b ownership.Ba
 // accept routes a session that the peer opened to the backup.
 func (d *daemon) accept(e *end) {
 	e.recv = func(m any) {
+		if bad, is := m.(damaged); is {
+			_, err := bad.parse(d.w)
+			e.fail(err)
+			return
+		}
 		greeting, ok := m.(hello)
 		if !ok {
 			return

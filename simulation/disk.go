@@ -22,7 +22,7 @@ import (
 // diskKind is what the configuration says of the guest's disk.
 type diskKind struct {
 	shared, unfenced, lazy bool
-	slow                   bool // to read: references stay unfilled for long
+	slow                   bool // references stay unfilled for long, and held writes too
 }
 
 func (w *world) drawDisk() diskKind {
@@ -73,7 +73,11 @@ func (d *daemon) kick() {
 		return
 	}
 	d.flushing = true
-	d.after(d.w.between(20*time.Microsecond, 800*time.Microsecond), d.flush)
+	most := 800 * time.Microsecond
+	if d.w.disk.slow {
+		most *= 5
+	}
+	d.after(d.w.between(20*time.Microsecond, most), d.flush)
 }
 
 // flush lets the flusher take its next action. While it waits after a failure
@@ -108,8 +112,8 @@ const requestBytes = 4 * 8
 // AppendInFlight implements disk.Frontend.
 func (f *front) AppendInFlight(dst []byte) []byte {
 	g := f.d.guest
-	if g == nil || g.request == nil {
-		return dst
+	if g == nil || g.request == nil || f.d.w.breach == inFlightForgotten {
+		return append(dst, 0)
 	}
 	r := g.request
 	for _, n := range []uint64{uint64(r.op), uint64(r.block), uint64(r.page), r.value} {
@@ -141,14 +145,17 @@ type request struct {
 // ask draws what the guest wants next. Few blocks, so that things meet.
 func (g *guest) ask() {
 	w := g.w
-	r := &request{block: w.dice.IntN(blocks), page: w.dice.IntN(pages)}
+	r := &request{block: w.dice.IntN(blocks), page: w.somePage()}
 	switch n := w.dice.IntN(20); {
 	case n < 9:
 		r.op = disk.OpWrite
+		r.page = w.dice.IntN(pages)
 		if g.touch(r.page) != nil {
 			return
 		}
-		g.write(r.page) // no two writes are the same
+		if v := g.memory[r.page]; r.page < warm || v <= w.brought || len(w.oracle.disk.writes[written{r.block, v}]) > 0 {
+			g.write(r.page) // a block never holds twice what the oracle could take for each other
+		}
 		r.value = g.memory[r.page]
 		w.oracle.written(g, r.block, r.value)
 	case n < 10:
@@ -241,7 +248,10 @@ func (g *guest) touch(page int) error {
 	var b [epoch.PageSize]byte
 	if err := g.filler.Content(epoch.GFN(page), b[:]); err != nil {
 		if bad := (*rebuild.BadError)(nil); errors.As(err, &bad) {
-			g.w.violated("guarantee 4: %v", err)
+			if !g.damaged {
+				g.w.violated("guarantee 4: %v", err)
+			}
+			g.w.after(0, func() { g.w.faults.exit(g.h) }) // it waits for the page for ever: somebody ends it
 		}
 		return err
 	}

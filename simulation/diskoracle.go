@@ -181,6 +181,39 @@ func (o *oracle) diskOf(g *guest, d *daemon) {
 	}
 }
 
+// resubmitted: what was in flight as the checkpoint was taken is asked for again
+// by the machine that goes on from it.
+func (o *oracle) resubmitted(d *daemon, im *image) {
+	if was, is := im.request, d.resubmit; (was == nil) != (is == nil) || was != nil && *was != *is {
+		d.w.violated("rule 15: %s resubmits %+v, in flight was %+v", d.h.name, is, was)
+	}
+}
+
+// canBeFilled: no machine runs on an image of which its backup was told that a
+// page cannot be filled. (What is found while no session feeds it may be a page
+// that the primary, alone by now, would send again: nobody is told of it. Whoever
+// needs such a page waits.)
+func (o *oracle) canBeFilled(h *host, im *image) {
+	if err := im.table.Bad(); err != nil && im.spoilt {
+		h.w.violated("guarantee 4: %s runs an image that is known to be spoilt: %v", h.name, err)
+	}
+}
+
+// stops: it is recorded that the guest is stopped, whose machine ends now. All
+// that it was told has been written has to be on the disk.
+func (o *oracle) stops(h *host) {
+	g := h.guest
+	if g == nil || g.gone {
+		return
+	}
+	for b, v := range g.disk {
+		late := g.request != nil && g.request.block == b // it may have been on its way as the host stood still
+		if g.known&(1<<b) != 0 && h.media.now[b] != v && !late {
+			h.w.violated("rule 6: the guest on %s is stopped, and %d, which it has written to block %d, is not on the disk", h.name, v, b)
+		}
+	}
+}
+
 // holds reports whether an image equals the guest's memory, but for what its
 // table has yet to fill.
 func (im *image) holds(m *memory) bool {

@@ -27,6 +27,7 @@ type faults struct {
 	captureFails float64
 	loadFails    float64
 	diskFails    float64 // of a call of a store
+	hostile      float64 // of a message of a session that nobody sent like that
 	verifyAll    bool
 
 	aim  cell
@@ -52,10 +53,11 @@ func (f *faults) init(w *world) {
 	f.lagging, f.slowLink = rate(0.3), rate(0.1)
 	f.formerLeader, f.slowCommit = rate(0.3), rate(0.3)
 	f.captureFails, f.loadFails, f.diskFails = rate(0.1), rate(0.6), rate(0.01)
+	f.hostile = rate(0.01)
 	f.verifyAll = w.chance(0.3)
 	f.pause = time.Duration([]int{60, 200, 600, 1500}[w.dice.IntN(4)]) * time.Millisecond
 	all := []func(){f.daemonDies, f.powerFails, f.guestExits, f.guestOff, w.breakSessions, f.cutOneWay, f.cutBothWays,
-		f.cutVoters, f.stutter, f.newLeader, f.freezeHost, f.freezeDaemon, f.suspendHost, f.switchover, f.stop, f.heldFull, f.corrupt}
+		f.cutVoters, f.stutter, f.newLeader, f.freezeHost, f.freezeDaemon, f.suspendHost, f.switchover, f.stop, f.heldFull, f.corrupt, f.misread}
 	for _, k := range all {
 		if w.chance(0.4) {
 			f.kinds = append(f.kinds, k)
@@ -72,6 +74,9 @@ func (f *faults) init(w *world) {
 			f.only(f.newLeader)
 		case 2:
 			f.only(f.suspendHost)
+		case 3:
+			w.disk.slow = true // to have something left to fill
+			f.only(f.spoil)
 		}
 	}
 	w.after(w.between(100*time.Millisecond, time.Second), f.next)
@@ -176,6 +181,9 @@ func (f *faults) strike(d *daemon, s step, x fault) {
 	}
 	switch x {
 	case faultDaemon:
+		f.daemonOf(h)
+	case faultHeld:
+		h.fresh = true
 		f.daemonOf(h)
 	case faultPower:
 		f.power(h)
@@ -426,4 +434,30 @@ func (f *faults) corrupt() {
 			d.backup.image.corrupt = true
 		}
 	}
+}
+
+// misread lets a block at a backup read as something else than what a page was
+// left out for.
+func (f *faults) misread() { f.misreadSoon(1) }
+
+// spoil does so, and maybe takes the guest's host away soon after.
+func (f *faults) spoil() {
+	f.misreadSoon(2000)
+	if f.w.chance(0.5) {
+		f.w.after(f.w.between(0, lease), f.powerFails)
+	}
+}
+
+// misreadSoon tries it until there is a page that waits to be filled.
+func (f *faults) misreadSoon(times int) {
+	if times == 0 || !f.on {
+		return
+	}
+	for _, h := range f.w.hosts {
+		if d := h.daemon; d != nil && d.backup != nil && d.backup.image != nil && d.backup.image.misreads(f.w) {
+			f.w.say(h.name, "a block that a page was left out for reads as something else")
+			return
+		}
+	}
+	f.w.after(500*time.Microsecond, func() { f.misreadSoon(times - 1) })
 }

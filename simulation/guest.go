@@ -11,6 +11,14 @@ import (
 // pages is how many pages a guest has: few, so that they are written often.
 const pages = 16
 
+// somePage is a warm one, mostly.
+func (w *world) somePage() int {
+	if w.chance(0.02) {
+		return w.dice.IntN(pages)
+	}
+	return w.dice.IntN(warm)
+}
+
 // memory is a guest's memory: each page holds the number of the write that
 // wrote it last.
 type memory [pages]uint64
@@ -19,6 +27,10 @@ type memory [pages]uint64
 type bits uint32
 
 const everyPage bits = 1<<pages - 1
+
+// warm is how many of them the guest's processor writes all the time; in the
+// others stays what a disk has brought.
+const warm = 12
 
 // state is a moment in a guest's life: how many steps it has made, and on which
 // branch. A takeover starts a branch from the checkpoint it goes on from.
@@ -66,6 +78,7 @@ type guest struct {
 	missing  bits        // pages that a lazy rebuild has yet to fill
 	filler   filler
 	truth    memory // what they are
+	damaged  bool   // some of them cannot be filled
 }
 
 // newGuest boots a guest: a new life.
@@ -111,7 +124,7 @@ func (g *guest) tick() {
 	}
 	g.at.step++
 	for range 1 + g.w.dice.IntN(3) {
-		g.write(g.w.dice.IntN(pages))
+		g.write(g.w.somePage())
 	}
 	if g.missing != 0 && (!g.w.disk.slow && g.w.chance(0.4) || g.w.chance(0.02)) {
 		g.fillOne()

@@ -327,10 +327,7 @@ func (l *ledger) decide(c ownership.Command, session, host int) (next ownership.
 	if session != l.sessions[host] {
 		return l.state, true, nil
 	}
-	next, err = ownership.Apply(l.state, c)
-	if l.w.breach == outOfSyncForgotten && c.Kind == ownership.OutOfSync && err == nil {
-		next.InSync, next.Backup = l.state.InSync, l.state.Backup
-	}
+	next, err = l.w.breach.decide(l.state, c)
 	return next, false, err
 }
 

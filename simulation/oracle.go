@@ -95,6 +95,7 @@ func (o *oracle) applied(w *world, c ownership.Command, before, next ownership.G
 		w.violated("generation %d follows %d", next.Generation, before.Generation)
 	}
 	o.visits["log "+string(c.Kind)]++
+	o.generation(w, c, before, next)
 	h := w.hosts[0]
 	if c.Host == w.hosts[1].id {
 		h = w.hosts[1]
@@ -132,7 +133,12 @@ func (o *oracle) applied(w *world, c ownership.Command, before, next ownership.G
 			o.goesOn(w, "guarantee 6: takeover granted", h, d.backup.image.device)
 		}
 		o.from = w.images[c.Backup.Image].device // also if its daemon has died since
+	case ownership.Stop:
+		o.stops(h)
 	case ownership.Surrender:
+		if g := h.guest; g != nil && g.off && !g.gone {
+			w.violated("rule 6: %s surrenders the guest, which has powered itself off", h.name)
+		}
 		if d := h.daemon; d != nil && d.store.m.shared && d.store.m.writer == d.store {
 			w.violated("rule 7: %s has surrendered, and still has the lock of the disk", h.name)
 		}
@@ -140,6 +146,20 @@ func (o *oracle) applied(w *world, c ownership.Command, before, next ownership.G
 		if g := w.hosts[1-h.index].guest; g != nil {
 			g.open = nil // the host that returns it may have replayed them
 			o.goesOn(w, "the guest was returned", w.hosts[1-h.index], g.at)
+		}
+	}
+}
+
+// generation: what begins a time of its own has a generation of its own, and a
+// guest that is meant to be stopped begins none (RULES 6).
+func (o *oracle) generation(w *world, c ownership.Command, before, next ownership.Guest) {
+	switch c.Kind {
+	case ownership.Start, ownership.Adopt, ownership.Takeover, ownership.Return, ownership.Reclaim:
+		if next.Generation == before.Generation {
+			w.violated("rule 6: %s by %s, and the generation is still %d", c.Kind, c.Host, next.Generation)
+		}
+		if c.Kind != ownership.Start && before.Desired == ownership.Stopped {
+			w.violated("rule 6: %s by %s of a guest that is meant to be stopped", c.Kind, c.Host)
 		}
 	}
 }
@@ -202,7 +222,7 @@ func (o *oracle) ran(g *guest) {
 }
 
 func guestEvent(g *guest) hypervisor.Event {
-	if g.gone {
+	if g.gone || g.off && g.w.breach == offIsExit {
 		return hypervisor.Event{Kind: hypervisor.EventExited, Detail: "killed"}
 	}
 	return hypervisor.Event{Kind: hypervisor.EventShutdown, Detail: "powered off"}

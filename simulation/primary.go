@@ -208,6 +208,11 @@ func (p *primaryShell) do(a primary.Action) primary.Event {
 	case primary.SyncStep:
 		return p.capture(a.Number, epoch.KindSync, false)
 	case primary.Capture:
+		if a.Final && p.w.breach == lastEpochMissing {
+			p.guest.pause()
+			p.later(primary.Acked{Number: a.Number})
+			return primary.Captured{Number: a.Number, Kind: epoch.KindCheckpoint}
+		}
 		return p.capture(a.Number, epoch.KindCheckpoint, a.Final)
 	case primary.Forget:
 		for len(p.inflight) > 0 && p.inflight[0].number <= a.Through {
@@ -335,7 +340,10 @@ func (p *primaryShell) capture(n epoch.Number, kind epoch.Kind, final bool) prim
 		}
 	}
 	if p.w.chance(p.w.faults.captureFails / 2) {
-		p.pending, final = everyPage, false
+		final = false
+		if p.w.breach != scanUnfinished {
+			p.pending = everyPage
+		}
 		return failed(errors.New("the dirty pages were not collected"))
 	}
 	if !check {
@@ -382,7 +390,7 @@ func (p *primaryShell) enqueue(n epoch.Number, kind epoch.Kind, set bits) {
 	}
 	g := p.guest
 	m := sent{generation: p.generation, kind: kind, set: set, values: g.memory, device: g.at, whole: g.memory, disk: g.disk, known: g.known,
-		verify: p.verify && kind == epoch.KindCheckpoint}
+		request: g.request, verify: p.verify && kind == epoch.KindCheckpoint}
 	l.busy = max(l.busy, p.w.now) + p.w.between(0, time.Millisecond)
 	p.d.after(l.busy-p.w.now, func() {
 		if p.link == l && !p.ended {
@@ -402,6 +410,9 @@ func (p *primaryShell) encode(m *sent, n epoch.Number) error {
 			return fmt.Errorf("the writes of epoch %d are not sealed any more", n)
 		}
 		m.disks = bytes.Clone(state)
+		if p.w.breach == flushedEarly && len(writes) > 0 {
+			flushedUpTo(m.disks, writes[len(writes)-1].Seq)
+		}
 		for _, x := range writes {
 			x.Data, x.Pages = bytes.Clone(x.Data), slices.Clone(x.Pages)
 			m.writes = append(m.writes, x)
@@ -488,6 +499,9 @@ func (p *primaryShell) propose(c ownership.Command) {
 			}
 			err = p.d.set.Quiesce(ended)
 		case ownership.Stop:
+			if p.w.breach == stopUndrained {
+				break
+			}
 			err = p.d.set.DrainByHand()
 		}
 		switch {
@@ -525,6 +539,7 @@ func (p *primaryShell) sendEpoch(l *link, m sent, n epoch.Number) {
 	}
 	l.at = m.at
 	l.sent = append(l.sent, m.at)
+	p.w.remember(m)
 	if p.w.at(p.d, stepSend) {
 		return
 	}
@@ -567,6 +582,9 @@ func (p *primaryShell) connect() {
 					return
 				}
 				p.adopt(e, m)
+			case damaged:
+				_, err := m.parse(p.w)
+				e.fail(err)
 			case refusal:
 				e.down = func(error) {}
 				e.close()
@@ -615,8 +633,15 @@ func (p *primaryShell) receive(l *link, m any) {
 		}
 		return
 	}
+	if bad, is := m.(damaged); is {
+		var err error
+		if m, err = bad.parse(p.w); err != nil {
+			l.e.fail(err)
+			return
+		}
+	}
 	a, ok := m.(ack)
-	if !ok || len(l.sent) < 2 || l.sent[1] != a.at {
+	if !ok || len(l.sent) < 2 || l.sent[1] != a.at && p.w.breach != anyAckTaken {
 		l.e.fail(fmt.Errorf("not the next acknowledgement: %s", show(m)))
 		return
 	}
@@ -646,6 +671,7 @@ func (p *primaryShell) disconnect() {
 	l.e.down = func(error) {}
 	l.e.close()
 	p.known = append(p.known[:0], l.sent...)
+	p.d.h.known = p.known
 	if p.core.Spoilt() {
 		p.known = nil
 	}

@@ -42,8 +42,9 @@ type (
 		writes     []epoch.DiskWrite
 		disks      []byte // state of the disks
 		disk       content
-		known      bits   // of the disk's blocks
-		whole      memory // what the image must be afterwards: for the oracle
+		known      bits     // of the disk's blocks
+		request    *request // of the guest, in flight: for the oracle
+		whole      memory   // what the image must be afterwards: for the oracle
 		verify     bool
 	}
 	hashes  struct{ h epoch.DiskHashes }
@@ -94,14 +95,25 @@ func (e *end) send(m any) {
 		delay = w.between(5*time.Millisecond, 120*time.Millisecond)
 	}
 	t := w.twist()
+	if t == faultKinds && w.chance(w.faults.hostile) {
+		t = faultTorn + fault(w.dice.IntN(2))
+	}
 	if t == faultDelayed {
 		delay = w.between(10*time.Millisecond, 2*lease)
 	}
-	carry := func() {
+	bring := func(m any) {
 		o.due = max(o.due, w.now+delay)
 		w.after(o.due-w.now, func() { o.arrive(func() { o.recv(m) }) })
 	}
+	carry := func() { bring(m) }
 	switch t {
+	case faultTorn:
+		e.s.twisted = true
+		bring(damaged{m})
+		return
+	case faultForged:
+		e.s.twisted = true
+		bring(w.forged(m))
 	case faultLost: // what comes after it does not come, either
 		e.open = false
 		e.lost()

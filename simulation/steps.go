@@ -33,6 +33,8 @@ const (
 	stepAck
 	stepApply
 	stepCommit
+	stepSpoilt
+	stepGiveUp
 	stepAckReceived
 	stepForget
 	stepRelease
@@ -112,6 +114,7 @@ const (
 	switching              // the operator hands the guest over
 	stopping               // the operator stops and starts the guest
 	badLoads               // the owner's host is lost, and no machine takes its state
+	spoiling               // a block at the backup is not what the image needs
 	unheard                // the guest is handed over to a host that hears nothing of the log
 )
 
@@ -141,6 +144,8 @@ var stepTable = [steps]struct {
 	stepAck:              {"epoch: acknowledged", sessionMessage, calm},
 	stepApply:            {"epoch: pages applied", noMessage, calm},
 	stepCommit:           {"epoch: writes kept", noMessage, calm},
+	stepSpoilt:           {"image: a block is something else", noMessage, spoiling},
+	stepGiveUp:           {"image: given up", noMessage, spoiling},
 	stepAckReceived:      {"epoch: acknowledgement received", noMessage, calm},
 	stepForget:           {"epoch: dirty pages forgotten", noMessage, calm},
 	stepRelease:          {"epoch: output released", noMessage, calm},
@@ -211,10 +216,13 @@ const (
 	faultLeader
 	faultStale
 	faultDisk
+	faultHeld
 	faultLost
 	faultDelayed
 	faultReordered
 	faultDuplicated
+	faultTorn
+	faultForged
 	faultAmbiguous
 
 	faultKinds // their number
@@ -237,10 +245,13 @@ var faultTable = [faultKinds]struct{ name, short string }{
 	faultLeader:     {"the raft leader is lost, another one follows", "leader"},
 	faultStale:      {"the raft leader is deposed, and this host does not hear of it", "stale"},
 	faultDisk:       {"the host's disk fails every call for a while", "disk"},
+	faultHeld:       {"the daemon dies, and the memory of held writes that outlives it is lost", "held"},
 	faultLost:       {"the message of this step is lost (on a session: with the session)", "lost"},
 	faultDelayed:    {"the message comes late", "late"},
 	faultReordered:  {"the message is overtaken by the next", "order"},
 	faultDuplicated: {"the message comes twice", "twice"},
+	faultTorn:       {"the message comes damaged, or without its end", "torn"},
+	faultForged:     {"before the message comes one of another session, image or generation", "forged"},
 	faultAmbiguous:  {"the proposal times out, and commits later", "unsure"},
 }
 
@@ -263,6 +274,10 @@ func impossible(s step, f fault) string {
 			return "no message is sent at this step"
 		case s == stepHello || s == stepWelcome || s == stepRefuse:
 			return "it is the only message of its side until it is answered: nothing follows that could overtake it"
+		}
+	case faultTorn, faultForged:
+		if m != sessionMessage {
+			return "nothing is sent on a session at this step"
 		}
 	case faultAmbiguous:
 		if m != proposalMessage {

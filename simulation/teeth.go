@@ -6,6 +6,7 @@ package simulation
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"runtime"
@@ -14,6 +15,7 @@ import (
 
 	"understudy/disk"
 	"understudy/epoch"
+	"understudy/ownership"
 )
 
 // breach is a way of breaking the rules. No daemon knows of it: it is in this
@@ -50,6 +52,24 @@ const (
 	referenceHeld
 	unverifiedUnseen
 	acceptedUnseen
+	indexKept
+	stoppedTaken
+	startKeepsGeneration
+	lastEpochMissing
+	stopUndrained
+	offIsExit
+	monotonicClock
+	heldMissing
+	adoptedClean
+	scanUnfinished
+	inFlightForgotten
+	failureSwallowed
+	flushedEarly
+	tornTaken
+	foreignTaken
+	anyAckTaken
+	printIgnored
+	spoiltKept
 
 	breaches // their number
 )
@@ -84,6 +104,26 @@ var breachTable = [breaches]struct{ rules, name string }{
 	referenceHeld:      {"G4, 16", "a page is left out for a write that is held"},
 	unverifiedUnseen:   {"19", "a page is left out for a block that the backup's own copy is not known to have"},
 	acceptedUnseen:     {"16", "a write does not end what is known of its block"},
+	indexKept:          {"G4, 16", "what was known of a disk outlives the time in which another host wrote to it"},
+
+	stoppedTaken:         {"6", "a stopped guest may be taken over"},
+	startKeepsGeneration: {"6", "a start does not raise the generation"},
+	lastEpochMissing:     {"6", "a stop commits no last epoch"},
+	stopUndrained:        {"6", "a stop is recorded before the disks have what was released"},
+	offIsExit:            {"6", "a guest that powers itself off is gone before its stop is recorded"},
+	monotonicClock:       {"8", "leases are measured by a clock that stands still in suspend"},
+	heldMissing:          {"11", "a guest is adopted whose held writes are lost"},
+	adoptedClean:         {"11", "an adoption goes on from the image that the backup had, without a full resynchronisation"},
+	scanUnfinished:       {"G5, 11", "a scan that failed counts as one that found what it was to find"},
+	inFlightForgotten:    {"15", "requests in flight are not in the checkpoint"},
+	failureSwallowed:     {"14", "a flush that fails is dropped"},
+	flushedEarly:         {"14", "a write is reported flushed, and the backup drops it, before it is durable"},
+
+	tornTaken:    {"G8, G3", "an epoch is taken whatever its checksum says"},
+	foreignTaken: {"G8, G3, 5", "an epoch is taken whatever its parent and its generation are"},
+	anyAckTaken:  {"G8, G2", "an acknowledgement counts whatever it names"},
+	printIgnored: {"G4", "a page is filled whatever its fingerprint says"},
+	spoiltKept:   {"G4, G6", "an image that cannot be made whole is not given up"},
 }
 
 // Bite is what became of a breach.
@@ -146,7 +186,7 @@ type brokenIndex struct {
 }
 
 func breakIndex(b breach, x disk.Index) disk.Index {
-	if b == unverifiedUnseen || b == acceptedUnseen {
+	if b == unverifiedUnseen || b == acceptedUnseen || b == indexKept {
 		return brokenIndex{x, b}
 	}
 	return x
@@ -161,4 +201,42 @@ func (x brokenIndex) Accepted(id epoch.DiskID, sector uint64, sectors uint32, pa
 		sector, sectors = 0, 0
 	}
 	return x.Index.Accepted(id, sector, sectors, passing)
+}
+
+func (x brokenIndex) Forget() {
+	if x.breach != indexKept {
+		x.Index.Forget()
+	}
+}
+
+// decide is ownership.Apply, unless that is what is broken.
+func (b breach) decide(g ownership.Guest, c ownership.Command) (ownership.Guest, error) {
+	next, err := ownership.Apply(g, c)
+	switch {
+	case b == outOfSyncForgotten && c.Kind == ownership.OutOfSync && err == nil,
+		b == stoppedTaken && c.Kind == ownership.Stop && err == nil:
+		next.InSync, next.Backup = g.InSync, g.Backup
+	case b == stoppedTaken && c.Kind == ownership.Takeover && err != nil && g.Desired == ownership.Stopped && g.Backup.Image == c.Backup.Image:
+		g.Desired, c.Generation, c.Revision = ownership.Running, g.Generation, g.Revision
+		return ownership.Apply(g, c)
+	case b == startKeepsGeneration && c.Kind == ownership.Start && err == nil && g.Generation > 0:
+		next.Generation = g.Generation
+	}
+	return next, err
+}
+
+// shows is what a backup sees of the log.
+func (b breach) shows(g ownership.Guest) ownership.Guest {
+	if b == stoppedTaken && g.InSync {
+		g.Desired = ownership.Running
+	}
+	return g
+}
+
+// flushedUpTo makes a state of the disks say that writes up to seq are durable.
+func flushedUpTo(state []byte, seq uint64) {
+	flushed := state[2:] // of the first disk; see package disk
+	if binary.LittleEndian.Uint64(flushed) < seq {
+		binary.LittleEndian.PutUint64(flushed, seq)
+	}
 }

@@ -5,9 +5,10 @@
 //	world     the clock, the queue of events, the dice            world.go
 //	ledger    the ownership log, its leader and the leases        ledger.go
 //	session   what two daemons say to each other                  session.go
+//	hostile   what nobody has said like that                      hostile.go
 //	guest     pages, frames, the gate                             guest.go
 //	primary,  the shells around the two cores, as thin as the     primary.go
-//	backup    real ones                                           backup.go
+//	backup    real ones                                           backup.go, image.go
 //	daemon    what package host does: from role to role           daemon.go
 //	steps     what happens, and what can go wrong at it           steps.go, cells.go
 //	faults    what goes wrong, and when                           faults.go, aim.go
@@ -50,8 +51,10 @@ type world struct {
 	oracle  oracle
 
 	values    uint64 // of pages: each write makes a new one
+	brought   uint64 // the last of those that the disks held at first
 	positions uint64 // of image histories
 	images    map[[16]byte]*image
+	past      []sent // some epochs that were sent
 }
 
 type event struct {
@@ -181,6 +184,7 @@ func play(seed uint64, b breach, tell bool) (res result) {
 	for i, name := range []string{"a", "b"} {
 		w.hosts[i] = newHost(w, i, name)
 	}
+	w.brought = w.values
 	defer w.hosts[0].free()
 	defer w.hosts[1].free()
 	w.hosts[0].peer, w.hosts[1].peer = w.hosts[1], w.hosts[0]
