@@ -30,6 +30,8 @@ type times struct {
 	Detach time.Duration `json:"detach_ns"`
 	// Reclaim is how long a guest that was surrendered waits for its new owner.
 	Reclaim time.Duration `json:"reclaim_ns"`
+	// TakeBack is how long a guest that another was granted waits to run there.
+	TakeBack time.Duration `json:"take_back_ns"`
 	// Elect bounds the choice of another leader, while nobody's answer is late.
 	Elect time.Duration `json:"elect_ns"`
 }
@@ -44,7 +46,7 @@ func timesOf(c *config.Config, guest string) times {
 	return times{
 		Lease: lease, Drift: lease/200 + time.Millisecond, Renew: lease / 4,
 		Ask: b.AskAfter, Notice: max(lease*3/4, 3*c.Heartbeat.Std()), Detach: g.Protection.DetachAfter.Std(),
-		Reclaim: p.ReclaimAfter, Elect: 2*raft.Heartbeat + raft.Election,
+		Reclaim: p.ReclaimAfter, TakeBack: p.TakeBackAfter, Elect: 2*raft.Heartbeat + raft.Election,
 	}
 }
 
@@ -55,8 +57,9 @@ type explanation struct {
 }
 
 // takenBack is how long a taker may leave the log without word that the guest
-// runs, until the former owner goes on with its own.
-func (t times) takenBack() time.Duration { return 2 * t.Lease }
+// runs, until the former owner goes on with its own: it asks after a while, and
+// is granted what it asks for when a lease of the taker's is over.
+func (t times) takenBack() time.Duration { return t.TakeBack + t.Lease + t.Drift }
 
 // explain says how long a guest is silent, from the fault on, if the hosts do
 // what the design says; false where there is no silence that it explains.
@@ -68,7 +71,7 @@ func (c cell) explain(t times, mode config.DiskMode) (explanation, bool) {
 	case f.name == "stall":
 		return explanation{time.Duration(f.lasts*float64(t.Lease)) + t.Lease + t.Drift, "the stall, and at worst the lease that it cost"}, true
 	case s.yields && f.strikes(standby) && c.granted():
-		return explanation{t.takenBack() + t.Elect, "two leases without word from the taker: the former owner takes the guest back"}, true
+		return explanation{t.takenBack(), "a lease without word from the taker, and at worst one of its own: the former owner takes the guest back"}, true
 	case s.yields && f.strikes(standby):
 		return explanation{t.Reclaim + t.Renew, "the wait for the new owner; then the former one reclaims the guest"}, true
 	case s.yields && c.point != crashpoint.SurrenderProposed:
@@ -93,5 +96,5 @@ func (c cell) explain(t times, mode config.DiskMode) (explanation, bool) {
 // as a breach of the promise: the explained time, and much for slow machines.
 func (c cell) patience(t times, mode config.DiskMode) time.Duration {
 	e, _ := c.explain(t, mode)
-	return e.Most + 4*t.Lease + 4*time.Second
+	return e.Most + 4*t.Lease + 10*time.Second
 }

@@ -260,14 +260,15 @@ func receiveHello(ctx context.Context, session *transport.Session) (protocol.Hel
 
 // ended takes what the owner sends until it ends the session.
 func ended(ctx context.Context, session *transport.Session) error {
-	for {
-		m, err := session.Receive(ctx)
-		if ctx.Err() != nil {
-			return errors.New("the owner takes it for true")
+	var err error
+	for err == nil {
+		var m transport.Message
+		if m, err = session.Receive(ctx); err == nil {
+			m.Release()
 		}
-		if err != nil {
-			return nil
-		}
-		m.Release()
 	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("the owner takes it for true: %w", err)
+	}
+	return nil
 }

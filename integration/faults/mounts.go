@@ -275,13 +275,13 @@ func sweepMounts(prefix string) error {
 		if len(f) < 5 {
 			continue
 		}
-		if name := worldOf(f[4], prefix); name != "" && !locked(filepath.Join("/dev/shm", name)) {
+		if name := worldOf(f[4], prefix); name != "" && !locked("/dev/shm/"+name) {
 			errs = append(errs, unix.Unmount(f[4], unix.MNT_DETACH))
 		}
 	}
 	left, err := filepath.Glob("/var/tmp/" + prefix + "-world-*-under-*")
 	for _, dir := range left {
-		if !locked(filepath.Join("/dev/shm", worldOf(dir, prefix))) {
+		if !locked("/dev/shm/"+worldOf(dir, prefix)) {
 			errs = append(errs, os.RemoveAll(dir))
 		}
 	}

@@ -94,7 +94,7 @@ func TestEveryPromiseIsExplained(t *testing.T) {
 		{"any time / kill owner's QEMU", at.Renew},
 		{"any time / kill witness", 0},
 		{"switchover: takeover-asked / kill backup", at.Reclaim + at.Renew},
-		{"switchover: granted / freeze backup", at.takenBack() + at.Elect},
+		{"switchover: granted / freeze backup", 2*at.Lease + at.Drift},
 	} {
 		found := cells(regexp.MustCompile("^"+regexp.QuoteMeta(c.cell)+"$"), config.Replicated, true)
 		if len(found) != 1 {
