@@ -18,6 +18,7 @@ package failover
 import (
 	"context"
 	"errors"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -28,9 +29,13 @@ import (
 const emptyLog = 1
 
 // gatedTransport is raft's transport, with requests for votes refused while
-// the voter has not been admitted.
+// the voter has not been admitted, and with patience for voters that are away
+// (returning.go).
 type gatedTransport struct {
 	*raft.NetworkTransport
+	n        *Node
+	raft     atomic.Pointer[raft.Raft] // that sends by it; nil while it is being made
+	away     sync.Map                  // raft.ServerID: voters that entries cannot be sent to
 	admitted atomic.Bool
 	consume  chan raft.RPC
 }

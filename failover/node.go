@@ -4,11 +4,12 @@ package failover
 // is on disk, starts raft and the goroutines; Close ends them all.
 //
 // Goroutines, all owned by the Node and waited for in Close: one acceptor per
-// listener, one per accepted connection and per request being answered, one
-// reader per dialled connection, the hand-over of raft's requests and, with an
-// empty log, the one that asks for admission (admit.go), the follower of raft's leadership (reign.go)
-// with the duties of the current reign, the observer of the leader, and one
-// per raft future being waited for.
+// listener, one per accepted connection and per request being answered (two for
+// a connection of raft's), one reader per dialled connection, the hand-over of
+// raft's requests and, with an empty log, the one that asks for admission
+// (admit.go), the follower of raft's leadership (reign.go) with the duties of
+// the current reign, the observer of the leader, and one per raft future being
+// waited for.
 
 import (
 	"context"
@@ -192,11 +193,18 @@ func (n *Node) startRaft() error {
 	if err != nil {
 		return explainStore(filepath.Join(n.cfg.Dir, "snapshots"), err)
 	}
-	n.transport = &gatedTransport{consume: make(chan raft.RPC), NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+	n.transport = &gatedTransport{n: n, consume: make(chan raft.RPC), NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream:  newStream(n),
 		Logger:  rlog,
 		MaxPool: 3,
 		Timeout: max(2*n.cfg.Profile.Heartbeat, 100*time.Millisecond),
+		// No pipelining. When an answer ends a pipeline, raft may go on sending
+		// into it: nobody takes what comes back, and the goroutine stands until
+		// the process ends. Its follower gets no entries any more, and Shutdown
+		// waits for it (hashicorp/raft replication.go, pipelineReplicate and
+		// pipelineDecode; net_transport.go, netPipeline). A pipeline would also
+		// pass by what returning.go does.
+		MaxRPCsInFlight: 1,
 	})}
 	notify := make(chan bool)
 	p := n.cfg.Profile
@@ -235,6 +243,7 @@ func (n *Node) startRaft() error {
 	if err != nil {
 		return explainStore(n.cfg.Dir, fmt.Errorf("start raft: %w", err))
 	}
+	n.transport.raft.Store(n.raft)
 	n.spawn(n.stopOnFailure)
 	n.spawn(func() { n.reigns.follow(notify) })
 	n.observeLeader()

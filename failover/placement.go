@@ -83,7 +83,7 @@ func (r *reign) better(well map[ownership.HostID]int) (to ownership.HostID, read
 		ctx, cancel := context.WithTimeout(r.ctx, n.cfg.Profile.Attempt)
 		err := r.ask(ctx, n.links[p.ID])
 		cancel()
-		if err != nil {
+		if err != nil || n.transport.waitsFor(p.ID) {
 			well[p.ID] = 0
 			continue
 		}

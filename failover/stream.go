@@ -127,6 +127,21 @@ func (n *Node) accept(l net.Listener, what string, serve func(net.Conn, ownershi
 	}
 }
 
+// handled is a connection that raft handles, on a goroutine that raft does not
+// wait for: Node.Close does, until it has closed the connection, the last thing
+// it does.
+type handled struct {
+	net.Conn
+	once sync.Once
+	over chan struct{}
+}
+
+func (h *handled) Close() error {
+	err := h.Conn.Close()
+	h.once.Do(func() { close(h.over) })
+	return err
+}
+
 // stream is raft's stream layer: voters are addressed by their ID.
 type stream struct {
 	n  *Node
@@ -151,7 +166,12 @@ func newStream(n *Node) *stream {
 func (s *stream) Accept() (net.Conn, error) {
 	select {
 	case c := <-s.in:
-		return c, nil
+		h := &handled{Conn: c, over: make(chan struct{})}
+		if !s.n.spawn(func() { <-h.over }) {
+			_ = c.Close()
+			return nil, net.ErrClosed
+		}
+		return h, nil
 	case <-s.n.ctx.Done():
 		return nil, net.ErrClosed
 	}
