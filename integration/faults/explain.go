@@ -50,6 +50,11 @@ func timesOf(c *config.Config, guest string) times {
 	}
 }
 
+// resend is Linux' shortest wait before a segment without an answer is sent again
+// (TCP_RTO_MIN, include/net/tcp.h): what was on its way to or from a host that
+// was lost comes after that.
+const resend = 200 * time.Millisecond
+
 // explanation is a silence of at most Most, and why.
 type explanation struct {
 	Most time.Duration
@@ -75,11 +80,13 @@ func (c cell) explain(t times, mode config.DiskMode) (explanation, bool) {
 	case s.yields && f.strikes(standby):
 		return explanation{t.Reclaim + t.Renew, "the wait for the new owner; then the former one reclaims the guest"}, true
 	case s.yields && c.point != crashpoint.SurrenderProposed:
-		return explanation{t.Elect, "the guest is surrendered: no wait but for another leader; grant, load"}, true
+		return explanation{t.Elect + resend, "the guest is surrendered: no wait but for another leader; grant, load; the guest's TCP sends again"}, true
 	case f.surrenders && !s.strikes(owner):
-		return explanation{t.Renew, "no wait: the live daemon surrenders the guest; grant, load"}, true
+		return explanation{t.Renew + resend, "no wait: the live daemon surrenders the guest; grant, load; the guest's TCP sends again"}, true
 	case f.strikes(owner) || s.strikes(owner):
-		return explanation{t.Lease + t.Drift, "what is left of the lease, and its drift; the backup asks after a quarter lease of silence, within it; grant, load beside"}, true
+		return explanation{t.Lease + t.Drift + resend, "what is left of the lease, and its drift; the backup asks after a quarter lease of silence, within it; grant, load beside; the guest's TCP sends again"}, true
+	case s.backupGone && !s.strikes(owner) && !f.silent && !s.yields:
+		return explanation{t.Detach, "the backup was lost before: the wait for its session to come back; OutOfSync"}, true
 	case f.spare:
 		return explanation{0, "nobody waits for the waiting machine"}, true
 	case f.strikes(standby) && f.silent:

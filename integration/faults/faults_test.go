@@ -1,7 +1,6 @@
 package main
 
 import (
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -16,16 +15,11 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// TestSomeCells plays a handful, of each kind one, in one world. `make faults`
+// TestSomeCells plays a handful, of each kind one, in two worlds. `make faults`
 // plays them all.
 func TestSomeCells(t *testing.T) {
-	const prefix = "usfaulttest"
-	t.Cleanup(func() {
-		left, err := world.Leftovers(prefix)
-		if err != nil || len(left) > 0 {
-			t.Errorf("left behind: %v, %v", left, err)
-		}
-	})
+	o := options{mode: config.Replicated, memory: 112, workers: 2, seed: 1}
+	logs := t.TempDir()
 	images, err := filepath.Abs("../../build/guest")
 	if err != nil {
 		t.Fatal(err)
@@ -39,40 +33,50 @@ func TestSomeCells(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = remove() })
-	logs := t.TempDir()
-	s, err := newStage(t.Context(), setup{daemon: program, kernel: filepath.Join(images, "vmlinuz"),
-		initrd: filepath.Join(images, "initrd"), image: small, mode: config.Replicated, memory: 112 * config.MiB, prefix: prefix, logs: logs})
+	build, err := identify(program)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
-		if err := s.close(); err != nil {
-			t.Error(err)
+	q := queue{ctx: t.Context(), out: filepath.Join(t.TempDir(), "report.json"), say: t.Output(), setup: setup{daemon: program, kernel: filepath.Join(images, "vmlinuz"),
+		initrd: filepath.Join(images, "initrd"), image: small, mode: o.mode, memory: 112 * config.MiB, prefix: "usfaulttest", logs: logs}, report: newReport(o, build)}
+	t.Cleanup(func() {
+		for i := range o.workers {
+			left, err := world.Leftovers(q.setup.world(i))
+			if err != nil || len(left) > 0 {
+				t.Errorf("left behind: %v, %v", left, err)
+			}
 		}
-	}()
-	dice := rand.New(rand.NewPCG(1, 0))
-	for _, name := range []string{
+	})
+	for i, name := range []string{
 		"protected: captured / kill owner",
 		"protected: ack-sent / kill backup",
-		"any time / torn writes, owner",
+		"any time / stranger in the hosts' places",
 		"switchover: surrender-proposed / kill owner's QEMU",
 		"owner lost: granted / stall",
+		"any time / torn writes, owner",
 	} {
 		found := cells(regexp.MustCompile("^"+regexp.QuoteMeta(name)+"$"), config.Replicated, true)
 		if len(found) != 1 {
 			t.Fatalf("%d cells are called %q", len(found), name)
 		}
-		result, err := s.play(t.Context(), found[0], dice)
-		t.Logf("%s: %s, first line after %v, %v in all", name, result.Outcome, result.FirstLine, result.Took)
-		if err != nil || !result.ok() {
-			for _, h := range world.Hosts() {
-				text, _ := os.ReadFile(filepath.Join(logs, h+".log"))
-				t.Logf("host %s:\n%s", h, text)
-			}
-			t.Fatalf("%s: %+v, %v", name, result, err)
+		q.waiting = append(q.waiting, job{i + 1, found[0]})
+	}
+	err = q.play(o.workers)
+	if err != nil || q.report.Failed() > 0 || len(q.report.Trials) != 6 {
+		t.Errorf("%d trials, %d failed: %v", len(q.report.Trials), q.report.Failed(), err)
+		kept, _ := filepath.Glob(filepath.Join(logs, "*", "*.log"))
+		for _, path := range kept {
+			text, _ := os.ReadFile(path)
+			t.Logf("%s:\n%s", path, text)
 		}
 	}
-	if r := s.checker.Result(); r.Batches == 0 || r.Frames == 0 || len(r.Breaches) > 0 {
-		t.Errorf("the histories: %+v", r)
+	for _, x := range q.report.Trials {
+		if x.Seen.Batches == 0 || x.Seen.Frames == 0 || len(x.Phases) == 0 {
+			t.Errorf("%s: the histories held %+v, its phases are %v", x.name(), x.Seen, x.Phases)
+		}
+	}
+	again := queue{ctx: t.Context(), say: t.Output(), report: newReport(o, build)}
+	if err := again.resume(q.out, false); err != nil || len(again.report.Trials) != len(q.report.Trials) {
+		t.Errorf("the report is read back with %d trials: %v", len(again.report.Trials), err)
 	}
 }

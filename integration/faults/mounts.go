@@ -281,7 +281,7 @@ func sweepMounts(prefix string) error {
 	}
 	left, err := filepath.Glob("/var/tmp/" + prefix + "-world-*-under-*")
 	for _, dir := range left {
-		if !locked("/dev/shm/"+worldOf(dir, prefix)) {
+		if !locked("/dev/shm/" + worldOf(dir, prefix)) {
 			errs = append(errs, os.RemoveAll(dir))
 		}
 	}

@@ -88,10 +88,10 @@ func TestEveryPromiseIsExplained(t *testing.T) {
 		cell string
 		want time.Duration
 	}{
-		{"protected: captured / kill owner", at.Lease + at.Drift},
+		{"protected: captured / kill owner", at.Lease + at.Drift + resend},
 		{"any time / kill backup's daemon", at.Detach},
 		{"any time / cut backup", at.Notice + at.Detach},
-		{"any time / kill owner's QEMU", at.Renew},
+		{"any time / kill owner's QEMU", at.Renew + resend},
 		{"any time / kill witness", 0},
 		{"switchover: takeover-asked / kill backup", at.Reclaim + at.Renew},
 		{"switchover: granted / freeze backup", 2*at.Lease + at.Drift},
