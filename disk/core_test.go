@@ -167,6 +167,17 @@ func (r *rig) play(t *testing.T, line string) string {
 		r.c.begin(l, false)
 	case "landed":
 		r.c.end(l, false, true)
+	case "sync": // the guest's own flush
+		r.c.begin(l, true)
+	case "synced":
+		r.c.end(l, true, true)
+	case "unsynced":
+		r.c.end(l, true, false)
+	case "barred?": // nothing to separate for a flush
+		return fmt.Sprint(l.barred)
+	case "epoch?":
+		e := r.c.seals[len(r.c.seals)-1]
+		return fmt.Sprintf("%d to %d", e.from, e.to)
 	case "held?":
 		return fmt.Sprint(r.c.holds(l) && !r.c.troubled())
 	case "settled?":
@@ -222,7 +233,7 @@ func TestCoreStories(t *testing.T) {
 		}},
 		{name: "G2: a lost epoch's writes wait for the next", lines: []string{
 			"write 0+8", "seal", "hold", "acked 1", "run -> wait",
-			"seal", "acked 2", "run -> write 0+8, sync, report up to 0, wait",
+			"seal", "epoch? -> 0 to 1", "acked 2", "run -> write 0+8, sync, report up to 0, wait",
 		}},
 		{name: "rule 13: what is behind a barrier waits until what is in front of it is durable", lines: []string{
 			"write 0+8", "write 8+8", "flush", "write 4+8", "flush", "write 0+1", "seal", "acked 1",
@@ -270,6 +281,11 @@ func TestCoreStories(t *testing.T) {
 		{name: "rule 14: a direct write that a failed sync may have lost is not said to be written again", lines: []string{
 			"pass", "straight", "landed", "hold", "next -> sync", "fails", "later 10ms", "next -> sync", "settled? -> false",
 		}},
+		{name: "rule 14: nor beside a batch that is written anew", lines: []string{
+			"pass", "straight", "hold", "write 0+8", "pass",
+			"next -> arrange", "ok", "next -> write 0+8", "ok", "next -> sync", "fails", "later 10ms",
+			"next -> arrange", "ok", "next -> write 0+8", "ok", "next -> sync",
+		}},
 		{name: "G7: nothing after the lease, nor just before its end", lines: []string{
 			"write 0+8", "write 100+8", "seal", "acked 1", "next -> arrange", "ok",
 			"later 9899ms", "next -> write 0+8", "ok", "later 1ms", "next -> wait",
@@ -299,6 +315,10 @@ func TestCoreStories(t *testing.T) {
 		{name: "a lock that is refused is asked for again", lines: []string{
 			"own 2", "next -> acquire in generation 2", "fails", "next -> wait 10ms", "later 10ms", "run -> acquire in generation 2, wait",
 		}},
+		{name: "rule 13: a held flush is a barrier to what went straight before it, too", lines: []string{
+			"flush", "barred? -> true", "pass", "run -> sync, report up to 0, wait", "straight", "hold", "barred? -> false",
+			"flush", "barred? -> true", "pass", "landed", "run -> sync, sync, report up to 1, wait",
+		}},
 		{name: "unprotected: held writes go first, then everything straight", lines: []string{
 			"write 0+8", "flush", "write 8+8", "pass", "straight -> no",
 			"run -> write 0+8, sync, report up to 1, write 8+8, sync, report up to 2, wait",
@@ -307,6 +327,15 @@ func TestCoreStories(t *testing.T) {
 		{name: "rule 1: no epoch is sealed before what went straight is durable", lines: []string{
 			"pass", "straight", "hold", "held? -> true", "seal -> no", "run -> wait",
 			"landed", "settled? -> false", "seal -> no", "run -> sync, wait", "settled? -> true", "seal",
+		}},
+		{name: "rule 1: nor before what was released is durable", lines: []string{
+			"write 0+8", "seal", "acked 1", "hold", "seal -> no", "run -> write 0+8, sync, report up to 0, wait", "seal",
+		}},
+		{name: "a guest's own flush makes its direct writes durable, unless it fails", lines: []string{
+			"pass", "straight", "landed", "sync", "unsynced", "settled? -> false", "sync", "synced", "settled? -> true",
+		}},
+		{name: "a direct write that begins beside a sync is not durable by it", lines: []string{
+			"pass", "straight", "landed", "drain", "next -> sync", "straight", "ok", "landed", "settled? -> false", "run -> sync, wait", "settled? -> true",
 		}},
 		{name: "direct writes are made durable before a batch", lines: []string{
 			"pass", "straight", "landed", "hold", "write 0+8", "seal -> no", "run -> sync, wait", "seal", "acked 1",
@@ -333,6 +362,9 @@ func TestCoreStories(t *testing.T) {
 			"standby", "write 0+8", "flush", "write 0+4", "commit", "activate", "run -> wait",
 			"own 2", "next -> acquire in generation 2", "ok", "next -> wait", "lease 10s",
 			"run -> write 0+8, sync, report up to 1, write 0+4, sync, report up to 2, wait",
+		}},
+		{name: "rule 12: nothing without the lock", lines: []string{
+			"standby", "write 0+8", "commit", "activate", "lease 10s", "run -> wait",
 		}},
 		{name: "rule 12: who owns a backup's disks begins nothing before he says what for", lines: []string{
 			"standby", "write 0+8", "commit", "own 2", "lease 10s", "run -> acquire in generation 2, wait", "activate",

@@ -132,6 +132,15 @@ func (r *ring) goesOn(sameRegion bool) bool {
 // start lets the ring run. fresh says that the requests of a former life have
 // been orphaned.
 func (r *ring) start(ctx context.Context, mem *memory, region *inflightRegion, features uint64, fresh bool) error {
+	if err := r.ready(ctx, mem, region, features, fresh); err != nil {
+		return err
+	}
+	r.workers.Go(r.run.begin)
+	return nil
+}
+
+// ready makes all of a ring that runs but who works for it.
+func (r *ring) ready(ctx context.Context, mem *memory, region *inflightRegion, features uint64, fresh bool) error {
 	for _, p := range []piece{r.desc, r.avail, r.used} {
 		if err := r.fill(p); err != nil {
 			return err
@@ -158,7 +167,6 @@ func (r *ring) start(ctx context.Context, mem *memory, region *inflightRegion, f
 		r.touches = true
 		r.s.running.Add(1)
 	}
-	r.workers.Go(w.begin)
 	return nil
 }
 
