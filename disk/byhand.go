@@ -23,9 +23,14 @@ const ByHandBytes = journalHeader + (MinHeldBytes+journalHeader-1)/journalHeader
 
 // NewByHand is NewSet, but that no goroutine is started, and that held writes
 // are kept in memory, which outlives the Set as a journal in JournalDir outlives
-// its process. Memory of zeros is a journal that is not there. HeldBytes and
-// JournalDir mean nothing.
+// its process. Memory of zeros is a journal that is not there. HeldBytes may be as
+// small as one likes, at most MinHeldBytes, which 0 means; one write always finds
+// room. JournalDir means nothing.
 func NewByHand(c SetConfig, memory []byte) (*Set, error) {
+	limit := uint64(MinHeldBytes)
+	if c.HeldBytes > 0 {
+		limit = min(limit, uint64(c.HeldBytes))
+	}
 	c.HeldBytes, c.JournalDir = MinHeldBytes, ""
 	if err := c.check(); err != nil {
 		return nil, fmt.Errorf("disks: %w", err)
@@ -39,7 +44,7 @@ func NewByHand(c SetConfig, memory []byte) (*Set, error) {
 		j.format()
 	}
 	s := &Set{
-		clock: c.Clock, index: c.Index, log: c.Log, dirty: newDirtyPages(c.Pages), held: newHeld(j, uint64(c.HeldBytes)),
+		clock: c.Clock, index: c.Index, log: c.Log, dirty: newDirtyPages(c.Pages), held: newHeld(j, limit),
 		pressure: make(chan struct{}, 1), done: make(chan struct{}), stop: func() {},
 	}
 	s.core = core{unfenced: c.Unfenced, guard: c.Guard, log: s.held.entries, asOf: ^uint64(0)}

@@ -110,7 +110,7 @@ func (f *faults) lead(p path) func() {
 			}
 		}
 	case spoiling:
-		return f.inSync(func() { f.misreadSoon(2000) })
+		return f.inSync(func() { f.misreadSoon(2000, func() {}) })
 	case unheard:
 		return f.inSync(func() {
 			f.cutFromVoters(f.owner().peer, w.between(18*lease, 26*lease))

@@ -305,7 +305,6 @@ func (b *backupShell) accept(o opened) {
 
 func (b *backupShell) prepare(fresh bool) backup.Event {
 	o := b.greeted
-	b.greeted = nil
 	b.drop()
 	if fresh {
 		if err := b.d.set.StandBy(ended); err != nil {
@@ -323,6 +322,7 @@ func (b *backupShell) prepare(fresh bool) backup.Event {
 	if b.w.at(b.d, stepWelcome) {
 		return nil
 	}
+	b.greeted = nil
 	o.e.send(protocol.Welcome{Version: protocol.Version, At: at, Whole: whole})
 	s := &fed{e: o.e, generation: o.hello.Generation, at: at}
 	b.session = s
@@ -361,7 +361,7 @@ func (b *backupShell) prepare(fresh bool) backup.Event {
 			b.apply(x) // and acknowledges
 			s.e.send(ack{at: x.at})
 		case b.session == s && ok:
-			if b.w.chance(b.w.faults.hostile) { // somebody is quicker
+			if b.w.chance(2 * b.w.faults.hostile) { // somebody is quicker
 				s.e.s.twisted = true
 				s.e.send(b.w.forged(ack{at: x.at}))
 			}
@@ -478,6 +478,7 @@ func (b *backupShell) makeRoom(x *sent) error {
 			}
 		}
 	}
+	b.looks()
 	return b.d.set.Room(ended, size)
 }
 

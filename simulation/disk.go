@@ -16,6 +16,7 @@ import (
 	"understudy/epoch"
 	"understudy/exclusion"
 	"understudy/hypervisor"
+	"understudy/primary"
 	"understudy/rebuild"
 )
 
@@ -23,11 +24,19 @@ import (
 type diskKind struct {
 	shared, unfenced, lazy bool
 	slow                   bool // references stay unfilled for long, and held writes too
+	held                   int  // bytes of held writes, at most; 0: as many as there may be
 }
+
+// fewHeld is a limit that a guest comes to: a few writes.
+const fewHeld = 8 * (epoch.PageSize + epoch.SectorSize)
 
 func (w *world) drawDisk() diskKind {
 	n := w.dice.IntN(3)
-	return diskKind{shared: n > 0, unfenced: n == 2, lazy: w.chance(0.5), slow: w.chance(0.3)}
+	k := diskKind{shared: n > 0, unfenced: n == 2, lazy: w.chance(0.5), slow: w.chance(0.3)}
+	if k.shared && w.chance(0.3) {
+		k.held = fewHeld
+	}
+	return k
 }
 
 // ended is a context that has ended: whoever would have to wait does not.
@@ -48,7 +57,11 @@ func (d *daemon) openDisk() {
 	d.index = exclusion.NewIndex(exclusion.Config{Pages: pages, Key: d.key, MaxBlocks: 64})
 	d.store = &store{m: d.h.media, d: d}
 	index := breakIndex(w.breach, d.index)
-	set, err := disk.NewByHand(disk.SetConfig{Pages: pages, Clock: d, Index: index, Guard: guard, Unfenced: w.disk.unfenced,
+	held := w.disk.held
+	if w.breach == limitIgnored {
+		held = 0
+	}
+	set, err := disk.NewByHand(disk.SetConfig{Pages: pages, HeldBytes: held, Clock: d, Index: index, Guard: guard, Unfenced: w.disk.unfenced,
 		Log: slog.New(slog.DiscardHandler), Disks: []disk.DiskConfig{{Store: d.store}}}, d.h.journal)
 	if err == nil {
 		err = set.Disk(0).Attach(&front{d: d})
@@ -93,6 +106,17 @@ func (d *daemon) flush() {
 		d.after(worked.Again, d.flush)
 	default:
 		d.replaying = d.replaying && !d.set.Settled()
+	}
+}
+
+// pressed tells the primary that held writes near their limit.
+func (d *daemon) pressed() {
+	select {
+	case <-d.set.Pressure():
+		if d.primary != nil {
+			d.primary.later(primary.HeldFull{})
+		}
+	default:
 	}
 }
 
@@ -199,7 +223,9 @@ func (g *guest) submit() {
 		if err != nil {
 			g.w.violated("%s refuses a request: %v", g.h.name, err)
 		}
+		d.pressed()
 		if taken {
+			g.w.oracle.accepted(d)
 			if q.op != disk.OpFlush && g.w.at(d, stepWrite) {
 				return // before the guest was told: it asks again
 			}

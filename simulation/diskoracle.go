@@ -189,6 +189,15 @@ func (o *oracle) resubmitted(d *daemon, im *image) {
 	}
 }
 
+// accepted: a change was taken into the held writes.
+func (o *oracle) accepted(d *daemon) {
+	if limit := d.w.disk.held; limit > 0 {
+		if st := d.set.Status(); st.Bytes > uint64(limit) && st.Writes > 1 {
+			d.w.violated("rule 14: %s holds %d bytes of writes, of at most %d", d.h.name, st.Bytes, limit)
+		}
+	}
+}
+
 // canBeFilled: no machine runs on an image of which its backup was told that a
 // page cannot be filled. (What is found while no session feeds it may be a page
 // that the primary, alone by now, would send again: nobody is told of it. Whoever

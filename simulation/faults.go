@@ -53,7 +53,7 @@ func (f *faults) init(w *world) {
 	f.lagging, f.slowLink = rate(0.3), rate(0.1)
 	f.formerLeader, f.slowCommit = rate(0.3), rate(0.3)
 	f.captureFails, f.loadFails, f.diskFails = rate(0.1), rate(0.6), rate(0.01)
-	f.hostile = rate(0.01)
+	f.hostile = rate(0.03)
 	f.verifyAll = w.chance(0.3)
 	f.pause = time.Duration([]int{60, 200, 600, 1500}[w.dice.IntN(4)]) * time.Millisecond
 	all := []func(){f.daemonDies, f.powerFails, f.guestExits, f.guestOff, w.breakSessions, f.cutOneWay, f.cutBothWays,
@@ -75,8 +75,11 @@ func (f *faults) init(w *world) {
 		case 2:
 			f.only(f.suspendHost)
 		case 3:
-			w.disk.slow = true // to have something left to fill
-			f.only(f.spoil)
+			w.disk.slow, w.disk.lazy = true, true // to have something left to fill
+			f.only(f.inSync(f.spoil))
+		case 4:
+			f.only(f.inSync(f.switchover))
+			f.pause = 600 * time.Millisecond
 		}
 	}
 	w.after(w.between(100*time.Millisecond, time.Second), f.next)
@@ -438,26 +441,28 @@ func (f *faults) corrupt() {
 
 // misread lets a block at a backup read as something else than what a page was
 // left out for.
-func (f *faults) misread() { f.misreadSoon(1) }
+func (f *faults) misread() { f.misreadSoon(1, func() {}) }
 
 // spoil does so, and maybe takes the guest's host away soon after.
 func (f *faults) spoil() {
-	f.misreadSoon(2000)
-	if f.w.chance(0.5) {
-		f.w.after(f.w.between(0, lease), f.powerFails)
-	}
+	f.misreadSoon(2000, func() {
+		if f.w.chance(0.5) {
+			f.w.after(f.w.between(0, 3*lease), func() { f.power(f.owner()) })
+		}
+	})
 }
 
 // misreadSoon tries it until there is a page that waits to be filled.
-func (f *faults) misreadSoon(times int) {
+func (f *faults) misreadSoon(times int, then func()) {
 	if times == 0 || !f.on {
 		return
 	}
 	for _, h := range f.w.hosts {
 		if d := h.daemon; d != nil && d.backup != nil && d.backup.image != nil && d.backup.image.misreads(f.w) {
 			f.w.say(h.name, "a block that a page was left out for reads as something else")
+			then()
 			return
 		}
 	}
-	f.w.after(500*time.Microsecond, func() { f.misreadSoon(times - 1) })
+	f.w.after(500*time.Microsecond, func() { f.misreadSoon(times-1, then) })
 }

@@ -81,9 +81,7 @@ func (r misreader) ReadSectors(id epoch.DiskID, sector uint64, dst []byte) error
 // misreads lets a block that a page of the image was left out for read as
 // something else from now on, if there is one.
 func (im *image) misreads(w *world) bool {
-	first := w.dice.IntN(pages)
-	for i := range pages {
-		p := (first + i) % pages
+	for p := pages - 1; p >= 0; p-- { // the last ones are not soon superseded
 		if im.missing&(1<<p) == 0 || im.misread[im.from[p]] {
 			continue
 		}
@@ -119,8 +117,9 @@ func (b *backupShell) fill(im *image) {
 			return
 		}
 		var page [epoch.PageSize]byte
-		for p := range pages {
-			if im.missing&(1<<p) != 0 && !im.lazy {
+		first := b.w.dice.IntN(pages)
+		for i := range pages {
+			if p := (first + i) % pages; im.missing&(1<<p) != 0 && !im.lazy {
 				_ = im.table.ReadPages(epoch.GFN(p), page[:]) // else later
 				break
 			}

@@ -65,6 +65,7 @@ const (
 	inFlightForgotten
 	failureSwallowed
 	flushedEarly
+	limitIgnored
 	tornTaken
 	foreignTaken
 	anyAckTaken
@@ -118,6 +119,7 @@ var breachTable = [breaches]struct{ rules, name string }{
 	inFlightForgotten:    {"15", "requests in flight are not in the checkpoint"},
 	failureSwallowed:     {"14", "a flush that fails is dropped"},
 	flushedEarly:         {"14", "a write is reported flushed, and the backup drops it, before it is durable"},
+	limitIgnored:         {"14", "at the limit of held writes requests are taken on"},
 
 	tornTaken:    {"G8, G3", "an epoch is taken whatever its checksum says"},
 	foreignTaken: {"G8, G3, 5", "an epoch is taken whatever its parent and its generation are"},
