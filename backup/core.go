@@ -253,6 +253,9 @@ func (c *Core) absorbProposed(ev Proposed) {
 		case ownership.Takeover:
 			c.granted = true
 		case ownership.Return:
+			if !c.granted {
+				break // the log has told of it, see decide: what is here now is another image
+			}
 			c.stopAsking()
 			// The disks were made an owner's for the attempt: what they kept is not
 			// what a session could continue from.

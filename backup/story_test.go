@@ -157,6 +157,15 @@ func (n *narrator) line(words []string) {
 		}
 		n.log = next
 		n.step(Proposed{Command: *n.asked, Err: errors.New("no answer")})
+	case "applied-seen": // the log tells of it before the answer does
+		next, err := ownership.Apply(n.log, *n.asked)
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		n.log = next
+		n.step(LogApplied{n.log})
+	case "answer": // and here is the answer
+		n.step(Proposed{Command: *n.asked, State: n.log})
 	case "unknown":
 		n.step(Proposed{Command: *n.asked, Err: errors.New("no answer")})
 	case "log-seen":
