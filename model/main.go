@@ -62,10 +62,12 @@ var sound = []check{
 	{name: "failback", within: bounds{lease: 2, generations: 3, images: 2, epochs: 1}},
 	{name: "crash", within: bounds{lease: 2, generations: 2, images: 1, epochs: 1, crashes: 1}},
 	{name: "crash, third generation", within: bounds{lease: 2, generations: 3, images: 1, epochs: 1, crashes: 1}},
-	{name: "new leader", within: bounds{lease: 2, generations: 2, images: 1, epochs: 1, elections: 1}},
-	{name: "lost answer", within: bounds{lease: 2, generations: 2, images: 1, epochs: 1, unknowns: 1}},
+	{name: "new leader", within: bounds{lease: 2, generations: 3, images: 1, epochs: 1, elections: 1}},
+	{name: "lost answer", within: bounds{lease: 2, generations: 3, images: 1, epochs: 1, unknowns: 1}},
 	{name: "switchover, dead guest", within: bounds{lease: 2, generations: 2, images: 1, epochs: 2, switches: 1}},
 	{name: "failed takeover, lost commits", within: bounds{lease: 2, generations: 3, images: 1, epochs: 2, failures: 1}},
+	{name: "taken back, another image", within: bounds{lease: 2, generations: 3, images: 2, epochs: 1, failures: 1}},
+	{name: "surrendered, lost image", within: bounds{lease: 2, generations: 2, images: 1, epochs: 2, switches: 1, failures: 1}},
 }
 
 // breaches are searches with one rule left out each.
@@ -92,6 +94,13 @@ var breaches = []check{
 	{broken: "RELEASE_UNACKNOWLEDGED", within: bounds{lease: 2, generations: 2, images: 1, epochs: 2}},
 	{broken: "ANY_GENERATION", within: bounds{lease: 2, generations: 2, images: 1, epochs: 1}},
 	{broken: "TAKEOVER_UNSYNCED", within: bounds{lease: 2, generations: 2, images: 1, epochs: 1}},
+	{broken: "TAKE_BACK_HASTY", within: bounds{lease: 2, generations: 3, images: 1, epochs: 1}},
+	{broken: "TAKE_BACK_TOO_LATE", within: bounds{lease: 2, generations: 3, images: 1, epochs: 1}},
+	{broken: "TAKE_BACK_UNRECORDED", within: bounds{lease: 2, generations: 3, images: 1, epochs: 2, switches: 1}},
+	{broken: "DECLINE_WHOLE", within: bounds{lease: 2, generations: 2, images: 1, epochs: 1}},
+	{broken: "DECLINE_BY_WORD", within: bounds{lease: 2, generations: 2, images: 1, epochs: 1, failures: 1}},
+	{broken: "DECLINE_ANY_IMAGE", within: bounds{lease: 2, generations: 2, images: 2, epochs: 1, failures: 1}},
+	{broken: "RECLAIM_UNRECORDED", within: bounds{lease: 2, generations: 2, images: 1, epochs: 2, switches: 1, failures: 1}},
 }
 
 // quick is what a test has time for.
@@ -134,7 +143,7 @@ func run(ctx context.Context, w io.Writer, short, story bool) error {
 		}
 		result := "clean"
 		if f.violated != "" {
-			result = "violated: " + f.violated
+			result = fmt.Sprintf("violated after %d transitions: %s", len(f.story), f.violated)
 		}
 		name := c.name
 		if c.broken != "" {

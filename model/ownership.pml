@@ -79,6 +79,13 @@
 #define RELEASE_UNACKNOWLEDGED	20
 #define ANY_GENERATION		21
 #define TAKEOVER_UNSYNCED	22
+#define TAKE_BACK_HASTY		23
+#define TAKE_BACK_TOO_LATE	24
+#define TAKE_BACK_UNRECORDED	25
+#define DECLINE_WHOLE		26
+#define DECLINE_BY_WORD		27
+#define DECLINE_ANY_IMAGE	28
+#define RECLAIM_UNRECORDED	29
 #ifndef BREAK
 #define BREAK 0
 #endif
@@ -241,6 +248,9 @@ byte crashes = CRASHES, elections = ELECTIONS, unknowns = UNKNOWNS, switches = S
 /* Whether output of h can leave right now. */
 #define CANWRITE(h)	(role[h] == PRIM && kleft[h] > 0 && \
 			 (wr[h] || (FREE(h) && left[h] > 0 && (gate[h] == PASS || gate[h] == HOLD && rel[h]))))
+
+/* Whether h has a lease, or an answer on its way that is one. */
+#define LEASED(h)	(left[h] + kleft[h] + nu[h] > 0 || rn[h] == GRANTED)
 
 inline view(h)
 {
@@ -421,8 +431,18 @@ end:	do
 		noPrimary(me); park(me); has[me] = 0; role[me] = IDLE }
 
 	:: d_step { (role[me] == PRIM && mode[me] == YIELDED && v_owner[me] == me && v_phase[me] == SURRENDERED && !gone[me] &&
-		     IDLEP(me) && g_gen < GENERATIONS) -> DID(RECLAIM_GUEST);
-		propose(me, RECLAIM, 0, 0) }
+		     IDLEP(me) && g_gen < GENERATIONS && FREE(me)) -> DID(RECLAIM_GUEST);
+		if
+		:: BREAK == RECLAIM_UNRECORDED && !v_ins[me] -> alone(me)
+		:: else -> propose(me, RECLAIM, 0, 0)
+		fi }
+
+	:: d_step { (role[me] == PRIM && mode[me] == YIELDED && v_owner[me] != me && v_phase[me] == ACTIVATING && !gone[me] &&
+		     IDLEP(me) && g_gen < GENERATIONS && FREE(me)) -> DID(TAKE_BACK);
+		if
+		:: BREAK == TAKE_BACK_UNRECORDED -> alone(me)
+		:: else -> propose(me, RETURN, 0, 0)
+		fi }
 
 	:: d_step { (role[me] == PRIM && gone[me] && FREE(me) &&
 		     (mode[me] == YIELDED && v_owner[me] == me || OWNS(me) && !v_ins[me] && !maybe[me])) -> DID(GUEST_LOST);
@@ -471,7 +491,7 @@ end:	do
 		rel[me] = 1; rep[me] = sealed[me] + 1;
 		if :: BREAK != INSYNC_BEFORE_HOLD -> setgate(me, HOLD) :: else fi }
 
-	:: d_step { (role[me] == PRIM && (mode[me] == ENTERING || mode[me] == PROTECTED) && OWNS(me) && linked[me] && !gone[me] && !fin[me] &&
+	:: d_step { (role[me] == PRIM && (mode[me] == ENTERING || mode[me] == PROTECTED && v_ins[me]) && OWNS(me) && linked[me] && !gone[me] && !fin[me] &&
 		     sealed[me] == acked[me] && sealed[me] < EPOCHS && msg == 0 && left[me] > 0) -> DID(CAPTURE);
 		sealed[me]++; msg = 1; good = 1;
 		if :: fw[me] == 0 -> fw[me] = sealed[me] :: else fi;
@@ -498,20 +518,24 @@ end:	do
 		fi }
 
 	:: d_step { (role[me] == PRIM && OWNS(me) && FREE(me) && !gone[me] &&
-		     (mode[me] == PROTECTED && (!linked[me] || acked[me] < sealed[me] || v_inc[me] != p_inc[me]) ||
+		     (mode[me] == PROTECTED && v_ins[me] && (!linked[me] || acked[me] < sealed[me] || v_inc[me] != p_inc[me]) ||
 		      mode[me] == STARTING && v_phase[me] == ACTIVE && v_ins[me])) -> DID(DETACH);
 		unlink(me); mode[me] = DETACHING; fin[me] = 0;
 		if :: BREAK == ALONE_UNRECORDED -> alone(me) :: else fi }
+
+	:: d_step { (role[me] == PRIM && OWNS(me) && FREE(me) && !gone[me] && mode[me] == PROTECTED &&
+		     (!v_ins[me] || BREAK == DECLINE_BY_WORD && role[OTHER(me)] == BACK && pk[OTHER(me)] == OUTOFSYNC)) -> DID(IMAGE_DECLINED);
+		unlink(me); alone(me) }
 
 	:: d_step { (role[me] == PRIM && OWNS(me) && IDLEP(me) && v_gen[me] == p_gen[me] &&
 		     (mode[me] == DETACHING && !gone[me] || gone[me] && maybe[me] && !v_ins[me])) -> DID(PROPOSE_OUTOFSYNC);
 		propose(me, OUTOFSYNC, 0, 0) }
 
-	:: d_step { (switches > 0 && role[me] == PRIM && mode[me] == PROTECTED && OWNS(me) && linked[me] && !gone[me] && !fin[me] &&
+	:: d_step { (switches > 0 && role[me] == PRIM && mode[me] == PROTECTED && OWNS(me) && v_ins[me] && linked[me] && !gone[me] && !fin[me] &&
 		     sealed[me] == acked[me] && sealed[me] < EPOCHS && msg == 0 && left[me] > 0) -> DID(LAST_EPOCH);
 		switches--; fin[me] = 1; sealed[me]++; msg = 1; good = 1 }
 
-	:: d_step { (role[me] == PRIM && mode[me] == PROTECTED && OWNS(me) && !gone[me] && fin[me] && linked[me] && acked[me] == sealed[me] && FREE(me)) -> DID(SHUT_FOR_SURRENDER);
+	:: d_step { (role[me] == PRIM && mode[me] == PROTECTED && OWNS(me) && v_ins[me] && !gone[me] && fin[me] && linked[me] && acked[me] == sealed[me] && FREE(me)) -> DID(SHUT_FOR_SURRENDER);
 		mode[me] = LEAVING;
 		if :: BREAK != SURRENDER_BEFORE_SHUT -> setgate(me, SHUT) :: else fi }
 
@@ -522,7 +546,7 @@ end:	do
 		mode[me] = LEAVING;
 		if :: BREAK != SURRENDER_BEFORE_SHUT -> setgate(me, SHUT) :: else fi }
 
-	:: d_step { (role[me] == PRIM && mode[me] == LEAVING && OWNS(me) && v_ins[me] && IDLEP(me)) -> DID(PROPOSE_SURRENDER);
+	:: d_step { (role[me] == PRIM && mode[me] == LEAVING && OWNS(me) && (v_ins[me] || !gone[me]) && IDLEP(me)) -> DID(PROPOSE_SURRENDER);
 		propose(me, SURRENDER, v_inc[me], acked[me]) }
 
 	:: d_step { (role[me] == PRIM && ps[me] == YES && FREE(me)) -> DID(PRIMARY_ANSWERED_YES);
@@ -618,23 +642,37 @@ end:	do
 	:: d_step { (role[me] == BACK && mode[me] == ASKING && ps[me] == NO) -> DID(TAKEOVER_REFUSED);
 		mode[me] = STANDBY; settled(me) }
 
-	:: d_step { (role[me] == BACK && mode[me] == HASGRANT) -> DID(RUN);
-		/* guarantee 6: no stale image is ever run */
-		assert(has[me]);
+	:: d_step { (role[me] == BACK && mode[me] == HASGRANT && v_owner[me] == me) -> DID(RUN);
+		/* guarantee 6: no stale image is run by whom the log names. Who was
+		 * taken the guest back from and does not know may run what he has: his
+		 * Activated will be refused, and nothing leaves before it. */
+		assert(has[me] || g_gen != v_gen[me]);
 		endsession(me);
 		asPrimary(me) }
 
-	:: d_step { (role[me] == BACK && mode[me] == HASGRANT && failures > 0 && g_gen < GENERATIONS) -> DID(LOAD_FAILED);
+	:: d_step { (role[me] == BACK && mode[me] == HASGRANT && v_owner[me] == me && failures > 0 && g_gen < GENERATIONS) -> DID(LOAD_FAILED);
 		failures--; mode[me] = RETURNING }
 
-	:: d_step { (role[me] == BACK && mode[me] == RETURNING && IDLEP(me) && g_gen < GENERATIONS) -> DID(RETURN_GRANT);
+	:: d_step { (role[me] == BACK && mode[me] == RETURNING && v_owner[me] == me && IDLEP(me) && g_gen < GENERATIONS) -> DID(RETURN_GRANT);
 		propose(me, RETURN, 0, 0) }
 
-	:: d_step { (role[me] == BACK && mode[me] == RETURNING && (ps[me] == YES || ps[me] == NO)) -> DID(RETURN_ANSWERED);
-		mode[me] = STANDBY; noimage(me); settled(me) }
+	:: d_step { (role[me] == BACK && (mode[me] == HASGRANT || mode[me] == RETURNING) && v_owner[me] != me) -> DID(TAKEN_BACK);
+		mode[me] = STANDBY; noimage(me) }
 
-	:: d_step { (role[me] == BACK && mode[me] == STANDBY && v_owner[me] == me && IDLEP(me)) -> DID(OWNER_UNASKED);
-		endsession(me); noimage(me); role[me] = IDLE }
+	:: d_step { (role[me] == BACK && pk[me] == RETURN && (ps[me] == YES || ps[me] == NO)) -> DID(RETURN_ANSWERED);
+		/* one that comes late is of an image of before */
+		if :: ps[me] == YES && mode[me] == RETURNING -> mode[me] = STANDBY; noimage(me) :: else fi;
+		settled(me) }
+
+	:: d_step { (role[me] == BACK && mode[me] == STANDBY && IDLEP(me) && v_ins[me] && v_owner[me] != me &&
+		     (v_inc[me] != i_inc[me] || BREAK == DECLINE_WHOLE)) -> DID(DECLINE);
+		propose(me, OUTOFSYNC, v_inc[me], 0) }
+
+	:: d_step { (role[me] == BACK && pk[me] == OUTOFSYNC && (ps[me] == YES || ps[me] == NO)) -> DID(DECLINE_ANSWERED);
+		settled(me) }
+
+	:: d_step { (role[me] == BACK && mode[me] == STANDBY && v_owner[me] == me) -> DID(OWNER_UNASKED);
+		endsession(me); noimage(me); park(me); role[me] = IDLE }
 
 	:: d_step { (failures > 0 && role[me] == BACK && mode[me] == STANDBY && g_ins && g_owner != me && i_inc[me] == g_inc &&
 		     g_ep > 1 && i_ep[me] >= g_ep && msg == 0) -> DID(COMMITS_LOST);
@@ -657,15 +695,19 @@ end:	do
 }
 
 /* ownership.Apply, on the committed state. */
-#define MAYAPPLY(s)	((pfr[s] || BREAK == ANY_REVISION) && ( \
+#define BYOWNER(s)	(g_owner == (s & 1))
+#define ANYTIME(s)	(BREAK == ANY_REVISION || BREAK == TAKE_BACK_TOO_LATE && pk[s] == RETURN || \
+			 BREAK == DECLINE_ANY_IMAGE && pk[s] == OUTOFSYNC && !BYOWNER(s))
+#define MAYAPPLY(s)	((pfr[s] || ANYTIME(s)) && ( \
 	(pk[s] == START && g_owner == (s & 1) && !g_ins && g_phase == ACTIVE) || \
 	(pk[s] == ADOPT && g_owner == (s & 1) && g_phase == ACTIVE) || \
 	(pk[s] == INSYNC && g_owner == (s & 1) && g_phase == ACTIVE) || \
 	(pk[s] == OUTOFSYNC && g_owner == (s & 1) && g_phase == ACTIVE) || \
+	(pk[s] == OUTOFSYNC && g_owner != (s & 1) && g_ins && (pinc[s] == g_inc || BREAK == DECLINE_ANY_IMAGE)) || \
 	(pk[s] == TAKEOVER && g_owner != (s & 1) && g_phase != ACTIVATING && (g_ins || BREAK == TAKEOVER_UNSYNCED) && \
 	 (pinc[s] == g_inc || BREAK == ANY_INCARNATION || BREAK == TAKEOVER_UNSYNCED) && (pep[s] >= g_ep || BREAK == ANY_EPOCH)) || \
 	(pk[s] == ACTIVATED && g_owner == (s & 1) && g_phase == ACTIVATING) || \
-	(pk[s] == RETURN && g_owner == (s & 1) && g_phase == ACTIVATING) || \
+	(pk[s] == RETURN && (g_phase == ACTIVATING || BREAK == TAKE_BACK_TOO_LATE && !BYOWNER(s))) || \
 	(pk[s] == SURRENDER && g_owner == (s & 1) && g_phase == ACTIVE && g_ins && pinc[s] == g_inc && pep[s] >= g_ep) || \
 	(pk[s] == RECLAIM && g_owner == (s & 1) && g_phase == SURRENDERED)))
 
@@ -674,7 +716,7 @@ inline outofsync() { g_ins = 0; g_inc = 0; g_ep = 0 }
 /* Whatever becomes of it, it never applies: all the same where it is. */
 inline overtaken(t)
 {
-	if :: t != s && (ps[t] == SENT || ps[t] == LOGGED) && BREAK != ANY_REVISION -> ps[t] = GONE :: else fi
+	if :: t != s && (ps[t] == SENT || ps[t] == LOGGED) && !ANYTIME(t) -> ps[t] = GONE :: else fi
 }
 
 inline apply(s)
@@ -684,10 +726,19 @@ inline apply(s)
 		if
 		:: pk[s] == START || pk[s] == ADOPT -> g_gen++; outofsync()
 		:: pk[s] == INSYNC -> g_ins = 1; g_inc = pinc[s]; g_ep = pep[s]
-		:: pk[s] == OUTOFSYNC -> outofsync()
+		:: pk[s] == OUTOFSYNC ->
+			/* only an image that is gone is declined: nobody loses what could go on */
+			assert(BYOWNER(s) || !(i_inc[s & 1] == g_inc && i_ep[s & 1] >= g_ep && i_ep[s & 1] > 0));
+			outofsync()
 		:: pk[s] == TAKEOVER -> g_gen++; g_owner = (s & 1); g_phase = ACTIVATING; outofsync()
-		:: pk[s] == ACTIVATED -> g_phase = ACTIVE
-		:: pk[s] == RETURN -> g_gen++; g_owner = 1 - (s & 1); g_phase = ACTIVE
+		:: pk[s] == ACTIVATED ->
+			/* guarantee 6: and what runs there contains all that was said */
+			assert(has[s & 1] || role[s & 1] != PRIM);
+			g_phase = ACTIVE
+		:: pk[s] == RETURN ->
+			/* guarantee 6: nobody is taken the guest from while his lease may be alive */
+			assert(BYOWNER(s) || !LEASED(OTHER(s & 1)) || BREAK == TAKE_BACK_TOO_LATE);
+			g_gen++; g_owner = OTHER(g_owner); g_phase = ACTIVE
 		:: pk[s] == SURRENDER -> g_phase = SURRENDERED; g_ep = pep[s]
 		:: pk[s] == RECLAIM -> g_gen++; g_phase = ACTIVE; outofsync()
 		fi;
@@ -707,19 +758,29 @@ inline refuse(s)
 	fi
 }
 
+/* It takes the guest from its owner, and is not the owner's doing. */
+#define TAKES(s)	(pk[s] == TAKEOVER || pk[s] == RETURN && !BYOWNER(s))
+
 proctype proposal(byte s)
 {
 end:	do
 	:: d_step { (lead && ps[s] == SENT && !MAYAPPLY(s)) -> DID(REFUSE); refuse(s) }
 
-	:: d_step { (lead && ps[s] == SENT && MAYAPPLY(s) && pk[s] != TAKEOVER) -> DID(LOG_COMMAND); ps[s] = LOGGED }
+	:: d_step { (lead && ps[s] == SENT && MAYAPPLY(s) && !TAKES(s)) -> DID(LOG_COMMAND); ps[s] = LOGGED }
 
-	:: d_step { (lead && ps[s] == SENT && MAYAPPLY(s) && pk[s] == TAKEOVER &&
-		     (g_phase == SURRENDERED || rwait == 0 && gend == 0 || BREAK == TAKEOVER_HASTY)) -> DID(LOG_TAKEOVER);
+	:: d_step { (lead && ps[s] == SENT && MAYAPPLY(s) && TAKES(s) && !frozen &&
+		     (g_phase == SURRENDERED || rwait == 0 && gend == 0 ||
+		      BREAK == TAKEOVER_HASTY && pk[s] == TAKEOVER || BREAK == TAKE_BACK_HASTY && pk[s] == RETURN)) -> DID(LOG_TAKING);
 		ps[s] = LOGGED; frozen = 1 }
 
 	:: d_step { (lead && ps[s] == LOGGED) -> DID(APPLY);
-		if :: pk[s] == TAKEOVER -> frozen = 0 :: else fi;
+		if
+		:: MAYAPPLY(s) ->
+			frozen = 0; /* what would have taken it, never will: the revision is another */
+			/* who has taken it has the time of a lease to renew for the first time */
+			if :: TAKES(s) -> gend = LEASE :: else fi
+		:: else
+		fi;
 		apply(s) }
 
 	:: d_step { (!lead && ps[s] == LOGGED) -> DID(APPLY_INHERITED); apply(s) }
