@@ -91,6 +91,7 @@ type Checker struct {
 	holder   map[epoch.Generation]string
 	breaches []Breach
 	lines    int
+	acked    int
 	batches  int
 	frames   int
 }
@@ -102,13 +103,13 @@ func NewChecker() *Checker {
 
 // Result is what has been looked at and found.
 type Result struct {
-	Lines, Batches, Frames int
-	Breaches               []Breach
+	Lines, Acked, Batches, Frames int // Acked are epochs
+	Breaches                      []Breach
 }
 
 // Result returns what was found so far.
 func (c *Checker) Result() Result {
-	return Result{Lines: c.lines, Batches: c.batches, Frames: c.frames, Breaches: c.breaches}
+	return Result{Lines: c.lines, Acked: c.acked, Batches: c.batches, Frames: c.frames, Breaches: c.breaches}
 }
 
 // Lines takes all lines of all hosts up to some time. They need not be in
@@ -207,6 +208,7 @@ func (c *Checker) line(l *Line) {
 			return
 		}
 		h.acked = l.Epoch
+		c.acked++
 		return
 	}
 	c.note(l, h, c.gate(l))

@@ -150,6 +150,7 @@ func (r *Report) printEnd(w io.Writer) error {
 	for i := range r.Trials {
 		t := &r.Trials[i]
 		all.Lines += t.Seen.Lines
+		all.Acked += t.Seen.Acked
 		all.Batches += t.Seen.Batches
 		all.Frames += t.Seen.Frames
 		breaches += len(t.Breaches)
@@ -170,8 +171,12 @@ func (r *Report) printEnd(w io.Writer) error {
 			return err
 		}
 	}
-	_, err := fmt.Fprintf(w, "\nseed %d, %s disk, %d MiB, lease %v: %d of %d trials as they must be, in %v by %d at a time, %d worlds; %d lines of history with %d batches of frames and %d captured frames: %d breaches\n",
-		r.Seed, r.Disk, r.Memory, r.Times.Lease, trials-r.Failed(), trials, r.Took.Round(time.Second), r.Workers, r.Worlds, all.Lines, all.Batches, all.Frames, breaches)
+	compared := ""
+	if r.Verify {
+		compared = " (all memory compared at every checkpoint)"
+	}
+	_, err := fmt.Fprintf(w, "\nseed %d, %s disk, %d MiB, lease %v: %d of %d trials as they must be, in %v by %d at a time, %d worlds; %d lines of history with %d acknowledged epochs%s, %d batches of frames and %d captured frames: %d breaches\n",
+		r.Seed, r.Disk, r.Memory, r.Times.Lease, trials-r.Failed(), trials, r.Took.Round(time.Second), r.Workers, r.Worlds, all.Lines, all.Acked, compared, all.Batches, all.Frames, breaches)
 	return err
 }
 

@@ -137,6 +137,7 @@ func (s *stage) alarm(since time.Time) error {
 // seen is what a trial's histories held.
 type seen struct {
 	Lines   int `json:"lines"`
+	Acked   int `json:"acknowledged_epochs"`
 	Batches int `json:"batches"`
 	Frames  int `json:"frames"`
 }
@@ -181,7 +182,7 @@ func (s *stage) judge() (seen, []history.Breach, error) {
 	s.checker.Forget(until.Add(-10 * time.Second))
 	s.wire.ForgetBefore(last)
 	r := s.checker.Result()
-	return seen{r.Lines - before.Lines, r.Batches - before.Batches, r.Frames - before.Frames}, r.Breaches[len(before.Breaches):], nil
+	return seen{r.Lines - before.Lines, r.Acked - before.Acked, r.Batches - before.Batches, r.Frames - before.Frames}, r.Breaches[len(before.Breaches):], nil
 }
 
 // readHistory reads what a host has written since the last time, as far as its
