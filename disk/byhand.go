@@ -57,6 +57,7 @@ func NewByHand(c SetConfig, memory []byte) (*Set, error) {
 			return nil, fmt.Errorf("disks: %w", err)
 		}
 	}
+	s.recovered.Missing = s.recovered.Generation == 0
 	return s, nil
 }
 

@@ -117,6 +117,9 @@ type Recovered struct {
 	Bytes      uint64           `json:"bytes"`
 	Released   uint64           `json:"released"` // of Writes: they were committed, or the guest was unprotected
 	Generation epoch.Generation `json:"generation"`
+	// Missing: held writes outlive a process here, and none has left any. A guest
+	// that is found running was told of writes which are lost.
+	Missing bool `json:"missing,omitempty"`
 }
 
 // changes wakes everybody who waits for the Set to change.
@@ -178,6 +181,7 @@ func NewSet(c SetConfig) (*Set, error) {
 			return nil, errors.Join(fmt.Errorf("disks: %w", err), j.close())
 		}
 	}
+	s.recovered.Missing = c.JournalDir != "" && s.recovered.Generation == 0
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop = stop
 	for _, d := range s.disks {

@@ -518,3 +518,25 @@ func TestTheHotPathAllocatesNothing(t *testing.T) {
 		t.Errorf("%v allocations in 8 writes and 8 reads", a)
 	}
 }
+
+// TestAJournalThatIsGoneIsMissed: who finds a guest running has to know whether
+// what was held for it is there.
+func TestAJournalThatIsGoneIsMissed(t *testing.T) {
+	m, dir := disktest.NewMedia(64, true), t.TempDir()
+	missing := func(want bool, c SetConfig) *Set {
+		t.Helper()
+		s := newSet(t, c, m.Open())
+		if got := s.Status().Recovered.Missing; got != want {
+			t.Errorf("missing: %v, want %v", got, want)
+		}
+		return s
+	}
+	must(t, missing(true, SetConfig{JournalDir: dir}).Close()) // and nobody's
+	s := missing(true, SetConfig{JournalDir: dir})
+	own(s, 3)
+	must(t, s.Close())
+	must(t, missing(false, SetConfig{JournalDir: dir}).Close())
+	must(t, os.Remove(filepath.Join(dir, journalName)))
+	missing(true, SetConfig{JournalDir: dir})
+	missing(false, SetConfig{}) // nothing outlives a process
+}

@@ -119,6 +119,7 @@ type oneDisk struct {
 	state     []byte
 	did       []string
 	fails     string // what fails
+	missing   bool   // what was held for the guest
 	locked    func() // is called when a rollback has locked the disk
 	writes    []epoch.DiskWrite
 }
@@ -144,17 +145,19 @@ func (d *oneDisk) has(what string) bool {
 	return false
 }
 
-func (d *oneDisk) Own(epoch.Generation)                    {}
-func (d *oneDisk) Pass()                                   {}
-func (d *oneDisk) Hold()                                   {}
-func (d *oneDisk) Shut()                                   {}
-func (d *oneDisk) Allow(clock.Instant) error               { return nil }
-func (d *oneDisk) Pressure() <-chan struct{}               { return nil }
-func (d *oneDisk) CollectDirty(*epoch.PageSet)             {}
-func (d *oneDisk) Void()                                   {}
-func (d *oneDisk) Drain(context.Context) error             { return d.do("drain") }
-func (d *oneDisk) StandBy(context.Context) error           { return nil }
-func (d *oneDisk) Status() disk.Status                     { return disk.Status{} }
+func (d *oneDisk) Own(epoch.Generation)          {}
+func (d *oneDisk) Pass()                         {}
+func (d *oneDisk) Hold()                         {}
+func (d *oneDisk) Shut()                         {}
+func (d *oneDisk) Allow(clock.Instant) error     { return nil }
+func (d *oneDisk) Pressure() <-chan struct{}     { return nil }
+func (d *oneDisk) CollectDirty(*epoch.PageSet)   {}
+func (d *oneDisk) Void()                         {}
+func (d *oneDisk) Drain(context.Context) error   { return d.do("drain") }
+func (d *oneDisk) StandBy(context.Context) error { return nil }
+func (d *oneDisk) Status() disk.Status {
+	return disk.Status{Recovered: disk.Recovered{Missing: d.missing}}
+}
 func (d *oneDisk) Excluded() exclusion.Stats               { return exclusion.Stats{} }
 func (d *oneDisk) Close() error                            { return nil }
 func (d *oneDisk) SetFiller(func(epoch.GFN, uint64) error) {}

@@ -5,6 +5,7 @@ package host
 //
 //	a live guest is found here     adopt it: unprotected at first, full
 //	                               synchronisation follows (RULES 11)
+//	… and its held writes are lost it is ended, as if there were none
 //	none, a backup is in sync      surrender: the backup goes on (RULES 7)
 //	none, no backup in sync        boot it anew
 //	granted a takeover, no image   give the grant back (RULES 10)
@@ -50,7 +51,7 @@ func (m *manager) recover(ctx context.Context, state ownership.Guest) error {
 		return err
 	}
 	crashpoint.At(crashpoint.AdoptionBegun)
-	guest, err := m.Driver.Adopt(ctx)
+	guest, err := m.adopt(ctx)
 	switch {
 	case err == nil:
 		m.slog.Info("adopted the running guest")
@@ -120,4 +121,14 @@ func (m *manager) put(ctx context.Context, c ownership.Command) (ownership.Guest
 		return next, fmt.Errorf("propose %s: %w", c.Kind, err)
 	}
 	return next, nil
+}
+
+// adopt takes a guest that a former process has left here, unless the writes that
+// were held for it are lost: it was told of them (RULES 11).
+func (m *manager) adopt(ctx context.Context) (hypervisor.Guest, error) {
+	guest, err := m.Driver.Adopt(ctx)
+	if err == nil && m.Disks != nil && m.Disks.Status().Recovered.Missing {
+		return nil, errors.Join(errors.New("the writes that were held for it are gone"), guest.Destroy())
+	}
+	return guest, err
 }

@@ -52,3 +52,22 @@ func TestAGuestThatIsStartedIsNotTheOneThatWasLeftBehind(t *testing.T) {
 		t.Errorf("the guest %+v goes on as %+v: it was lost when another host took it over", left, now)
 	}
 }
+
+// TestAGuestWhoseHeldWritesAreGoneIsNotAdopted: the daemon died, and what it held
+// for the guest is not there any more. The guest was told of those writes.
+func TestAGuestWhoseHeldWritesAreGoneIsNotAdopted(t *testing.T) {
+	s := newScene(t)
+	left, err := sim.ReadBoot(s.guest())
+	s.must(err)
+	s.end()
+
+	s.disk.missing = true
+	s.run()
+	s.role("primary")
+	s.counts(1)
+	now, err := sim.ReadBoot(s.guest())
+	s.must(err)
+	if now.ID == left.ID {
+		t.Errorf("the guest %+v goes on as %+v, with its writes lost", left, now)
+	}
+}

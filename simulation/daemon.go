@@ -427,7 +427,7 @@ func (d *daemon) recover(st ownership.Guest) {
 
 // heldFound reports whether what a former daemon here held for its guest is
 // there. A guest that was told of writes which are lost must not go on.
-func (d *daemon) heldFound() bool { return d.set.Recovered().Generation > 0 }
+func (d *daemon) heldFound() bool { return !d.set.Recovered().Missing }
 
 // start boots the guest from nothing.
 func (d *daemon) start(st ownership.Guest) {
