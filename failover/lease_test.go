@@ -119,6 +119,35 @@ func TestSurrenderedGuestIsTakenAtOnce(t *testing.T) {
 	}
 }
 
+// RULES 10: the former owner takes back what its taker does not activate, after
+// a lease that counts from the takeover; not while the taker renews.
+func TestTakenBackAfterTheTakersLease(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, testLease)
+	st, b := c.protected()
+	c.renew(hostA, st.Generation)
+	b.Epoch = 7
+	c.do(hostA, ownership.Surrender, b)
+	st = c.do(hostB, ownership.Takeover, b) // has waited for nobody
+	taken := now()
+
+	ctx, cancel := context.WithTimeout(c.ctx, testLease/2)
+	defer cancel()
+	if _, err := c.try(ctx, hostA, ownership.Return, ownership.Backup{}); !errors.Is(err, ErrNotProposed) {
+		t.Fatalf("taken back at once: %v", err)
+	}
+	grant := c.renew(hostB, st.Generation)
+	got := c.do(hostA, ownership.Return, ownership.Backup{})
+	back := now()
+	if got.Owner != hostA || got.Phase != ownership.PhaseActive || back.Before(grant.Until) || back.Before(taken.Add(testLease)) {
+		t.Fatalf("%+v, %s after the takeover, %s before the taker's lease ended", got, back.Sub(taken), grant.Until.Sub(back))
+	}
+	_, err := c.node[hostB].Renew(c.ctx, guest, st.Generation)
+	if denied := (*Denied)(nil); !errors.As(err, &denied) {
+		t.Fatalf("the taker's renewal after that: %v", err)
+	}
+}
+
 // A stopped guest belongs to nobody, but its last owner may still be letting
 // its output out under its lease: another host's start waits like a takeover.
 func TestStartElsewhereWaitsForTheLease(t *testing.T) {

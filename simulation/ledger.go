@@ -32,6 +32,7 @@ type ledger struct {
 	former   *reign           // deposed, and maybe not aware of it
 	stays    [2]time.Duration // until when a host knows of no other leader
 	electing bool
+	taken    time.Duration // when the last takeover was applied
 }
 
 // reign is one leader's time.
@@ -356,6 +357,7 @@ func (l *ledger) commit(e *entry) {
 		l.w.say("L", "applied %s by %s: generation %d revision %d owner %s %s %s in sync %v", e.c.Kind, e.c.Host,
 			next.Generation, next.Revision, next.Owner, next.Phase, next.Desired, next.InSync)
 		l.w.oracle.applied(l.w, e.c, before, next)
+		l.fair(e.c, before)
 		if d := l.w.hosts[e.host].daemon; d != nil {
 			l.w.at(d, applications[e.c.Kind])
 		}
@@ -366,6 +368,19 @@ func (l *ledger) commit(e *entry) {
 		l.w.say("L", "refused: %v", err)
 	}
 	e.settled(next, err)
+}
+
+// fair: who has taken a guest has the time of a lease to renew before its former
+// owner takes it back.
+func (l *ledger) fair(c ownership.Command, before ownership.Guest) {
+	switch {
+	case c.Kind == ownership.Takeover:
+		l.taken = l.w.now
+	case c.Kind == ownership.Return && c.Host != before.Owner && l.w.now < l.taken+lease:
+		l.w.violated("rule 10: %s takes the guest back %v after %s took it", c.Host, l.w.now-l.taken, before.Owner)
+	case c.Kind == ownership.Return && c.Host != before.Owner:
+		l.w.oracle.visits["log taken back"]++
+	}
 }
 
 // show lets a host's voter apply a state, some time later.
