@@ -60,7 +60,7 @@ func (d *Device) next(ctx context.Context) action {
 	if a.do == doAcquire {
 		d.acquiring, d.giveUp = context.WithCancel(ctx)
 	}
-	if l.job != was {
+	if was != jobNone && l.job == jobNone { // it was dropped
 		s.changed.tell()
 	}
 	return a
@@ -94,7 +94,7 @@ func (d *Device) came(a action, gaveUp bool, err error) {
 	s, l := d.set, d.lane
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	job, failing := l.job, l.failing
+	failing := l.failing
 	switch {
 	case gaveUp:
 		s.core.gaveUp(l)
@@ -115,7 +115,7 @@ func (d *Device) came(a action, gaveUp bool, err error) {
 		s.log.Info("the disk works again", "disk", d.id)
 		d.problem = nil
 	}
-	if l.job != job {
+	if l.job == jobNone {
 		s.changed.tell()
 	}
 }
