@@ -63,6 +63,9 @@ func (f *faults) takeAim(c cell) {
 		if p == badLoads {
 			f.loadFails = 0.9
 		}
+		if p == spoiling { // what is spoilt is often superseded before anybody needs it
+			f.left, f.pause, f.ends = 1, 500*time.Millisecond, 2*faultTime
+		}
 		if p == unheard {
 			f.ends = 4 * faultTime // the guest is taken back after long
 		}
