@@ -55,6 +55,9 @@ type Guest interface {
 	// whoever touches the image otherwise than by this interface (our own disk
 	// back end, through its own mapping) calls it first (RULES 18).
 	Fill(first epoch.GFN, count uint64) error
+	// Alive returns an error once the machine is gone, without waiting for
+	// anything: Events tells the same, later.
+	Alive() error
 	// Events tells what the guest does by itself. The channel is closed when
 	// the guest is gone. The guest's owner must keep reading it.
 	Events() <-chan Event

@@ -370,6 +370,9 @@ func (c *Core) decideGuestGone() {
 			c.emit(Shut{})
 		}
 		c.surrender(c.acked)
+	case c.log.Phase == ownership.PhaseActivating && c.log.Previous != "":
+		// Nothing of it has left, and its former owner has kept it (RULES 10).
+		c.propose(ownership.Return, ownership.Backup{})
 	case c.log.InSync || c.inSyncMaybe: // and nobody may go on from that image
 		c.proposeOutOfSync()
 	default:

@@ -77,8 +77,13 @@ func (p *Primary) propose(ctx context.Context, c ownership.Command, last *will) 
 	call, cancel := context.WithTimeout(ctx, limit)
 	err := p.settleDisks(call, c.Kind)
 	cancel()
-	if err == nil && c.Kind == ownership.Stop {
+	switch {
+	case err != nil:
+	case c.Kind == ownership.Stop:
 		err = p.carryOut(ctx, last)
+	case c.Kind == ownership.Activated:
+		// Once that is recorded, the guest that the former owner keeps is ended.
+		err = p.Guest.Alive()
 	}
 	if err != nil {
 		// Not proposed; the core asks again after a while.
@@ -94,12 +99,12 @@ func (p *Primary) propose(ctx context.Context, c ownership.Command, last *will) 
 	p.send(ctx, Proposed{Command: c, State: state, Err: err})
 }
 
-// settleDisks does what the disks owe before the guest is given away or is
-// recorded as stopped: after a surrender nothing of ours may still be on its way
+// settleDisks does what the disks owe before the guest is given away, or back, or
+// is recorded as stopped: after a surrender nothing of ours may still be on its way
 // to them (RULES 7), and a stopped guest has nobody who would write what is left.
 func (p *Primary) settleDisks(ctx context.Context, kind ownership.Kind) error {
 	switch kind {
-	case ownership.Surrender:
+	case ownership.Surrender, ownership.Return:
 		return p.Disks.Quiesce(ctx)
 	case ownership.Stop:
 		return p.Disks.Drain(ctx)

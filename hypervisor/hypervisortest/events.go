@@ -129,8 +129,10 @@ func hearsCrash(t testing.TB, h Harness) {
 	}
 	s := newStage(t, h)
 	g := s.startUp(s.a)
+	s.must(g.Alive(), "look for a guest that lives")
 	s.must(h.Crash(s.ctx, g.Guest), "crash the hypervisor")
 	s.awaitEvent(g, hypervisor.EventExited)
+	s.refused(g.Alive(), "look for a guest whose hypervisor is gone")
 	s.gone(g)
 	s.refused(g.Pause(s.ctx), "pause a guest whose hypervisor is gone")
 	s.refused(g.CollectDirty(epoch.NewPageSet(g.Pages())), "collect from a guest whose hypervisor is gone")

@@ -181,6 +181,19 @@ func (g *Guest) Hole(first epoch.GFN, count uint64) uint64 {
 	return g.vm.ram.hole(page, min(count, g.main-page))
 }
 
+// Alive returns an error once QEMU has ended.
+func (g *Guest) Alive() error {
+	g.life.RLock()
+	defer g.life.RUnlock()
+	if g.over {
+		return g.gone("look for")
+	}
+	if g.vm.proc.ended() {
+		return g.failed("look for", os.ErrProcessDone)
+	}
+	return nil
+}
+
 // Fill returns when the pages are in the image.
 func (g *Guest) Fill(first epoch.GFN, count uint64) error {
 	if err := g.fill.Load().fill(first, count); err != nil {

@@ -158,6 +158,14 @@ func (p *process) await(said *os.File) {
 	}
 }
 
+// ended reports whether the process has ended, also if that was not noticed yet.
+// It must not be called beside letGo.
+func (p *process) ended() bool {
+	fd := []unix.PollFd{{Fd: int32(p.pidfd), Events: unix.POLLIN}}
+	n, err := unix.Poll(fd, 0)
+	return n > 0 && err == nil // a pidfd becomes readable with the end of its process: pidfd_open(2)
+}
+
 // kill ends the process and returns after it is gone.
 func (p *process) kill() error {
 	select {

@@ -104,6 +104,13 @@ func (g *Guest) AppendDeviceState(ctx context.Context, dst []byte) ([]byte, erro
 	return dst, err
 }
 
+// Alive returns an error once the machine has ended.
+func (g *Guest) Alive() error {
+	g.m.mu.RLock()
+	defer g.m.mu.RUnlock()
+	return g.check()
+}
+
 // Events tells what the guest did by itself.
 func (g *Guest) Events() <-chan hypervisor.Event { return g.events }
 
