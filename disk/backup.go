@@ -42,7 +42,10 @@ func (s *Set) OnOverwrite(f func(disk epoch.DiskID, sector uint64, sectors uint3
 	}
 }
 
-func (s *Set) watchLocked(all []watcher) { s.watchers, s.core.watched = all, len(all) > 0 }
+func (s *Set) watchLocked(all []watcher) {
+	s.watchers = all
+	s.core.watch(len(all) > 0)
+}
 
 func (s *Set) beforeOverwrite(disk epoch.DiskID, sector uint64, sectors uint32) error {
 	s.mu.Lock()
@@ -185,8 +188,9 @@ func (s *Set) commit(writes []epoch.DiskWrite, state []byte) error {
 			return err
 		}
 	}
-	s.core.asOf = s.held.next
-	s.releaseAllLocked() // the flusher of a shared disk does nothing yet
+	was := s.core.released
+	s.core.commit()
+	s.releasedLocked(was) // the flusher of a shared disk does nothing yet
 	return nil
 }
 
@@ -285,7 +289,7 @@ func (s *Set) keepLocked(w *epoch.DiskWrite) error {
 	}
 	s.held.seal(at)
 	s.disks[e.disk].take(i, at)
-	s.core.seq = max(s.core.seq, w.Seq)
+	s.core.numbered(w.Seq)
 	return nil
 }
 

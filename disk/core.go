@@ -248,6 +248,9 @@ func (c *core) disinherit() {
 // quiesce: nothing is begun, and the disks are let go.
 func (c *core) quiesce() { c.quiet, c.owned = true, false }
 
+// watch: whether somebody is told before a block is overwritten.
+func (c *core) watch(on bool) { c.watched = on }
+
 // drain: more, or fewer, wait for everything to be durable.
 func (c *core) drain(more int) { c.draining += more }
 
@@ -302,6 +305,14 @@ func (c *core) maySeal(n epoch.Number) error {
 	return nil
 }
 
+// spareSeal returns the cargo of an epoch that is over, if there is one.
+func (c *core) spareSeal() (free seal) {
+	if k := len(c.spare); k > 0 {
+		free, c.spare = c.spare[k-1], c.spare[:k-1]
+	}
+	return free
+}
+
 // seal: every write accepted so far belongs to epoch n or to one before it. free
 // has the cargo.
 func (c *core) seal(n epoch.Number, free seal) {
@@ -319,6 +330,12 @@ func (c *core) release(through epoch.Number) {
 		k++
 	}
 	c.seals = append(c.seals[:0], c.seals[k:]...)
+}
+
+// commit: a backup has an epoch's writes.
+func (c *core) commit() {
+	c.asOf = c.log.next
+	c.releaseAll()
 }
 
 // releaseTo lets the entries before index reach the disk.
@@ -350,6 +367,9 @@ func (c *core) number() uint64 {
 	c.seq++
 	return c.seq
 }
+
+// numbered: a write came with its seq.
+func (c *core) numbered(seq uint64) { c.seq = max(c.seq, seq) }
 
 // durable: an entry has been flushed.
 func (c *core) durable(l *lane, i uint64) {

@@ -75,10 +75,7 @@ func (s *Set) Own(g epoch.Generation) {
 // the last Hold or Pass.
 func (s *Set) Seal(n epoch.Number) error {
 	s.mu.Lock()
-	var free seal
-	if k := len(s.core.spare); k > 0 {
-		free, s.core.spare = s.core.spare[k-1], s.core.spare[:k-1]
-	}
+	free := s.core.spareSeal()
 	s.mu.Unlock()
 	state, err := s.describe(free.state[:0])
 	if err != nil {

@@ -243,7 +243,7 @@ func (c *SetConfig) check() error {
 func (s *Set) recover() error {
 	h := s.held
 	released := h.j.word(wordReleased).Load()
-	s.core.seq = h.j.word(wordSeq).Load()
+	s.core.numbered(h.j.word(wordSeq).Load())
 	err := h.recover(func(i uint64, e *entry) error {
 		if err := s.checkEntry(e); err != nil {
 			return fmt.Errorf("the journal of held writes does not fit these disks: %w", err)
@@ -252,10 +252,10 @@ func (s *Set) recover() error {
 		s.recovered.Bytes += uint64(e.dataBytes())
 		if e.pos < released {
 			s.recovered.Released++
-			s.core.released = i + 1
+			s.core.releaseTo(i + 1)
 		}
 		s.disks[e.disk].take(i, e)
-		s.core.seq = max(s.core.seq, e.seq)
+		s.core.numbered(e.seq)
 		return nil
 	})
 	if err != nil {
