@@ -323,6 +323,7 @@ func (c *Core) decide() {
 	c.decideMachine()
 	c.decideProposal()
 	switch {
+	case c.spoilt:
 	case c.granted && c.machine == machineLoaded:
 		c.machine = machineActivating
 		c.emit(Activate{c.log.Generation})
@@ -395,9 +396,17 @@ func (c *Core) decideProposal() {
 	}
 	kind, b := ownership.Takeover, ownership.Backup{Host: c.cfg.Self, Image: c.at.Image, Epoch: c.at.Number}
 	if c.granted {
-		busy := c.machine != machineFresh && c.machine != machineSpoilt
-		if busy || c.loads < c.cfg.Loads {
+		switch c.machine {
+		case machineLoading, machineActivating:
 			return
+		case machineLoaded, machineReady:
+			if !c.spoilt {
+				return
+			}
+		default:
+			if c.loads < c.cfg.Loads {
+				return
+			}
 		}
 		kind, b = ownership.Return, ownership.Backup{}
 	}
