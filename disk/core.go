@@ -194,8 +194,12 @@ func (c *core) hasRoom(bytes, limit uint64) bool {
 
 // Whose disks these are.
 
-// recovered: the log has what a former process held in generation g.
+// recovered: the log has what a former process held in generation g. It does not
+// tell of direct writes.
 func (c *core) recovered(g epoch.Generation) {
+	for _, l := range c.lanes {
+		l.unsynced = !l.readOnly
+	}
 	c.released = max(c.released, c.log.first)
 	c.sealed, c.before = c.released, c.released
 	c.generation = g

@@ -325,6 +325,29 @@ func TestAFullLogStopsTheGuest(t *testing.T) {
 	}
 }
 
+// TestADrainSyncsWhatAKilledDaemonWroteDirectly: the journal does not tell of
+// writes that went straight to the disk.
+func TestADrainSyncsWhatAKilledDaemonWroteDirectly(t *testing.T) {
+	dir := t.TempDir()
+	m := disktest.NewMedia(4096, true)
+	first, err := NewSet(SetConfig{Pages: testPages, HeldBytes: MinHeldBytes, JournalDir: dir, Disks: []DiskConfig{{Store: m.Open()}}, Clock: clock.Boot{}, Log: quietLog})
+	must(t, err)
+	own(first, 3)
+	first.Pass()
+	must(t, do(soon(t), first.Disk(0), request(OpWrite, 0, 8, 'x')))
+	must(t, first.Close())
+	if m.Unsynced() == 0 {
+		t.Fatal("it is durable already")
+	}
+	s := newSet(t, SetConfig{JournalDir: dir}, m.Open())
+	own(s, 4)
+	s.Pass()
+	must(t, s.Drain(soon(t)))
+	if n := m.Unsynced(); n != 0 {
+		t.Fatalf("%d writes are not durable after a drain", n)
+	}
+}
+
 func TestAKilledDaemonsWritesAreFound(t *testing.T) {
 	dir := t.TempDir()
 	m := disktest.NewMedia(4096, true)
