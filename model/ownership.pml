@@ -671,9 +671,6 @@ end:	do
 	:: d_step { (role[me] == BACK && pk[me] == OUTOFSYNC && (ps[me] == YES || ps[me] == NO)) -> DID(DECLINE_ANSWERED);
 		settled(me) }
 
-	:: d_step { (role[me] == BACK && mode[me] == STANDBY && v_owner[me] == me) -> DID(OWNER_UNASKED);
-		endsession(me); noimage(me); park(me); role[me] = IDLE }
-
 	:: d_step { (failures > 0 && role[me] == BACK && mode[me] == STANDBY && g_ins && g_owner != me && i_inc[me] == g_inc &&
 		     g_ep > 1 && i_ep[me] >= g_ep && msg == 0) -> DID(COMMITS_LOST);
 		failures--; i_ep[me] = g_ep - 1; has[me] = 0; endsession(me) }
