@@ -64,7 +64,7 @@ var sound = []check{
 	{name: "crash, third generation", within: bounds{lease: 2, generations: 3, images: 1, epochs: 1, crashes: 1}},
 	{name: "new leader", within: bounds{lease: 2, generations: 3, images: 1, epochs: 1, elections: 1}},
 	{name: "lost answer", within: bounds{lease: 2, generations: 3, images: 1, epochs: 1, unknowns: 1}},
-	{name: "switchover, dead guest", within: bounds{lease: 2, generations: 2, images: 1, epochs: 2, switches: 1}},
+	{name: "switchover, dead guest", within: bounds{lease: 2, generations: 3, images: 1, epochs: 2, switches: 1}},
 	{name: "failed takeover, lost commits", within: bounds{lease: 2, generations: 3, images: 1, epochs: 2, failures: 1}},
 	{name: "taken back, another image", within: bounds{lease: 2, generations: 3, images: 2, epochs: 1, failures: 1}},
 	{name: "surrendered, lost image", within: bounds{lease: 2, generations: 2, images: 1, epochs: 2, switches: 1, failures: 1}},
