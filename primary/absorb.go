@@ -31,6 +31,8 @@ func (c *Core) absorb(ev Event) {
 		c.connectAt = c.now.Add(c.cfg.Reconnect)
 		if c.linked {
 			c.unlink()
+		} else {
+			c.deserted = ev.Refused
 		}
 	case Captured:
 		c.absorbCaptured(ev)
@@ -117,7 +119,7 @@ func (c *Core) absorbProposed(ev Proposed) {
 }
 
 func (c *Core) absorbLinkUp(ev LinkUp) {
-	c.linked, c.connecting = true, false
+	c.linked, c.connecting, c.deserted = true, false, false
 	c.peer, c.image = ev.Peer, ev.At.Image
 	c.heldFull = false
 	if ev.Resumed {

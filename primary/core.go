@@ -110,6 +110,7 @@ type Core struct {
 	peer       ownership.HostID
 	image      epoch.Incarnation
 	linkLost   clock.Instant // when the link went down, while it is
+	deserted   bool          // nobody listens at the backup: its daemon has died, and the image with it
 
 	sealed, acked epoch.Number
 	sealedAt      [maxWindow]clock.Instant // of epoch n at n % maxWindow
@@ -418,7 +419,7 @@ func (c *Core) lost() bool {
 	case c.mismatched || c.stalled || c.givenUp():
 		return true
 	case !c.linked:
-		return c.mode == ModeEntering && !c.inSyncMaybe || !c.now.Before(c.linkLost.Add(c.cfg.DetachAfter))
+		return c.deserted || c.mode == ModeEntering && !c.inSyncMaybe || !c.now.Before(c.linkLost.Add(c.cfg.DetachAfter))
 	case c.log.InSync && c.log.Backup.Image != c.image:
 		return true // it came back with another image
 	case c.acked < c.sealed:

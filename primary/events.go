@@ -42,8 +42,12 @@ type (
 		Resumed bool
 	}
 
-	// LinkDown: the session, or the attempt to open one, failed.
-	LinkDown struct{ Err error }
+	// LinkDown: the session, or the attempt to open one, failed. Refused: the
+	// backup's host is there, and nobody listens on it.
+	LinkDown struct {
+		Err     error
+		Refused bool
+	}
 
 	// Captured: an epoch's pages are in our buffers and on their way.
 	Captured struct {

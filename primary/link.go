@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"understudy/crashpoint"
@@ -79,7 +80,7 @@ func (p *Primary) connect(ctx context.Context) {
 		l, err := p.handshake(dialing, hello)
 		if err != nil {
 			cancel()
-			e.ev = LinkDown{err}
+			e.ev = LinkDown{Err: err, Refused: errors.Is(err, syscall.ECONNREFUSED)}
 		} else {
 			l.ctx, l.cancel = dialing, cancel
 			e.fresh = l
@@ -144,7 +145,7 @@ func (p *Primary) linkEvent(l linkEvent) Event {
 	case l.fresh != nil:
 		if p.dialing == nil { // given up meanwhile
 			_ = l.fresh.session.Close()
-			return LinkDown{errors.New("no session is wanted any more")}
+			return LinkDown{Err: errors.New("no session is wanted any more")}
 		}
 		return p.adopt(l.fresh)
 	case l.from != nil:
@@ -168,7 +169,7 @@ func (p *Primary) adopt(l *link) Event {
 		l.cancel()
 		err := fmt.Errorf("the backup stands at %v, which this primary does not know", at)
 		p.stats.linkError(err)
-		return LinkDown{err}
+		return LinkDown{Err: err}
 	}
 	p.link = l
 	p.known = append(p.known[:0], at)
@@ -228,7 +229,7 @@ func (l *link) fail(err error) {
 	l.failure.Do(func() {
 		_ = l.session.Close() // so that the other goroutine fails as well
 		select {
-		case l.p.linked <- linkEvent{from: l, ev: LinkDown{err}}:
+		case l.p.linked <- linkEvent{from: l, ev: LinkDown{Err: err}}:
 		case <-l.ctx.Done():
 		}
 	})

@@ -127,8 +127,10 @@ func (n *narrator) line(words []string) {
 		n.step(LinkUp{Peer: "b", At: epoch.Position{Image: n.image}})
 	case "link-resumed":
 		n.step(LinkUp{Peer: "b", At: epoch.Position{Image: n.image, Number: num(1)}, Resumed: true})
+	case "link-refused":
+		n.step(LinkDown{Err: errors.New("connection refused"), Refused: true})
 	case "link-down":
-		n.step(LinkDown{errors.New("connection reset")})
+		n.step(LinkDown{Err: errors.New("connection reset")})
 	case "ack":
 		n.step(Acked{num(1)})
 	case "mismatch":

@@ -563,7 +563,7 @@ func (p *primaryShell) connect() {
 			if p.dialing == n {
 				p.dialing = 0
 			}
-			p.post(primary.LinkDown{Err: err})
+			p.post(primary.LinkDown{Err: err, Refused: errors.Is(err, errRefused)})
 		}
 	}
 	p.w.dial(p.d, func(e *end, err error) {

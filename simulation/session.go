@@ -57,7 +57,10 @@ type (
 	}
 )
 
-var errSilent = errors.New("nothing heard from the peer")
+var (
+	errSilent  = errors.New("nothing heard from the peer")
+	errRefused = errors.New("connection refused: no daemon")
+)
 
 // heartbeat draws how long silence lasts before it counts as a loss.
 func (w *world) heartbeat() time.Duration {
@@ -69,6 +72,10 @@ func (w *world) dial(d *daemon, done func(e *end, err error)) {
 	peer := d.h.peer
 	w.after(w.between(500*time.Microsecond, 4*time.Millisecond), func() {
 		to := peer.daemon
+		if to == nil && peer.up && !w.blocked[d.h.index][peer.index] && !w.blocked[peer.index][d.h.index] {
+			d.after(0, func() { done(nil, errRefused) })
+			return
+		}
 		if to == nil || !peer.up || w.blocked[d.h.index][peer.index] || w.blocked[peer.index][d.h.index] {
 			d.after(w.between(5*time.Millisecond, 50*time.Millisecond), func() { done(nil, errSilent) })
 			return

@@ -26,8 +26,10 @@ type times struct {
 	Ask time.Duration `json:"ask_ns"`
 	// Notice is how long a session without a word lives.
 	Notice time.Duration `json:"notice_ns"`
-	// Detach is how long output waits for a lost backup.
+	// Detach is how long output waits for a backup that is silent.
 	Detach time.Duration `json:"detach_ns"`
+	// Refused is how long until the next session to a dead daemon is refused.
+	Refused time.Duration `json:"refused_ns"`
 	// Reclaim is how long a guest that was surrendered waits for its new owner.
 	Reclaim time.Duration `json:"reclaim_ns"`
 	// TakeBack is how long a guest that another was granted waits to run there.
@@ -46,7 +48,7 @@ func timesOf(c *config.Config, guest string) times {
 	return times{
 		Lease: lease, Drift: lease/200 + time.Millisecond, Renew: lease / 4,
 		Ask: b.AskAfter, Notice: max(lease*3/4, 3*c.Heartbeat.Std()), Detach: g.Protection.DetachAfter.Std(),
-		Reclaim: p.ReclaimAfter, TakeBack: p.TakeBackAfter, Elect: 2*raft.Heartbeat + raft.Election,
+		Refused: p.Reconnect, Reclaim: p.ReclaimAfter, TakeBack: p.TakeBackAfter, Elect: 2*raft.Heartbeat + raft.Election,
 	}
 }
 
@@ -86,13 +88,15 @@ func (c cell) explain(t times, mode config.DiskMode) (explanation, bool) {
 	case f.strikes(owner) || s.strikes(owner):
 		return explanation{t.Lease + t.Drift + resend, "what is left of the lease, and its drift; the backup asks after a quarter lease of silence, within it; grant, load beside; the guest's TCP sends again"}, true
 	case s.backupGone && !s.strikes(owner) && !f.silent && !s.yields:
-		return explanation{t.Detach, "the backup was lost before: the wait for its session to come back; OutOfSync"}, true
+		return explanation{t.Refused + t.Renew, "the backup was lost before: its daemon's host refuses the next session; OutOfSync"}, true
 	case f.spare:
 		return explanation{0, "nobody waits for the waiting machine"}, true
 	case f.strikes(standby) && f.silent:
 		return explanation{t.Notice + t.Detach, "a session without a word, then the wait for it to come back; OutOfSync"}, true
+	case f.disguised:
+		return explanation{t.Detach, "the wait for a session to the backup; OutOfSync"}, true
 	case f.strikes(standby) || s.strikes(standby):
-		return explanation{t.Detach, "the wait for the lost session to come back; OutOfSync"}, true
+		return explanation{t.Refused, "the host of the dead daemon refuses the next session; OutOfSync"}, true
 	case f.strikes(voter):
 		return explanation{0, "the lease outlives the choice of another leader"}, true
 	}

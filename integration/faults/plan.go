@@ -87,6 +87,8 @@ type fault struct {
 	// do not even end.
 	out    []role
 	silent bool
+	// disguised: a daemon is there again at once, which nobody talks to.
+	disguised bool
 	// surrenders: a live daemon knows that its guest is gone.
 	surrenders bool
 	// spare: only the machine that waits is lost.
@@ -145,10 +147,10 @@ var faults = []fault{
 	{name: "short writes, backup", anyTime: true, copies: true, lasts: 2, strike: on(standby, sicken(ail{short: true})), mend: (*stage).healAll},
 	{name: "EIO on backup's sync", anyTime: true, copies: true, lasts: 2, strike: on(standby, sicken(ail{sync: syscall.EIO})), mend: (*stage).healAll},
 	{name: "slow disk, backup", anyTime: true, copies: true, lasts: 3, strike: on(standby, sicken(ail{slow: 200 * time.Millisecond})), mend: (*stage).healAll},
-	{name: "backup's certificate of another authority", out: []role{standby}, anyTime: true, backupGone: true, strike: wearForeign, mend: (*stage).undress},
-	{name: "backup's certificate expired", out: []role{standby}, anyTime: true, backupGone: true, strike: wearExpired, mend: (*stage).undress},
-	{name: "backup with the witness's certificate", out: []role{standby}, anyTime: true, backupGone: true, strike: wearBorrowed, mend: (*stage).undress},
-	{name: "backup with another machine", out: []role{standby}, anyTime: true, backupGone: true, strike: differ, mend: (*stage).undress},
+	{name: "backup's certificate of another authority", out: []role{standby}, disguised: true, anyTime: true, backupGone: true, strike: wearForeign, mend: (*stage).undress},
+	{name: "backup's certificate expired", out: []role{standby}, disguised: true, anyTime: true, backupGone: true, strike: wearExpired, mend: (*stage).undress},
+	{name: "backup with the witness's certificate", out: []role{standby}, disguised: true, anyTime: true, backupGone: true, strike: wearBorrowed, mend: (*stage).undress},
+	{name: "backup with another machine", out: []role{standby}, disguised: true, anyTime: true, backupGone: true, strike: differ, mend: (*stage).undress},
 	{name: "stranger with owner's certificate", anyTime: true, strike: attack},
 	{name: "stranger in the hosts' places", anyTime: true, out: []role{owner, standby}, backupGone: true, lies: true, strike: impersonate, mend: (*stage).thawAll},
 

@@ -89,7 +89,8 @@ func TestEveryPromiseIsExplained(t *testing.T) {
 		want time.Duration
 	}{
 		{"protected: captured / kill owner", at.Lease + at.Drift + resend},
-		{"any time / kill backup's daemon", at.Detach},
+		{"any time / kill backup's daemon", at.Refused},
+		{"any time / backup's certificate expired", at.Detach},
 		{"any time / cut backup", at.Notice + at.Detach},
 		{"any time / kill owner's QEMU", at.Renew + resend},
 		{"any time / kill witness", 0},

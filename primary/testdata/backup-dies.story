@@ -1,0 +1,39 @@
+# The backup's daemon dies: its host refuses the next session. The image has died
+# with it, so its return is not waited for.
+> start
+    pass
+    = alone
+> lease
+    resumeguest
+    connect
+    = alone
+> link-fresh
+    refill
+    sync 1
+    sync 2
+    hold
+    = entering
+> ack 1
+    forget through 1
+    capture 3
+    = entering
+> ack 2
+    forget through 2
+    = entering
+> ack 3
+    forget through 3
+    release through 3
+    propose in-sync (generation 1, revision 1, epoch 3)
+    = entering
+> applied
+    = protected
+> link-down
+    = protected
+> link-refused
+    propose out-of-sync (generation 1, revision 2, epoch 3)
+    = detaching
+> applied
+    pass
+    = alone
+> link-refused
+    = alone
