@@ -25,6 +25,7 @@ var layers = map[string][]string{
 	"clock":              nil,
 	"config":             nil,
 	"ownership":          {"epoch"},
+	"events":             {"clock", "epoch", "ownership"},
 	"exclusion":          {"epoch"},
 	"rebuild":            {"epoch", "hypervisor"},
 	"disk/...":           {"clock", "crashpoint", "epoch", "exclusion", "disk/..."},
@@ -43,10 +44,10 @@ var layers = map[string][]string{
 
 	"protocol/protocoltest": {"protocol"},
 
-	"primary":  {"clock", "crashpoint", "epoch", "exclusion", "hypervisor", "ownership", "protocol"},
-	"backup":   {"clock", "crashpoint", "epoch", "exclusion", "hypervisor", "ownership", "protocol", "rebuild"},
+	"primary":  {"clock", "crashpoint", "epoch", "events", "exclusion", "hypervisor", "ownership", "protocol"},
+	"backup":   {"clock", "crashpoint", "epoch", "events", "exclusion", "hypervisor", "ownership", "protocol", "rebuild"},
 	"failover": {"clock", "crashpoint", "epoch", "failover/leases", "ownership"},
-	"host":     {"backup", "checkpoint", "clock", "crashpoint", "disk", "epoch", "exclusion", "hypervisor", "ownership", "primary", "protocol", "rebuild"},
+	"host":     {"backup", "checkpoint", "clock", "crashpoint", "disk", "epoch", "events", "exclusion", "hypervisor", "ownership", "primary", "protocol", "rebuild"},
 	"status":   {"backup", "checkpoint", "clock", "disk", "epoch", "exclusion", "host", "hypervisor", "ownership", "primary", "protocol", "rebuild"},
 
 	// A leader's leases, pure.
