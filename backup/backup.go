@@ -153,7 +153,7 @@ func (b *Backup) step(ctx context.Context, ev Event) {
 			}
 		}
 	}
-	b.stats.update(b.core, b.Clock.Now())
+	b.stats.update(b.core, b.session, b.Clock.Now())
 }
 
 // do carries out one action. It returns the event that the action led to, if

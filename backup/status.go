@@ -6,6 +6,7 @@ import (
 
 	"understudy/clock"
 	"understudy/epoch"
+	"understudy/protocol"
 )
 
 // Status is what a backup knows of itself. Durations are in nanoseconds when
@@ -19,17 +20,28 @@ type Status struct {
 	InSync    bool          `json:"in_sync"`      // as far as the log here knows
 	Commits   uint64        `json:"commits"`
 	LastPages uint64        `json:"last_pages"`
+	// PeerAge is since the last byte from the primary, nil without a session or
+	// where the session does not tell.
+	PeerAge *time.Duration `json:"peer_age_ns,omitempty"`
 }
 
 type stats struct {
 	mu       sync.Mutex
 	status   Status
 	commitAt clock.Instant
+	session  protocol.Session // the open one, nil if none
 }
 
-func (s *stats) update(c *Core, now clock.Instant) {
+// heard is a session that knows when it heard of its peer.
+type heard interface{ LastHeard() time.Time }
+
+func (s *stats) update(c *Core, open *session, now clock.Instant) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.session = nil
+	if open != nil {
+		s.session = open.wire
+	}
 	st := &s.status
 	switch {
 	case c.asking:
@@ -63,6 +75,10 @@ func (b *Backup) Status() Status {
 	st := b.stats.status
 	if st.Epoch > 0 {
 		st.EpochAge = b.Clock.Now().Sub(b.stats.commitAt)
+	}
+	if h, ok := b.stats.session.(heard); ok {
+		age := time.Since(h.LastHeard())
+		st.PeerAge = &age
 	}
 	return st
 }

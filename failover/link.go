@@ -134,7 +134,7 @@ func (l *link) dial(d *dialing) {
 	if err != nil {
 		d.err = fmt.Errorf("connect: %w", err)
 	} else {
-		c := &linkConn{Conn: l.n.conns.add(nc), pending: map[uint64]chan answer{}, done: make(chan struct{})}
+		c := &linkConn{Conn: l.n.hear(l.n.conns.add(nc), l.peer), pending: map[uint64]chan answer{}, done: make(chan struct{})}
 		d.c = c
 		if !l.n.spawn(c.read) {
 			c.fail(ErrClosed)

@@ -21,6 +21,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -54,6 +55,7 @@ type Node struct {
 	reigns  reigns
 	leaders leaders
 	callers callers
+	heard   map[ownership.HostID]*atomic.Int64 // of the other voters, see contact.go
 
 	store     *raftboltdb.BoltStore
 	transport *gatedTransport
@@ -89,9 +91,11 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	n.fsm = newFSM(n.fail)
 	n.inbound.conn = map[ownership.HostID]net.Conn{}
 	n.links = map[ownership.HostID]*link{}
+	n.heard = map[ownership.HostID]*atomic.Int64{}
 	for _, p := range cfg.Peers {
 		if p.ID != cfg.Self {
 			n.links[p.ID] = &link{n: n, peer: p.ID}
+			n.heard[p.ID] = &atomic.Int64{}
 		}
 	}
 	n.reigns = reigns{n: n, changed: make(chan struct{})}

@@ -120,7 +120,7 @@ func (n *Node) accept(l net.Listener, what string, serve func(net.Conn, ownershi
 				_ = conn.Close()
 				return
 			}
-			serve(conn, peer)
+			serve(n.hear(conn, peer), peer)
 		}) {
 			_ = conn.Close()
 		}
@@ -191,7 +191,7 @@ func (s *stream) Dial(address raft.ServerAddress, timeout time.Duration) (net.Co
 	if err != nil {
 		return nil, fmt.Errorf("raft connection to %s: %w", address, err)
 	}
-	return s.n.conns.add(c), nil
+	return s.n.hear(s.n.conns.add(c), ownership.HostID(address)), nil
 }
 
 type idAddr ownership.HostID

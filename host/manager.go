@@ -38,8 +38,11 @@ type manager struct {
 	primary *primary.Primary
 	backup  *backup.Backup
 	problem string
-	state   ownership.Guest
-	pending *checkpoint.Pending // of a lazy restore, nil when it is over
+	// How often the guest was taken over, and what was done by former primaries.
+	takeovers uint64
+	earlier   primary.Totals
+	state     ownership.Guest
+	pending   *checkpoint.Pending // of a lazy restore, nil when it is over
 }
 
 // again is the pause before something that failed is tried again.
@@ -135,6 +138,9 @@ func (m *manager) standBy(ctx context.Context, state ownership.Guest) error {
 	// From here to the first frame every millisecond is the guest's outage: the
 	// log's state is the one that granted the takeover, it need not be read.
 	m.guest, m.running = r.Guest, true
+	m.mu.Lock()
+	m.takeovers++
+	m.mu.Unlock()
 	return m.own(ctx, r.State)
 }
 
@@ -240,6 +246,9 @@ func (m *manager) leave() {
 func (m *manager) as(role string, p *primary.Primary, b *backup.Backup) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.primary != nil && m.primary != p {
+		m.earlier = m.earlier.Plus(m.primary.Status().Totals)
+	}
 	m.role, m.primary, m.backup = role, p, b
 	if p != nil || b != nil {
 		m.problem = "" // what was in the way has been overcome

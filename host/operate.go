@@ -36,6 +36,10 @@ type GuestStatus struct {
 	// Missing pages of a lazy restore are still only in the checkpoint file.
 	Missing uint64 `json:"missing_pages,omitempty"`
 	Problem string `json:"problem,omitempty"`
+	// Takeovers counts how often this host took the guest over, and Earlier sums
+	// up its former times as the primary, since the daemon began.
+	Takeovers uint64          `json:"takeovers"`
+	Earlier   *primary.Totals `json:"earlier_totals,omitempty"`
 }
 
 // Protection answers of GuestStatus.Protected.
@@ -59,6 +63,11 @@ func (m *manager) status() GuestStatus {
 	m.mu.Lock()
 	st := GuestStatus{Name: m.Name, Host: m.host.cfg.Self, Role: m.role, Log: m.state, Problem: m.problem, Protected: ProtectedUnknown}
 	p, b := m.primary, m.backup
+	st.Takeovers = m.takeovers
+	if m.earlier != (primary.Totals{}) {
+		earlier := m.earlier
+		st.Earlier = &earlier
+	}
 	if m.pending != nil {
 		st.Missing = m.pending.Remaining()
 	}

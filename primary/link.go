@@ -179,7 +179,7 @@ func (p *Primary) adopt(l *link) Event {
 	l.workers.Add(2)
 	go l.sendLoop()
 	go l.receiveLoop()
-	p.stats.connected(l.peer, at.Image)
+	p.stats.connected(l.peer, at.Image, l.session)
 	return LinkUp{Peer: l.peer, At: at, Resumed: resumed}
 }
 

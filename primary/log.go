@@ -52,6 +52,7 @@ func (p *Primary) renew(ctx context.Context) {
 		if err := p.Disks.Allow(until); err != nil {
 			p.Slog.Error("the disks did not take the lease", "err", err)
 		}
+		p.stats.lease(g, until)
 		if announced != g {
 			announced = g
 			if err := p.Gate.Announce(p.cfg.Addresses...); err != nil {

@@ -222,6 +222,7 @@ func (p *Primary) step(ctx context.Context, ev Event) {
 			}
 		}
 	}
+	p.stats.runs(p.core.running)
 }
 
 // do carries out one action. It returns the event that the action led to, if

@@ -8,6 +8,7 @@ import (
 	"understudy/clock"
 	"understudy/epoch"
 	"understudy/ownership"
+	"understudy/protocol"
 )
 
 // Status is what a primary knows of itself. Durations are in nanoseconds when
@@ -31,6 +32,15 @@ type Status struct {
 	Dirty     uint64           `json:"dirty_pages"`
 	Cost      CostMedians      `json:"pause_steps"`
 	Totals    Totals           `json:"totals"`
+	// Generation is that under which the lease is renewed, LeaseLeft what is left
+	// of the lease that was granted in it: 0 when it is over, or was not granted.
+	Generation epoch.Generation `json:"generation"`
+	LeaseLeft  time.Duration    `json:"lease_left_ns"`
+	// Running: the guest runs; else it stands still, for a pause or for good.
+	Running bool `json:"running"`
+	// PeerAge is since the last byte from the backup, nil without a session or
+	// where the session does not tell.
+	PeerAge *time.Duration `json:"peer_age_ns,omitempty"`
 }
 
 // Totals are sums since the primary began.
@@ -54,6 +64,23 @@ type Totals struct {
 	WriteBytes     uint64 `json:"write_bytes"`
 	WritePageBytes uint64 `json:"write_page_bytes"`
 	SyncBytes      uint64 `json:"sync_bytes"`
+	// PauseTime is the sum of all checkpoints' pauses, LagTime that of all
+	// commits' lags.
+	PauseTime time.Duration `json:"pause_time_ns"`
+	LagTime   time.Duration `json:"commit_lag_time_ns"`
+}
+
+// Plus returns the sum of both.
+func (t Totals) Plus(u Totals) Totals {
+	return Totals{
+		Checkpoints: t.Checkpoints + u.Checkpoints, Commits: t.Commits + u.Commits,
+		RawBytes: t.RawBytes + u.RawBytes, WireBytes: t.WireBytes + u.WireBytes,
+		ZeroPages: t.ZeroPages + u.ZeroPages, SamePages: t.SamePages + u.SamePages,
+		DeltaPages: t.DeltaPages + u.DeltaPages, PackedPages: t.PackedPages + u.PackedPages, RawPages: t.RawPages + u.RawPages,
+		ReferencePages: t.ReferencePages + u.ReferencePages, CopyPages: t.CopyPages + u.CopyPages,
+		DiskWrites: t.DiskWrites + u.DiskWrites, WriteBytes: t.WriteBytes + u.WriteBytes, WritePageBytes: t.WritePageBytes + u.WritePageBytes,
+		SyncBytes: t.SyncBytes + u.SyncBytes, PauseTime: t.PauseTime + u.PauseTime, LagTime: t.LagTime + u.LagTime,
+	}
 }
 
 // Percentiles summarise the last samples of a duration.
@@ -118,6 +145,25 @@ type stats struct {
 	pause, lag                               window
 	stop, seal, device, scan, copied, resume window
 	totals                                   Totals
+	running                                  bool
+	leased                                   epoch.Generation // of leaseUntil
+	leaseUntil                               clock.Instant
+	session                                  protocol.Session // the open one, nil if none
+}
+
+// heard is a session that knows when it heard of its peer.
+type heard interface{ LastHeard() time.Time }
+
+func (s *stats) lease(g epoch.Generation, until clock.Instant) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.leased, s.leaseUntil = g, until
+}
+
+func (s *stats) runs(running bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.running = running
 }
 
 func (s *stats) mode(m Mode, now clock.Instant) {
@@ -130,6 +176,7 @@ func (s *stats) captured(c Cost) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.totals.Checkpoints++
+	s.totals.PauseTime += c.Pause
 	s.dirty, s.remaining = c.Dirty, 0
 	s.pause.add(c.Pause)
 	s.stop.add(c.Stop)
@@ -152,6 +199,7 @@ func (s *stats) committed(f flight, now clock.Instant) {
 	s.totals.Commits++
 	s.epoch, s.sealedAt = f.number, f.sealed
 	s.lag.add(now.Sub(f.sealed))
+	s.totals.LagTime += now.Sub(f.sealed)
 }
 
 func (s *stats) sent(e epoch.EpochStats) {
@@ -173,16 +221,16 @@ func (s *stats) sent(e epoch.EpochStats) {
 	t.SyncBytes += e.SyncBytes
 }
 
-func (s *stats) connected(peer ownership.HostID, image epoch.Incarnation) {
+func (s *stats) connected(peer ownership.HostID, image epoch.Incarnation, session protocol.Session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.linked, s.backup, s.image, s.lastError = true, peer, image, ""
+	s.linked, s.backup, s.image, s.lastError, s.session = true, peer, image, "", session
 }
 
 func (s *stats) linkError(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.linked, s.lastError = false, err.Error()
+	s.linked, s.lastError, s.session = false, err.Error(), nil
 }
 
 // Status returns what the primary knows of itself now.
@@ -199,7 +247,14 @@ func (p *Primary) Status() Status {
 		Cost: CostMedians{Stop: s.stop.percentiles().Median, Seal: s.seal.percentiles().Median,
 			Device: s.device.percentiles().Median, Scan: s.scan.percentiles().Median,
 			Copy: s.copied.percentiles().Median, Resume: s.resume.percentiles().Median},
-		Totals: s.totals,
+		Totals: s.totals, Running: s.running, Generation: epoch.Generation(p.generation.Load()),
+	}
+	if s.leased == st.Generation {
+		st.LeaseLeft = max(0, s.leaseUntil.Sub(now))
+	}
+	if h, ok := s.session.(heard); ok {
+		age := time.Since(h.LastHeard())
+		st.PeerAge = &age
 	}
 	if g, ok := p.Guest.(interface{ Freed() uint64 }); ok {
 		st.Freed = g.Freed()
