@@ -29,6 +29,8 @@ type Config struct {
 	Heartbeat Duration `toml:"heartbeat"`
 	// Dirs are the directories on every host that does not have its own.
 	Dirs
+	// API is the status endpoint on every host that does not have its own.
+	API API `toml:"api"`
 	// Hosts are the three voters.
 	Hosts []Host `toml:"host"`
 	// Guests are the protected virtual machines.
@@ -66,6 +68,8 @@ type Host struct {
 	Witness bool `toml:"witness"`
 	// Dirs override those of the cluster on this host.
 	Dirs
+	// API overrides the cluster's on this host, key by key.
+	API API `toml:"api"`
 }
 
 // Hypervisor is what runs a guest.
@@ -272,6 +276,14 @@ func (c *Config) DirsOf(h Host) Dirs {
 		}
 	}
 	return d
+}
+
+// APIOf returns the status endpoint on h, with its files; ok is false if it has
+// none.
+func (c *Config) APIOf(h Host) (api API, ok bool) {
+	api = c.API.with(h.API)
+	or(&api.Anonymous, defaultAnonymous)
+	return api, api.Listen != "" && api.Listen != apiOff
 }
 
 // Witness returns the host that votes and runs no guest, if there is one.

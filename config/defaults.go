@@ -25,6 +25,8 @@ const (
 	defaultRunDir   = "/run/understudy"
 	defaultTLSDir   = "/etc/understudy/tls"
 
+	defaultAnonymous = AnonymousNone
+
 	defaultHypervisor = QEMU
 	defaultMachine    = "q35"
 	defaultAccel      = "auto"
@@ -77,6 +79,8 @@ const (
 	maxPath   = 4095 // PATH_MAX, less the NUL
 	maxName   = 32   // of hosts, guests and the cluster
 	maxDevice = 15   // IFNAMSIZ, less the NUL
+	maxNames  = 64   // of certificates that may ask a status endpoint
+	maxCommon = 64   // bytes of such a name (X.520, ub-common-name)
 )
 
 // setDefaults fills in what the file left out.
@@ -87,6 +91,10 @@ func (c *Config) setDefaults() {
 	or(&c.State, defaultStateDir)
 	or(&c.Run, defaultRunDir)
 	or(&c.TLS, defaultTLSDir)
+	c.API.setDefaults()
+	for i := range c.Hosts {
+		c.Hosts[i].API.setDefaults()
+	}
 	for i := range c.Guests {
 		c.Guests[i].setDefaults(c.Lease)
 	}

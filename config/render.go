@@ -23,6 +23,7 @@ func (c *Config) Render() []byte {
 	w.option("state_dir", c.State, defaultStateDir, "the ownership log: kept over restarts of the machine")
 	w.option("run_dir", c.Run, defaultRunDir, "guests' memory: on a tmpfs with room for all of it")
 	w.option("tls_dir", c.TLS, defaultTLSDir, "ca.pem, <host>.pem, <host>-key.pem")
+	w.api(c.API)
 	w.text("", "# Exactly three hosts vote. The witness runs no guest.")
 	for _, h := range c.Hosts {
 		w.host(h)
@@ -66,6 +67,7 @@ func (w *writer) host(h Host) {
 			w.key(d.key, d.value, "")
 		}
 	}
+	w.hostAPI(h.API)
 }
 
 func (w *writer) guest(g Guest, lease Duration) {

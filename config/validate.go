@@ -44,6 +44,7 @@ func (c *Config) Validate() error {
 	v := &validator{}
 	v.cluster(c)
 	v.hosts(c)
+	v.apis(c)
 	v.guests(c)
 	if len(v.problems) > 0 {
 		return &Invalid{v.problems}
