@@ -222,7 +222,7 @@ func (c *Checker) note(l *Line, h *hostState, g *gateState) {
 			c.breach("lease", l.At, "the gate of %s was opened without a lease", l.Host)
 		}
 		g.until = l.Until
-		if g.mode != egress.NoteShut {
+		if g.mode != egress.NoteShut && g.until > l.At { // else it opens nothing any more
 			c.oneGate(l)
 			g.opened(l)
 		}

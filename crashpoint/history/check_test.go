@@ -56,7 +56,9 @@ func sound() []history.Line {
 	h = append(h, lease(1004, "b", 2, 2004)...)
 	b := line(1005, "b", string(egress.NoteAnnounce))
 	b.Frames = 1
-	return append(h, b)
+	late := line(1200, "a", string(egress.NoteAllow)) // a stood still on its way to the gate
+	late.Until = 1002 * ms
+	return append(h, b, late)
 }
 
 func frames() []history.Frame {
