@@ -55,6 +55,8 @@ type Deps struct {
 	Slog     *slog.Logger
 	// State is the log as this host last saw it.
 	State ownership.Guest
+	// Events is told what happens to the guest; nil: nobody is.
+	Events Events
 }
 
 // Backup keeps one guest's image on this host, ready to run.
@@ -76,6 +78,7 @@ type Backup struct {
 	greeted *Opened
 	session *session
 	stats   stats
+	said    sayings
 	taken   hypervisor.Guest
 	outcome Outcome
 }
@@ -147,7 +150,10 @@ func (b *Backup) Run(ctx context.Context) (Result, error) {
 // step feeds one event, and what its actions bring about, to the core.
 func (b *Backup) step(ctx context.Context, ev Event) {
 	for queue := []Event{ev}; len(queue) > 0; queue = queue[1:] {
-		for _, a := range b.core.Step(b.Clock.Now(), queue[0]) {
+		granted := b.core.granted
+		actions := b.core.Step(b.Clock.Now(), queue[0])
+		b.tell(queue[0], granted)
+		for _, a := range actions {
 			if next := b.do(ctx, a); next != nil {
 				queue = append(queue, next)
 			}
@@ -185,6 +191,7 @@ func (b *Backup) do(ctx context.Context, a Action) Event {
 		table, fill := b.table, b.standby.Fill
 		b.start(func() { b.send(ctx, Activated{b.activate(ctx, a.Generation, table, fill)}) })
 	case Propose:
+		b.tellProposal(a.Command)
 		b.start(func() { b.propose(ctx, a.Command) })
 	case Run:
 		guest, err := b.run(ctx)
@@ -303,6 +310,7 @@ func (b *Backup) run(ctx context.Context) (hypervisor.Guest, error) {
 		b.taken, b.standby = guest, nil
 		at, _ := b.core.At()
 		b.Slog.Info(LogRunning, "at", at)
+		b.tellRunning(at.Number)
 	}
 	return guest, err
 }
@@ -358,6 +366,7 @@ func (b *Backup) commit(ctx context.Context) Event {
 // giveUp ends the session, and tells its primary why.
 func (b *Backup) giveUp(err error) {
 	b.Slog.Error("the image is given up", "err", err)
+	b.tellGivenUp(err)
 	if s := b.session; s != nil {
 		s.complain(err)
 	}

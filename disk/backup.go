@@ -92,7 +92,8 @@ func (s *Set) standBy(ctx context.Context) error {
 	s.watchLocked(nil)
 	s.fresh = true
 	for _, d := range s.disks {
-		d.resubmit, d.inFlight, d.problem = nil, nil, nil
+		d.resubmit, d.inFlight = nil, nil
+		d.trouble(nil)
 	}
 	s.index.Forget()
 	s.syncAllLocked()

@@ -107,16 +107,26 @@ func (d *Device) came(a action, gaveUp bool, err error) {
 			s.log.Error("the disk fails, and is tried again", "disk", d.id, "error", err)
 		}
 		s.count.errors++
-		d.problem = fmt.Errorf("disk %d: %w", d.id, err)
+		d.trouble(fmt.Errorf("disk %d: %w", d.id, err))
 	default:
 		s.core.done(l, a)
 	}
 	if failing && !l.failing {
 		s.log.Info("the disk works again", "disk", d.id)
-		d.problem = nil
+		d.trouble(nil)
 	}
 	if l.job == jobNone {
 		s.changed.tell()
+	}
+}
+
+// trouble notes why the lane fails, nil if it does not, and tells of the change;
+// set.mu is held.
+func (d *Device) trouble(err error) {
+	changed := (d.problem == nil) != (err == nil)
+	d.problem = err
+	if changed && d.set.tell != nil {
+		d.set.tell(d.id, err)
 	}
 }
 

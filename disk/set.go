@@ -51,6 +51,9 @@ type SetConfig struct {
 	Clock clock.Clock
 	// Index learns what is on the disks; nil: nobody does.
 	Index Index
+	// Trouble, if not nil, is told that a disk fails, and with nil that it works
+	// again. It must not wait, nor call the Set.
+	Trouble func(disk epoch.DiskID, err error)
 	// Log gets what an operator should know; nil means slog.Default.
 	Log *slog.Logger
 }
@@ -85,6 +88,7 @@ type Set struct {
 	looking sync.Mutex // one look at the boot files at a time; taken before mu
 	clock   clock.Clock
 	index   Index
+	tell    func(disk epoch.DiskID, err error) // of trouble; nil: nobody
 	log     *slog.Logger
 	dirty   dirtyPages
 	filler  atomic.Pointer[fillFunc]
@@ -165,7 +169,7 @@ func NewSet(c SetConfig) (*Set, error) {
 		return nil, fmt.Errorf("disks: %w", err)
 	}
 	s := &Set{
-		clock: c.Clock, index: c.Index, log: c.Log, dirty: newDirtyPages(c.Pages), held: newHeld(j, uint64(c.HeldBytes)), fresh: true,
+		clock: c.Clock, index: c.Index, tell: c.Trouble, log: c.Log, dirty: newDirtyPages(c.Pages), held: newHeld(j, uint64(c.HeldBytes)), fresh: true,
 		pressure: make(chan struct{}, 1), done: make(chan struct{}),
 	}
 	s.core = core{unfenced: c.Unfenced, guard: c.Guard, log: s.held.entries, asOf: ^uint64(0)}

@@ -101,9 +101,11 @@ type Gate struct {
 
 	in  sync.Mutex
 	out sync.Mutex
-	// Under out: the end of the lease, and the batch that is being written.
+	// Under out: the end of the lease, the batch that is being written, and who
+	// is told of the first frame of it.
 	until   clock.Instant
 	writing [][]byte
+	first   func()
 
 	mu      sync.Mutex
 	mode    Mode

@@ -72,7 +72,21 @@ func (g *Gate) sendBatch() (more bool, err error) {
 	g.count.sentBytes.Add(uint64(bytes))
 	g.count.lost.Add(uint64(lost))
 	signal(g.room)
+	if g.first != nil && done > lost {
+		first := g.first
+		g.first = nil
+		first()
+	}
 	return err == nil, err
+}
+
+// OnFirst lets f be called, once, when the network has taken the next frame of
+// the guest, announcements not counted; nil: nobody is told any more. f is called
+// under the gate's locks: it must not wait, nor call the gate.
+func (g *Gate) OnFirst(f func()) {
+	g.out.Lock()
+	defer g.out.Unlock()
+	g.first = f
 }
 
 // passedOn reports whether err means a lost frame on a link that goes on.

@@ -156,6 +156,7 @@ const (
 const (
 	ReasonNoBackupYet   Reason = "no-backup-yet"  // the guest began here: no image of it is in sync so far
 	ReasonBackupSilent  Reason = "backup-silent"  // its session was lost, and did not come back in time
+	ReasonBackupGone    Reason = "backup-gone"    // its host is there, and its daemon is dead
 	ReasonNoAck         Reason = "no-ack"         // its session lives, and an epoch is not acknowledged in time
 	ReasonBackupStalled Reason = "backup-stalled" // it took nothing while the guest stood still for it
 	ReasonImageDiffers  Reason = "image-differs"  // its memory is not the guest's

@@ -415,6 +415,10 @@ func (n *Node) Leader() ownership.HostID {
 	return id
 }
 
+// LeaderChange returns the leader, as Leader does, and a channel that is closed
+// when this voter knows of another.
+func (n *Node) LeaderChange() (ownership.HostID, <-chan struct{}) { return n.leaders.get() }
+
 // Guests returns the applied state of every guest at this voter. It may lag
 // behind the leader's.
 func (n *Node) Guests() map[string]ownership.Guest { return n.fsm.all() }

@@ -107,6 +107,7 @@ func (openGate) Announce(...netip.Addr) error { return nil }
 func (openGate) Held() (int, int64)           { return 0, 0 }
 func (openGate) Pressure() <-chan struct{}    { return nil }
 func (openGate) Discard()                     {}
+func (openGate) OnFirst(func())               {}
 func (openGate) Close() error                 { return nil }
 
 // oneDisk is a disk whose stamp is all there is to it. It is Disks and History.

@@ -44,6 +44,9 @@ type Ownership interface {
 type Gate interface {
 	primary.Gate
 	Discard()
+	// OnFirst lets f be called, once, when the guest's next frame has left; nil:
+	// nobody is told any more. f must not wait, nor call the gate.
+	OnFirst(f func())
 	Close() error
 }
 
@@ -96,6 +99,8 @@ type Config struct {
 	// AdoptLater leaves running guests alone when Run ends, for the next
 	// process to adopt; otherwise they are destroyed.
 	AdoptLater bool
+	// Events is told what happens; nil: nobody is.
+	Events Events
 }
 
 // Host plays this host's part for all its guests.
@@ -112,7 +117,8 @@ func New(cfg Config) (*Host, error) {
 			return nil, fmt.Errorf("guest %q is configured twice", g.Name)
 		}
 		h.managers[g.Name] = &manager{Guest: g, host: h, sessions: make(chan backup.Opened),
-			restores: make(chan *restoring), starts: make(chan *starting), slog: cfg.Slog.With("guest", g.Name)}
+			restores: make(chan *restoring), starts: make(chan *starting), slog: cfg.Slog.With("guest", g.Name),
+			said: sayings{read: make(chan struct{})}}
 	}
 	return h, nil
 }
@@ -129,6 +135,9 @@ func (h *Host) Run(ctx context.Context) error {
 		h.accept(ctx)
 	}()
 	for _, m := range h.managers {
+		if h.cfg.Events != nil {
+			workers.Go(func() { m.tellOwners(ctx) })
+		}
 		go func() {
 			defer workers.Done()
 			m.run(ctx)

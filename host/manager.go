@@ -32,6 +32,7 @@ type manager struct {
 	guest    hypervisor.Guest // held by this host, nil if none
 	running  bool
 	giveBack func() // ends what the guest needs of a checkpoint file; nil: nothing
+	said     sayings
 
 	mu      sync.Mutex // the roles, for status and requests
 	role    string
@@ -95,7 +96,7 @@ func (m *manager) play(ctx context.Context, state ownership.Guest) error {
 func (m *manager) own(ctx context.Context, state ownership.Guest) error {
 	p, err := primary.New(m.Primary(m.lease()), primary.Deps{
 		Guest: m.guest, Gate: m.Gate, Disks: m.primaryDisks(), Log: m.host.cfg.Log, Clock: m.host.cfg.Clock, Slog: m.slog,
-		State: state, Running: m.running, Blocks: m.blocks(),
+		State: state, Running: m.running, Blocks: m.blocks(), Events: m.primaryEvents(),
 		Dial: func(ctx context.Context) (protocol.Session, ownership.HostID, error) {
 			s, err := m.Dial(ctx)
 			return s, m.Peer, err
@@ -107,6 +108,7 @@ func (m *manager) own(ctx context.Context, state ownership.Guest) error {
 	m.as("primary", p, nil)
 	outcome, err := p.Run(ctx)
 	m.running = false
+	m.Gate.OnFirst(nil)
 	m.slog.Info("no longer the primary", "outcome", outcome.String(), "err", err)
 	switch outcome {
 	case primary.OutcomeDetached:
@@ -128,6 +130,7 @@ func (m *manager) standBy(ctx context.Context, state ownership.Guest) error {
 	}
 	b := backup.New(m.Backup(m.lease()), backup.Deps{
 		Driver: m.Driver, Disks: m.backupDisks(), Log: m.host.cfg.Log, Sessions: m.sessions, Clock: m.host.cfg.Clock, Slog: m.slog, State: state,
+		Events: m.backupEvents(),
 	})
 	m.as("backup", nil, b)
 	r, err := b.Run(ctx)
@@ -141,6 +144,7 @@ func (m *manager) standBy(ctx context.Context, state ownership.Guest) error {
 	m.mu.Lock()
 	m.takeovers++
 	m.mu.Unlock()
+	m.tellFirstOutput(r.State)
 	return m.own(ctx, r.State)
 }
 
@@ -161,6 +165,7 @@ func (m *manager) read(ctx context.Context) (ownership.Guest, error) {
 	m.mu.Lock()
 	m.state = state
 	m.mu.Unlock()
+	m.said.first.Do(func() { close(m.said.read) })
 	return state, nil
 }
 
@@ -244,6 +249,10 @@ func (m *manager) leave() {
 
 // as notes the role for status and requests.
 func (m *manager) as(role string, p *primary.Primary, b *backup.Backup) {
+	m.tellRole(role)
+	if p != nil || b != nil {
+		m.tellProblem(nil)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.primary != nil && m.primary != p {
@@ -256,6 +265,7 @@ func (m *manager) as(role string, p *primary.Primary, b *backup.Backup) {
 }
 
 func (m *manager) note(err error) {
+	m.tellProblem(err)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.problem = ""

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"understudy/crashpoint"
+	"understudy/events"
 	"understudy/hypervisor"
 	"understudy/ownership"
 )
@@ -82,6 +83,7 @@ func (m *manager) recover(ctx context.Context, state ownership.Guest) error {
 // boot starts the guest from nothing, in a new generation.
 func (m *manager) boot(ctx context.Context, state ownership.Guest) error {
 	m.as("booting", nil, nil)
+	began := m.host.cfg.Clock.Now()
 	crashpoint.At(crashpoint.Booting)
 	if err := m.end(ctx); err != nil {
 		return err
@@ -99,6 +101,7 @@ func (m *manager) boot(ctx context.Context, state ownership.Guest) error {
 		return errors.Join(err, m.end(ctx))
 	}
 	m.slog.Info("guest started", "generation", next.Generation)
+	m.tellBegun(events.KindBooted, next, m.host.cfg.Clock.Now().Sub(began), "the guest is booted here")
 	return m.own(ctx, next)
 }
 
@@ -120,6 +123,7 @@ func (m *manager) put(ctx context.Context, c ownership.Command) (ownership.Guest
 	if err != nil {
 		return next, fmt.Errorf("propose %s: %w", c.Kind, err)
 	}
+	m.tellApplied(c, next)
 	return next, nil
 }
 

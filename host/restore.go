@@ -18,6 +18,7 @@ import (
 
 	"understudy/checkpoint"
 	"understudy/epoch"
+	"understudy/events"
 	"understudy/hypervisor"
 	"understudy/ownership"
 )
@@ -110,7 +111,9 @@ func (m *manager) waitStopped(ctx context.Context, state ownership.Guest) error 
 		// The log then names this host the owner of a guest that is nowhere: it is
 		// booted.
 		var err error
-		r.result, err = m.propose(ctx, state, ownership.Start, ownership.Backup{})
+		if r.result, err = m.propose(ctx, state, ownership.Start, ownership.Backup{}); err == nil {
+			m.tellBegun(events.KindStarted, r.result, 0, "an operator starts the guest here")
+		}
 		r.done <- err
 		return nil
 	case r := <-m.restores:
@@ -136,6 +139,7 @@ func (m *manager) restore(ctx context.Context, state ownership.Guest, r *restori
 	m.lend(r.file, pending)
 	r.result.Log, r.result.Lazy, r.result.Ready = next, pending != nil, time.Since(r.began)
 	m.slog.Info("guest restored", "file", r.file.Path(), "generation", next.Generation, "lazy", pending != nil, "took", r.result.Ready)
+	m.tellBegun(events.KindRestored, next, r.result.Ready, "the guest goes on from checkpoint file "+r.file.Path())
 	r.done <- nil
 	return m.own(ctx, next)
 }

@@ -83,6 +83,8 @@ type Deps struct {
 	// owner. Running says that the guest runs already.
 	State   ownership.Guest
 	Running bool
+	// Events is told what happens to the guest; nil: nobody is.
+	Events Events
 	// Observe, if not nil, is told what each checkpoint cost, after the guest
 	// runs again. The loop waits for it.
 	Observe func(Cost)
@@ -120,6 +122,7 @@ type Primary struct {
 
 	verifies verifier
 	stats    stats
+	said     sayings
 	outcome  Outcome
 }
 
@@ -209,7 +212,9 @@ func (p *Primary) Run(ctx context.Context) (Outcome, error) {
 func (p *Primary) step(ctx context.Context, ev Event) {
 	for queue := []Event{ev}; len(queue) > 0; queue = queue[1:] {
 		before := p.core.Mode()
-		for _, a := range p.core.Step(p.Clock.Now(), queue[0]) {
+		actions := p.core.Step(p.Clock.Now(), queue[0])
+		p.tell(queue[0], before)
+		for _, a := range actions {
 			if next := p.do(ctx, a); next != nil {
 				queue = append(queue, next)
 			}
@@ -269,10 +274,13 @@ func (p *Primary) do(ctx context.Context, a Action) Event {
 	case PauseGuest:
 		p.Slog.Warn("guest paused", "why", a.Why)
 		err = p.Guest.Pause(ctx)
+		p.tellPaused()
 	case ResumeGuest:
 		err = p.Guest.Resume(ctx)
+		p.tellResumed()
 	case Propose:
 		last := p.will
+		p.said.proposed = a.Command
 		p.start(ctx, func(ctx context.Context) { p.propose(ctx, a.Command, last) })
 	case UseGeneration:
 		p.generation.Store(uint64(a.Generation))

@@ -19,6 +19,7 @@ import (
 	"understudy/clock"
 	"understudy/config"
 	"understudy/disk/vhost"
+	"understudy/events"
 	"understudy/failover"
 	"understudy/host"
 	"understudy/ownership"
@@ -46,6 +47,8 @@ type Options struct {
 	Histories string
 	// Ready is called once the host takes part; nil for nothing.
 	Ready func()
+
+	record *events.Log // of what happens here; Run's
 }
 
 // Socket returns the path of a host's status socket.
@@ -93,12 +96,19 @@ func Run(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, voter.Close()) }()
+	// Now that the voter has its files to itself, so has the record.
+	if o.record, err = openRecord(dirs.State, ownership.HostID(self.Name), o.Slog); err != nil {
+		return err
+	}
+	began := clock.Boot{}.Now()
+	defer func() { tellDown(o.record, began, err, o.Slog) }()
 
 	h, exits, closeHost, err := newHost(ctx, o, self, port, voter, dial)
 	if err != nil {
 		return err
 	}
 	defer closeHost()
+	tellUp(o.record, status.Version)
 	server := status.NewServer(h, func() status.Report {
 		return status.Report{Host: ownership.HostID(self.Name), Leader: voter.Leader(), Lease: voter.Lease(), Exits: exits}
 	})
@@ -106,6 +116,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	var failure [2]error
 	workers.Go(func() { failure[0] = server.Serve(ctx, Socket(o.Config, self)); cancel() })
 	workers.Go(func() { failure[1] = h.Run(ctx); cancel() })
+	workers.Go(func() { tellLeaders(ctx, o.record, voter) })
 	workers.Go(func() {
 		select {
 		case <-voter.Failed():
@@ -177,7 +188,7 @@ func newHost(ctx context.Context, o Options, self config.Host, port *transport.P
 	}
 	h, err := host.New(host.Config{
 		Self: ownership.HostID(self.Name), Guests: guests, Log: o.recorded(OwnershipLog{voter}, recorders), Clock: clock.Boot{}, Slog: o.Slog,
-		AdoptLater: true,
+		AdoptLater: true, Events: o.record,
 		Accept: func(ctx context.Context) (protocol.Session, ownership.HostID, error) {
 			s, err := acceptor.Accept(ctx)
 			if err != nil {

@@ -136,7 +136,7 @@ func newDisks(o Options, self config.Host, g config.Guest, driver *qemu.Driver, 
 	cfg := disk.SetConfig{
 		Pages:     uint64(g.Memory)/epoch.PageSize + sideBlocks/epoch.PageSize,
 		HeldBytes: int(g.Protection.HeldWrites), JournalDir: filepath.Join(c.RunDir, "writes"),
-		Clock: clock.Boot{}, Log: o.Slog.With("guest", g.Name),
+		Clock: clock.Boot{}, Log: o.Slog.With("guest", g.Name), Trouble: tellDisks(o.record, g.Name),
 	}
 	var stores []*store.File
 	defer func() {

@@ -108,6 +108,16 @@ func (g gates) Discard() {
 	}
 }
 
+// OnFirst lets f be called when a frame has left by any of the gates.
+func (g gates) OnFirst(f func()) {
+	if f != nil {
+		f = sync.OnceFunc(f)
+	}
+	for _, one := range g {
+		one.OnFirst(f)
+	}
+}
+
 // Allow renews every gate's time limit.
 func (g gates) Allow(until clock.Instant) error {
 	var errs []error
