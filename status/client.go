@@ -2,6 +2,7 @@ package status
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,24 +10,60 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 )
 
-// Client talks to the daemon of this host.
+// Client talks to a daemon: that of this host, or one elsewhere.
 type Client struct {
-	socket string
+	socket string // or the endpoint's URL: what errors name
+	base   string
+	token  string
 	http   *http.Client
 }
 
 // NewClient returns a client of the daemon whose socket is at path.
 func NewClient(path string) *Client {
-	return &Client{socket: path, http: &http.Client{Transport: &http.Transport{
+	return &Client{socket: path, base: "http://understudy", http: &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			d := net.Dialer{Timeout: 5 * time.Second}
 			return d.DialContext(ctx, "unix", path)
 		},
 		DisableKeepAlives: true,
 	}}}
+}
+
+// NewRemoteClient returns a client of the endpoint at url, like
+// "https://192.0.2.1:7443". The settings for TLS trust the authority of its
+// certificate and name the host that must be in it, and hold the client's own
+// certificate, if it shows one. token is a bearer token; "": none. A redirection
+// is an error: a token goes nowhere else.
+func NewRemoteClient(endpoint string, settings *tls.Config, token string) (*Client, error) {
+	u, err := url.Parse(endpoint)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("the endpoint's URL: %w", err)
+	case u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.Path != "" && u.Path != "/":
+		return nil, fmt.Errorf("%.200q is not the URL of an endpoint: want https://HOST:PORT", u.Redacted())
+	case token != "" && (len(token) < minSecret || len(token) > maxSecret || strings.ContainsFunc(token, notToken68)):
+		return nil, fmt.Errorf("the token is not one: %d to %d letters, digits and -._~+/=", minSecret, maxSecret)
+	}
+	base := "https://" + u.Host
+	return &Client{socket: base, base: base, token: token, http: &http.Client{
+		Transport: &http.Transport{
+			DialContext:            (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
+			TLSClientConfig:        settings.Clone(),
+			TLSHandshakeTimeout:    5 * time.Second,
+			DisableKeepAlives:      true,
+			MaxResponseHeaderBytes: 64 << 10,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}, nil
+}
+
+// Get decodes the answer to GET path into result: any route that answers JSON.
+func (c *Client) Get(ctx context.Context, path string, result any) error {
+	return c.call(ctx, http.MethodGet, path, result)
 }
 
 // Status returns the daemon's report.
@@ -43,6 +80,10 @@ func (c *Client) Operate(ctx context.Context, guest, operation string, result an
 
 // ErrNoDaemon marks a daemon that does not answer.
 var ErrNoDaemon = errors.New("no daemon answers: is understudyd running, and are you root?")
+
+// ErrNoEndpoint marks an endpoint on the network that does not answer, or that
+// is not to be trusted.
+var ErrNoEndpoint = errors.New("the endpoint does not answer as it should: is it on in its [api], and is this its certificate?")
 
 func (c *Client) call(ctx context.Context, method, path string, result any) error {
 	resp, err := c.send(ctx, method, path, nil)
@@ -65,14 +106,19 @@ func (c *Client) call(ctx context.Context, method, path string, result any) erro
 
 // send asks, and returns an answer whose body the caller closes.
 func (c *Client) send(ctx context.Context, method, path string, body io.Reader) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, method, "http://understudy"+path, body)
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
 	if err != nil {
 		return nil, err
+	}
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.token)
 	}
 	resp, err := c.http.Do(req)
 	switch {
 	case ctx.Err() != nil && err != nil:
 		return nil, fmt.Errorf("%s: %w", c.socket, ctx.Err()) // given up, which says nothing of the daemon
+	case err != nil && c.base == c.socket:
+		return nil, fmt.Errorf("%w: %w", ErrNoEndpoint, err)
 	case err != nil:
 		return nil, fmt.Errorf("%s: %w: %w", c.socket, ErrNoDaemon, err)
 	}

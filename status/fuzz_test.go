@@ -30,7 +30,7 @@ func FuzzRequest(f *testing.F) {
 		}
 		host := newFake()
 		w := httptest.NewRecorder()
-		NewServer(host, func() Report { return Report{} }).http.Handler.ServeHTTP(w, r)
+		NewServer(Sources{Operations: host, Report: func() Report { return Report{} }}).unix.Handler.ServeHTTP(w, r)
 		if w.Code == http.StatusOK && w.Header().Get("Content-Type") == "application/json" && !json.Valid(w.Body.Bytes()) {
 			t.Errorf("%q was answered with %q", in, w.Body)
 		}

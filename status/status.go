@@ -1,26 +1,32 @@
 // Package status is the HTTP endpoint of one host. It listens on a Unix socket
-// that only root may open; `understudy status` and the other commands of the
-// operator's tool are its clients (client.go).
+// that only root may open (socket.go), where everything may be asked, and, if
+// so configured, on the network with TLS, where everything but health needs a
+// token or a certificate (network.go, access.go). `understudy status` and the
+// other commands of the operator's tool are its clients (client.go).
 //
+//	GET  /livez, /readyz                      health of the daemon (health.go)
+//	GET  /primary[/NAME], /backup[/NAME]      … of a guest's roles, for load balancers
+//	GET  /metrics                             Prometheus (metrics.go)
 //	GET  /api/v1/status                       → Report
+//	GET  /api/v1/guests[/NAME]                → Guests, Guest
+//	GET  /api/v1/cluster                      → Cluster
+//	GET  /api/v1/events, /api/v1/stream       what happened, and what happens (events.go)
+//	GET  /api/v1/openapi.yaml                 all of this, exactly
 //	POST /api/v1/guests/NAME/switchover       → the log's new state
 //	POST /api/v1/guests/NAME/stop | start     → the log's new state
 //	POST /api/v1/guests/NAME/verify           → VerifyResult
 //	POST /api/v1/guests/NAME/checkpoint/…     → a stream (stream.go)
 //
-// An error is answered with a status code that is not 2xx and {"error": "…"}.
+// A request goes: listener → limits → who asks → may they → route. An error is
+// answered with a status code that is not 2xx and a Problem. What a host cannot
+// know it says to be unknown, with the age of what it knows.
 package status
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"net"
+	_ "embed"
+	"log/slog"
 	"net/http"
-	"os"
-	"path/filepath"
-	"syscall"
 	"time"
 
 	"understudy/host"
@@ -53,6 +59,8 @@ type Report struct {
 	Guests  []host.GuestStatus `json:"guests"`
 	// Exits lists each guest's ways out and how each is treated (RULES 27).
 	Exits map[string][]Exit `json:"exits"`
+	// LogAge is how old what is said of the log may be: Cluster.Contact.
+	LogAge *time.Duration `json:"log_age_ns,omitempty"`
 }
 
 // Exit is one way out of a guest.
@@ -63,94 +71,188 @@ type Exit struct {
 	Treatment string `json:"treatment"`
 }
 
-// Server answers requests on a Unix socket.
-type Server struct {
-	ops    Operations
-	static func() Report
-	http   *http.Server
+// Cluster is the answer to GET /api/v1/cluster: the ownership log as this host
+// sees it. Ages are in nanoseconds.
+type Cluster struct {
+	Host   ownership.HostID `json:"host"`
+	Leader ownership.HostID `json:"leader"` // "" if unknown
+	Leads  bool             `json:"leads"`  // this host
+	Term   uint64           `json:"term"`
+	// Last is the newest entry here, Committed the newest known to be on a
+	// majority, Applied the newest in what this host says of the log.
+	Last      uint64 `json:"last_index"`
+	Committed uint64 `json:"committed_index"`
+	Applied   uint64 `json:"applied_index"`
+	// Contact is since the leader was last heard; where this host leads, since a
+	// majority was. Missing: not since the daemon began.
+	Contact *time.Duration `json:"contact_ns,omitempty"`
+	Voters  []Voter        `json:"voters"`
 }
 
-// NewServer returns a server; static fills in what does not come from ops.
-func NewServer(ops Operations, static func() Report) *Server {
-	s := &Server{ops: ops, static: static}
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /api/v1/status", s.status)
-	mux.HandleFunc("POST /api/v1/guests/{guest}/switchover", s.operation(func(ctx context.Context, g string) (any, error) { return ops.Switchover(ctx, g) }))
-	mux.HandleFunc("POST /api/v1/guests/{guest}/stop", s.operation(func(ctx context.Context, g string) (any, error) { return ops.Stop(ctx, g) }))
-	mux.HandleFunc("POST /api/v1/guests/{guest}/start", s.operation(func(ctx context.Context, g string) (any, error) { return ops.Start(ctx, g) }))
-	mux.HandleFunc("POST /api/v1/guests/{guest}/verify", s.operation(func(ctx context.Context, g string) (any, error) { return ops.Verify(ctx, g) }))
-	handleCheckpoints(mux, ops)
-	s.http = &http.Server{Handler: http.MaxBytesHandler(mux, MaxBody), ReadHeaderTimeout: 5 * time.Second,
+// Voter is one host of the cluster.
+type Voter struct {
+	Host    ownership.HostID `json:"host"`
+	Address string           `json:"address"`
+	Witness bool             `json:"witness"`
+	Leader  bool             `json:"leader"` // as far as this host knows
+	// Heard is since the voter's last word to this host; missing: none since the
+	// daemon began. Hosts that do not lead have little to say to each other.
+	Heard *time.Duration `json:"heard_ns,omitempty"`
+}
+
+// Guests is the answer to GET /api/v1/guests.
+type Guests struct {
+	Guests []Guest `json:"guests"`
+}
+
+// Guest is a guest as this host sees it, with what load balancers are told.
+type Guest struct {
+	host.GuestStatus
+	LogAge  *time.Duration `json:"log_age_ns,omitempty"` // see Report
+	Serves  Verdict        `json:"serves"`               // of /primary/NAME
+	InSync  Verdict        `json:"in_sync"`              // of /backup/NAME
+	WaysOut []Exit         `json:"exits"`
+}
+
+// Sources are what a Server tells of.
+type Sources struct {
+	Operations Operations
+	// Report fills in what comes neither from Operations nor from Cluster.
+	Report func() Report
+	// Cluster tells of the ownership log; nil: nothing is known of it.
+	Cluster func() Cluster
+	// Events is what happened; nil: it is not recorded here.
+	Events Events
+	// Slog is told who was refused; nil: nobody is.
+	Slog *slog.Logger
+}
+
+// Server answers requests.
+type Server struct {
+	Sources
+	began   time.Time
+	mux     *http.ServeMux
+	need    map[string]Level // of each pattern
+	unix    *http.Server
+	metrics http.Handler
+	crowd   crowd
+}
+
+// route is a pattern of http.ServeMux with what it needs.
+type route struct {
+	pattern string
+	need    Level
+	serve   http.HandlerFunc
+}
+
+//go:embed openapi.yaml
+var openAPI []byte
+
+// NewServer returns a server of what the sources tell.
+func NewServer(from Sources) *Server {
+	if from.Cluster == nil {
+		from.Cluster = func() Cluster { return Cluster{Voters: []Voter{}} }
+	}
+	if from.Slog == nil {
+		from.Slog = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{Sources: from, began: time.Now(), mux: http.NewServeMux(), need: map[string]Level{}, crowd: crowd{by: map[string]int{}}}
+	s.metrics = s.exporter()
+	for _, r := range s.routes() {
+		s.mux.HandleFunc(r.pattern, r.serve)
+		s.need[r.pattern] = r.need
+	}
+	s.unix = &http.Server{Handler: http.MaxBytesHandler(s.handler(everything), MaxBody), ReadHeaderTimeout: 5 * time.Second,
 		MaxHeaderBytes: 64 << 10, IdleTimeout: time.Minute}
 	return s
 }
 
-// Serve listens on the socket at path until ctx ends.
-func (s *Server) Serve(ctx context.Context, path string) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return fmt.Errorf("status socket: %w", err)
+func (s *Server) routes() []route {
+	ops := s.Operations
+	all := []route{
+		{"GET /livez", Health, s.livez},
+		{"GET /readyz", Health, s.readyz},
+		{"GET /primary", Health, s.primary},
+		{"GET /primary/{guest}", Health, s.primary},
+		{"GET /backup", Health, s.backup},
+		{"GET /backup/{guest}", Health, s.backup},
+		{"GET /metrics", Read, s.metrics.ServeHTTP},
+		{"GET /api/v1/status", Read, s.status},
+		{"GET /api/v1/guests", Read, s.guests},
+		{"GET /api/v1/guests/{guest}", Read, s.guest},
+		{"GET /api/v1/cluster", Read, s.cluster},
+		{"GET /api/v1/events", Read, s.events},
+		{"GET /api/v1/stream", Read, s.stream},
+		{"GET /api/v1/openapi.yaml", Read, s.openAPI},
+		{"POST /api/v1/guests/{guest}/switchover", Operate, s.operation(func(ctx context.Context, g string) (any, error) { return ops.Switchover(ctx, g) })},
+		{"POST /api/v1/guests/{guest}/stop", Operate, s.operation(func(ctx context.Context, g string) (any, error) { return ops.Stop(ctx, g) })},
+		{"POST /api/v1/guests/{guest}/start", Operate, s.operation(func(ctx context.Context, g string) (any, error) { return ops.Start(ctx, g) })},
+		{"POST /api/v1/guests/{guest}/verify", Operate, s.operation(func(ctx context.Context, g string) (any, error) { return ops.Verify(ctx, g) })},
 	}
-	// A socket that a former process left behind refuses connections; a live
-	// daemon's is not taken away.
-	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
-		_ = c.Close()
-		return fmt.Errorf("status socket %s: another daemon answers there", path)
-	}
-	if st, err := os.Lstat(path); err == nil && st.Mode().Type() != os.ModeSocket {
-		return fmt.Errorf("status socket %s: a file that is no socket is in the way", path)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("status socket: %w", err)
-	}
-	// The socket gets the mode it is bound with from its descriptor, so that
-	// there is no moment in which others could open it.
-	listen := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
-		if refused := c.Control(func(fd uintptr) { err = syscall.Fchmod(int(fd), 0o600) }); refused != nil {
-			return refused
-		}
-		return err
-	}}
-	l, err := listen.Listen(ctx, "unix", path)
-	if err != nil {
-		return fmt.Errorf("status socket: %w", err)
-	}
-	done := make(chan error, 1)
-	go func() { done <- s.http.Serve(l) }()
-	select {
-	case err = <-done:
-	case <-ctx.Done():
-		stop, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		if s.http.Shutdown(stop) != nil {
-			_ = s.http.Close()
-		}
-		err = <-done
-	}
-	if errors.Is(err, http.ErrServerClosed) {
-		return nil
-	}
-	return fmt.Errorf("status socket: %w", err)
+	return append(all, checkpointRoutes(ops)...)
+}
+
+// report is everything this host knows, now.
+func (s *Server) report() (Report, Cluster) {
+	r, c := s.Report(), s.Cluster()
+	r.Version, r.Guests, r.LogAge = Version, s.Operations.Status(), c.Contact
+	return r, c
 }
 
 func (s *Server) status(w http.ResponseWriter, _ *http.Request) {
-	r := s.static()
-	r.Version, r.Guests = Version, s.ops.Status()
+	r, _ := s.report()
 	answer(w, http.StatusOK, r)
+}
+
+func (s *Server) cluster(w http.ResponseWriter, _ *http.Request) {
+	answer(w, http.StatusOK, s.Cluster())
+}
+
+func (s *Server) guests(w http.ResponseWriter, _ *http.Request) {
+	r, c := s.report()
+	all := Guests{Guests: make([]Guest, 0, len(r.Guests))}
+	for _, g := range r.Guests {
+		all.Guests = append(all.Guests, guestOf(g, r, c))
+	}
+	answer(w, http.StatusOK, all)
+}
+
+func (s *Server) guest(w http.ResponseWriter, req *http.Request) {
+	r, c := s.report()
+	for _, g := range r.Guests {
+		if g.Name == req.PathValue("guest") {
+			answer(w, http.StatusOK, guestOf(g, r, c))
+			return
+		}
+	}
+	s.noGuest(w, req, r)
+}
+
+func (s *Server) noGuest(w http.ResponseWriter, req *http.Request, r Report) {
+	refuse(w, http.StatusNotFound, "no guest \""+req.PathValue("guest")+"\" on host "+string(r.Host)+": see the [[guest]] sections of the configuration")
+}
+
+func guestOf(g host.GuestStatus, r Report, c Cluster) Guest {
+	exits := r.Exits[g.Name]
+	if exits == nil {
+		exits = []Exit{}
+	}
+	return Guest{GuestStatus: g, LogAge: c.Contact, Serves: serves(g), InSync: inSync(g, facts{lease: r.Lease, log: c}, nil), WaysOut: exits}
+}
+
+func (s *Server) openAPI(w http.ResponseWriter, _ *http.Request) {
+	hurry(w)
+	w.Header().Set("Content-Type", "application/yaml")
+	_, _ = w.Write(openAPI) // the client may be gone
 }
 
 func (s *Server) operation(f func(ctx context.Context, guest string) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		v, err := f(r.Context(), r.PathValue("guest"))
 		if err != nil {
-			answer(w, http.StatusConflict, map[string]string{"error": err.Error()})
+			refuse(w, http.StatusConflict, err.Error())
 			return
 		}
 		answer(w, http.StatusOK, v)
 	}
-}
-
-func answer(w http.ResponseWriter, code int, v any) {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(code)
-	_ = json.NewEncoder(w).Encode(v) // the client may be gone; nobody else can be told
 }

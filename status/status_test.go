@@ -109,10 +109,10 @@ func serve(t *testing.T, ops Operations, path string) (stop func() error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	s := NewServer(ops, func() Report {
+	s := NewServer(Sources{Operations: ops, Report: func() Report {
 		return Report{Host: "alpha", Leader: "witness", Lease: time.Second,
 			Exits: map[string][]Exit{"web": {{Device: "network 52:54:00:12:34:56", Treatment: "held"}}}}
-	})
+	}})
 	go func() { ended <- s.Serve(ctx, path) }()
 	stopped := false
 	stop = func() error {
@@ -261,7 +261,8 @@ func TestOnlyTheDocumentedMethodsAreAnswered(t *testing.T) {
 		{http.MethodGet, "/api/v1/status", 200},
 		{http.MethodPost, "/api/v1/status", 405},
 		{http.MethodGet, "/api/v1/guests/web/switchover", 405},
-		{http.MethodPost, "/api/v1/guests/web", 404},
+		{http.MethodPost, "/api/v1/guests/web", 405},
+		{http.MethodPost, "/api/v1/guests/web/explode", 404},
 		{http.MethodGet, "/", 404},
 	} {
 		resp := request(t, path, c.method, c.path, nil)
@@ -405,7 +406,7 @@ func TestALiveDaemonsSocketIsNotTakenAway(t *testing.T) {
 	first := newFake()
 	first.guests = []host.GuestStatus{{Name: "web", Role: "primary"}}
 	serve(t, first, path)
-	err := NewServer(newFake(), func() Report { return Report{} }).Serve(t.Context(), path)
+	err := NewServer(Sources{Operations: newFake(), Report: func() Report { return Report{} }}).Serve(t.Context(), path)
 	if err == nil || !strings.Contains(err.Error(), "another daemon answers there") {
 		t.Errorf("a second server on the same socket: %v", err)
 	}
@@ -420,7 +421,7 @@ func TestAFileInTheWayIsLeftAlone(t *testing.T) {
 	if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	err := NewServer(newFake(), func() Report { return Report{} }).Serve(t.Context(), path)
+	err := NewServer(Sources{Operations: newFake(), Report: func() Report { return Report{} }}).Serve(t.Context(), path)
 	if err == nil || !strings.Contains(err.Error(), path) {
 		t.Errorf("a server on a regular file: %v", err)
 	}

@@ -58,17 +58,19 @@ type message struct {
 // progressEvery is the least time between two lines about one stage.
 const progressEvery = 100 * time.Millisecond
 
-func handleCheckpoints(mux *http.ServeMux, ops Checkpoints) {
-	mux.HandleFunc("POST /api/v1/guests/{guest}/checkpoint/save", streamed(ops.SaveCheckpoint))
-	mux.HandleFunc("POST /api/v1/guests/{guest}/checkpoint/restore", streamed(ops.RestoreCheckpoint))
-	mux.HandleFunc("POST /api/v1/guests/{guest}/checkpoint/verify", streamed(
-		func(ctx context.Context, guest string, r FileRequest, p host.Progress) (host.VerifyFileResult, error) {
-			return ops.VerifyCheckpoint(ctx, guest, r.File, p)
-		}))
-	mux.HandleFunc("POST /api/v1/guests/{guest}/checkpoint/remove", streamed(
-		func(ctx context.Context, guest string, r FileRequest, _ host.Progress) (FileRemoved, error) {
-			return FileRemoved{r.File, r.Keep}, ops.RemoveCheckpoint(ctx, guest, r.File, r.Keep)
-		}))
+func checkpointRoutes(ops Checkpoints) []route {
+	return []route{
+		{"POST /api/v1/guests/{guest}/checkpoint/save", Operate, streamed(ops.SaveCheckpoint)},
+		{"POST /api/v1/guests/{guest}/checkpoint/restore", Operate, streamed(ops.RestoreCheckpoint)},
+		{"POST /api/v1/guests/{guest}/checkpoint/verify", Operate, streamed(
+			func(ctx context.Context, guest string, r FileRequest, p host.Progress) (host.VerifyFileResult, error) {
+				return ops.VerifyCheckpoint(ctx, guest, r.File, p)
+			})},
+		{"POST /api/v1/guests/{guest}/checkpoint/remove", Operate, streamed(
+			func(ctx context.Context, guest string, r FileRequest, _ host.Progress) (FileRemoved, error) {
+				return FileRemoved{r.File, r.Keep}, ops.RemoveCheckpoint(ctx, guest, r.File, r.Keep)
+			})},
+	}
 }
 
 // streamed serves one operation.
@@ -84,7 +86,7 @@ func streamed[Q, R any](f func(ctx context.Context, guest string, request Q, p h
 			}
 		}
 		if err != nil {
-			answer(w, http.StatusBadRequest, map[string]string{"error": fmt.Sprintf("the request's body: %v", err)})
+			refuse(w, http.StatusBadRequest, fmt.Sprintf("the request's body: %v", err))
 			return
 		}
 		s := &streamer{w: w}
@@ -119,6 +121,7 @@ func (s *streamer) line(v any) {
 		s.begun = true
 		s.w.Header().Set("Content-Type", "application/x-ndjson")
 	}
+	hurry(s.w)
 	_ = json.NewEncoder(s.w).Encode(v)
 	_ = http.NewResponseController(s.w).Flush()
 }
@@ -133,7 +136,7 @@ func (s *streamer) end(v any, err error) {
 	case s.begun:
 		s.line(map[string]string{"error": err.Error()})
 	default:
-		answer(s.w, http.StatusConflict, map[string]string{"error": err.Error()})
+		refuse(s.w, http.StatusConflict, err.Error())
 	}
 }
 

@@ -109,14 +109,18 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 	defer closeHost()
 	tellUp(o.record, status.Version)
-	server := status.NewServer(h, func() status.Report {
-		return status.Report{Host: ownership.HostID(self.Name), Leader: voter.Leader(), Lease: voter.Lease(), Exits: exits}
+	server := status.NewServer(status.Sources{Operations: h, Slog: o.Slog, Events: told{o.record},
+		Cluster: func() status.Cluster { return clusterOf(voter.View()) },
+		Report: func() status.Report {
+			return status.Report{Host: ownership.HostID(self.Name), Leader: voter.Leader(), Lease: voter.Lease(), Exits: exits}
+		},
 	})
 	var workers sync.WaitGroup
 	var failure [2]error
 	workers.Go(func() { failure[0] = server.Serve(ctx, Socket(o.Config, self)); cancel() })
 	workers.Go(func() { failure[1] = h.Run(ctx); cancel() })
 	workers.Go(func() { tellLeaders(ctx, o.record, voter) })
+	workers.Go(func() { serveAPI(ctx, o, self, server) })
 	workers.Go(func() {
 		select {
 		case <-voter.Failed():
