@@ -218,7 +218,9 @@ func TestAFailingFlushIsNeverDropped(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			m := disktest.NewMedia(1024, true)
 			store := m.Open()
-			s, err := NewSet(SetConfig{Pages: 64, Disks: []DiskConfig{{Store: store}}, HeldBytes: MinHeldBytes, Clock: clock.Go{Start: time.Now()}, Log: quietLog})
+			var told []error // of trouble, under the set's lock
+			s, err := NewSet(SetConfig{Pages: 64, Disks: []DiskConfig{{Store: store}}, HeldBytes: MinHeldBytes, Clock: clock.Go{Start: time.Now()}, Log: quietLog,
+				Trouble: func(_ epoch.DiskID, err error) { told = append(told, err) }})
 			must(t, err)
 			own(s, 1)
 			s.Hold()
@@ -251,6 +253,9 @@ func TestAFailingFlushIsNeverDropped(t *testing.T) {
 				t.Fatal("the failed write did not come after all")
 			}
 			must(t, s.Close())
+			if len(told) != 2 || !errors.Is(told[0], syscall.ENOSPC) || told[1] != nil {
+				t.Fatalf("told of the trouble: %v; want once that there is some, and once that it is over", told)
+			}
 		})
 	}
 }

@@ -15,7 +15,6 @@ import (
 	"understudy/clock"
 	"understudy/epoch"
 	"understudy/events"
-	"understudy/failover"
 	"understudy/ownership"
 )
 
@@ -69,8 +68,13 @@ func tellDown(l *events.Log, began clock.Instant, why error, log *slog.Logger) {
 	}
 }
 
+// leaders is a voter that knows who leads; see failover.Node.LeaderChange.
+type leaders interface {
+	LeaderChange() (ownership.HostID, <-chan struct{})
+}
+
 // tellLeaders follows the leader of the ownership log, as this voter knows it.
-func tellLeaders(ctx context.Context, l *events.Log, voter *failover.Node) {
+func tellLeaders(ctx context.Context, l *events.Log, voter leaders) {
 	was, changed := voter.LeaderChange()
 	for {
 		select {
