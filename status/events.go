@@ -6,7 +6,7 @@ package status
 //	retry: 2000
 //
 //	event: status          at once; then when something but an age has changed,
-//	data: Report           at most every `every` milliseconds, and every 10 s
+//	data: Report           at most every `every` milliseconds, and every 30 s
 //
 //	event: log             each, with its number, which a client that comes back
 //	id: 17                 gives as Last-Event-ID to miss none
@@ -69,6 +69,7 @@ const (
 	minEvery     = 200 * time.Millisecond
 	maxEvery     = time.Minute
 	stillHere    = 10 * time.Second
+	freshen      = 30 * time.Second // the status is sent again for its ages
 
 	maxFollowers      = 64 // streams at one time
 	maxFollowersOfOne = 8  // … of one client address
@@ -177,6 +178,11 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, err.Error())
 		return
 	}
+	if r.ContentLength != 0 {
+		// net/http would not tell that the client is gone while its body is unread.
+		refuse(w, http.StatusBadRequest, "a request for a stream has no body")
+		return
+	}
 	from := ""
 	if a := addressOf(r.RemoteAddr); a != (netip.Prefix{}) { // else of the Unix socket
 		from = a.String()
@@ -193,7 +199,11 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodHead {
 		return
 	}
-	s.follow(r.Context(), &sse{w: w}, q)
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	forget := context.AfterFunc(ending(ctx), cancel)
+	defer forget()
+	s.follow(ctx, &sse{w: w}, q)
 }
 
 // follow sends until ctx ends, the client is gone, or the log is done with it.
@@ -222,9 +232,10 @@ func (s *Server) follow(ctx context.Context, out *sse, q eventQuery) {
 		})
 	}
 	out.send("retry: 2000\n\n")
-	var last []byte
-	tick := time.NewTicker(q.every)
+	var last shown
+	tick, beat := time.NewTicker(q.every), time.NewTicker(stillHere)
 	defer tick.Stop()
+	defer beat.Stop()
 	s.snapshot(out, &last)
 	for out.err == nil {
 		select {
@@ -232,6 +243,7 @@ func (s *Server) follow(ctx context.Context, out *sse, q eventQuery) {
 			return
 		case <-tick.C:
 			s.snapshot(out, &last)
+		case <-beat.C:
 			if time.Since(out.last) >= stillHere {
 				out.send(": still here\n\n")
 			}
@@ -244,16 +256,22 @@ func (s *Server) follow(ctx context.Context, out *sse, q eventQuery) {
 	}
 }
 
+// shown is the status that was sent last.
+type shown struct {
+	ageless []byte
+	at      time.Time
+}
+
 // snapshot sends the status if something but an age has changed since last, or
-// nothing was sent for long.
-func (s *Server) snapshot(out *sse, last *[]byte) {
+// that was long ago.
+func (s *Server) snapshot(out *sse, last *shown) {
 	r, _ := s.report()
 	now, err := json.Marshal(ageless(r))
 	if err != nil {
 		out.err = err
 		return
 	}
-	if bytes.Equal(now, *last) && time.Since(out.last) < stillHere {
+	if bytes.Equal(now, last.ageless) && time.Since(last.at) < freshen {
 		return
 	}
 	data, err := json.Marshal(r)
@@ -261,7 +279,7 @@ func (s *Server) snapshot(out *sse, last *[]byte) {
 		out.err = err
 		return
 	}
-	*last = now
+	*last = shown{now, time.Now()}
 	out.event("status", "", data)
 }
 

@@ -205,11 +205,16 @@ type limiter struct {
 	mu sync.Mutex
 	// full is when each bucket will be full again; one that is not here is.
 	full map[netip.Prefix]time.Time
+	// swept is when the full ones were last forgotten, to make room.
+	swept time.Time
 }
 
 // maxAddresses bounds the addresses a limiter remembers. Beyond it, those it
 // does not know share one bucket.
 const maxAddresses = 4096
+
+// sweepEvery bounds what looking for room costs.
+const sweepEvery = time.Second
 
 func newLimiter(burst int, every time.Duration, now func() time.Time) *limiter {
 	return &limiter{size: time.Duration(burst) * every, every: every, now: now, full: map[netip.Prefix]time.Time{}}
@@ -219,25 +224,30 @@ func newLimiter(burst int, every time.Duration, now func() time.Time) *limiter {
 func (l *limiter) take(of netip.Prefix) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now := l.now()
-	of = l.known(of, now)
-	full := l.full[of]
-	if full.Before(now) {
-		full = now
+	of, full, wait := l.look(of)
+	if wait == 0 {
+		l.full[of] = full.Add(l.every)
 	}
-	if wait := full.Add(l.every).Sub(now) - l.size; wait > 0 {
-		return wait
-	}
-	l.full[of] = full.Add(l.every)
-	return 0
+	return wait
 }
 
 // wait returns how long until there is one.
 func (l *limiter) wait(of netip.Prefix) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	_, _, wait := l.look(of)
+	return wait
+}
+
+// look returns whose bucket counts for of, when it will be full, and how long
+// until there is one in it.
+func (l *limiter) look(of netip.Prefix) (whose netip.Prefix, full time.Time, wait time.Duration) {
 	now := l.now()
-	return max(0, l.full[l.known(of, now)].Add(l.every).Sub(now)-l.size)
+	whose, full = l.known(of, now), now
+	if at := l.full[whose]; at.After(now) {
+		full = at
+	}
+	return whose, full, max(0, full.Add(l.every).Sub(now)-l.size)
 }
 
 // known returns of if there is room to remember it, else what stands for all
@@ -246,9 +256,12 @@ func (l *limiter) known(of netip.Prefix, now time.Time) netip.Prefix {
 	if _, ok := l.full[of]; ok || len(l.full) < maxAddresses {
 		return of
 	}
-	for a, full := range l.full {
-		if full.Before(now) {
-			delete(l.full, a)
+	if now.Sub(l.swept) >= sweepEvery {
+		l.swept = now
+		for a, full := range l.full {
+			if full.Before(now) {
+				delete(l.full, a)
+			}
 		}
 	}
 	if len(l.full) < maxAddresses {

@@ -56,8 +56,22 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	return listen.Listen(ctx, "unix", path)
 }
 
+// endingKey is of the context in a request's that ends as soon as the server
+// is to: a stream then ends at once, an operation is given its time.
+type endingKey struct{}
+
+func ending(ctx context.Context) context.Context {
+	if e, ok := ctx.Value(endingKey{}).(context.Context); ok {
+		return e
+	}
+	return ctx
+}
+
 // runServer runs a server until ctx ends.
 func runServer(ctx context.Context, server *http.Server, run func() error) error {
+	requests, end := context.WithCancel(context.WithValue(context.Background(), endingKey{}, ctx))
+	defer end()
+	server.BaseContext = func(net.Listener) context.Context { return requests }
 	done := make(chan error, 1)
 	go func() { done <- run() }()
 	var err error

@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -35,6 +36,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // fake is a host that answers what it was told to, and notes what it was asked.
 type fake struct {
+	mu     sync.Mutex
 	guests []host.GuestStatus
 	state  ownership.Guest
 	verify primary.VerifyResult
@@ -46,7 +48,17 @@ type fake struct {
 
 func newFake() *fake { return &fake{asked: make(chan string, 16)} }
 
-func (f *fake) Status() []host.GuestStatus { return f.guests }
+func (f *fake) Status() []host.GuestStatus {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.guests
+}
+
+func (f *fake) set(guests ...host.GuestStatus) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.guests = guests
+}
 
 func (f *fake) do(ctx context.Context, what, guest string) error {
 	f.asked <- what + " " + guest
