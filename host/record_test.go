@@ -203,6 +203,16 @@ func TestAFailoverIsToldInOrder(t *testing.T) {
 	if n := len(b.record.Since(0, events.Filter{Kinds: []events.Kind{events.KindFirstOutput}}, 0)); n != 1 {
 		t.Errorf("%d first outputs of one takeover", n)
 	}
+	if st := b.host.Status()[0]; st.Takeovers != 1 || st.Earlier != nil || st.Primary == nil {
+		t.Errorf("one takeover, and it goes on: %+v", st)
+	}
+	if _, err := b.host.Stop(t.Context(), "web"); err != nil {
+		t.Fatal(err)
+	}
+	inOrder(t, b.record, asked.Seq, events.KindStopped, events.KindRoleChanged)
+	if st := b.host.Status()[0]; st.Takeovers != 1 || st.Primary != nil || st.Earlier == nil || st.Earlier.Commits == 0 {
+		t.Errorf("what the stopped guest's primary has done is forgotten: %+v", st)
+	}
 }
 
 // TestALifeIsToldInOrder: adopted, stopped, started, and what was in the way.

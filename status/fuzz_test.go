@@ -3,6 +3,7 @@ package status
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
@@ -20,6 +21,11 @@ func FuzzRequest(f *testing.F) {
 		"POST /api/v1/guests/web/checkpoint/verify HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n{}{}",
 		"POST /api/v1/guests/%2e%2e/stop HTTP/1.1\r\nHost: x\r\n\r\n",
 		"DELETE /api/v1/status HTTP/1.1\r\nHost: x\r\n\r\n",
+		"OPTIONS /backup/db?lag_ms=100 HTTP/1.1\r\nHost: x\r\n\r\n",
+		"GET /readyz?verbose HTTP/1.1\r\nHost: x\r\nAccept: application/json\r\n\r\n",
+		"GET /api/v1/stream?every=200&since=3 HTTP/1.1\r\nHost: x\r\nLast-Event-ID: 4\r\n\r\n",
+		"GET /api/v1/events?guest=web&limit=3 HTTP/1.1\r\nHost: x\r\n\r\n",
+		"GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: application/openmetrics-text\r\n\r\n",
 	} {
 		f.Add([]byte(s))
 	}
@@ -28,10 +34,12 @@ func FuzzRequest(f *testing.F) {
 		if err != nil {
 			return
 		}
+		gone, cancel := context.WithCancel(t.Context())
+		cancel() // a stream ends with its client
 		host := newFake()
 		w := httptest.NewRecorder()
-		NewServer(Sources{Operations: host, Report: func() Report { return Report{} }}).unix.Handler.ServeHTTP(w, r)
-		if w.Code == http.StatusOK && w.Header().Get("Content-Type") == "application/json" && !json.Valid(w.Body.Bytes()) {
+		NewServer(sourcesOf(host)).unix.Handler.ServeHTTP(w, r.WithContext(gone))
+		if kind := w.Header().Get("Content-Type"); (kind == "application/json" || kind == "application/problem+json") && r.Method != http.MethodOptions && !json.Valid(w.Body.Bytes()) {
 			t.Errorf("%q was answered with %q", in, w.Body)
 		}
 		if r.Method != http.MethodPost && len(host.asked) > 0 {

@@ -77,7 +77,8 @@ func inSync(g host.GuestStatus, f facts, lag *time.Duration) Verdict {
 	case f.lease == 0:
 		return Verdict{Unknown, "the ownership log has no lease length yet"}
 	case *f.log.Contact > f.lease:
-		// Only now may the primary have gone on alone without our knowing.
+		// What the log says here is as old as the last contact; once that is older
+		// than a lease, anything may have been recorded since.
 		return Verdict{Unknown, fmt.Sprintf("this host has not heard of the ownership log's leader for %v: what the log says of it may be over", round(*f.log.Contact))}
 	case !g.Log.InSync || g.Log.Backup.Host != g.Host:
 		return Verdict{No, "the log does not name this host in sync"}

@@ -46,6 +46,10 @@ const (
 	// Requests of one client address: as a rate, and how many at once.
 	requestsASecond = 50
 	requestsAtOnce  = 100
+	// … and of all who show nothing, together: a request costs the host about a
+	// millisecond of a processor.
+	nobodysASecond = 200
+	nobodysAtOnce  = 400
 	// So many wrong tokens and then one in so long.
 	wrongAtOnce = 10
 	wrongEvery  = 6 * time.Second
@@ -151,11 +155,13 @@ func (c *certificateFiles) get() (*tls.Certificate, error) {
 type guard struct {
 	access   *access
 	requests *limiter
+	nobodys  *limiter // one bucket for all
 	wrong    *limiter
 }
 
 func newGuard(a *access, now func() time.Time) *guard {
-	return &guard{a, newLimiter(requestsAtOnce, time.Second/requestsASecond, now), newLimiter(wrongAtOnce, wrongEvery, now)}
+	return &guard{a, newLimiter(requestsAtOnce, time.Second/requestsASecond, now),
+		newLimiter(nobodysAtOnce, time.Second/nobodysASecond, now), newLimiter(wrongAtOnce, wrongEvery, now)}
 }
 
 func (g *guard) identify(r *http.Request) (who, *denial) {
@@ -170,6 +176,11 @@ func (g *guard) identify(r *http.Request) (who, *denial) {
 	asks, no := g.access.identify(r)
 	if no != nil && no.code == http.StatusUnauthorized {
 		g.wrong.take(from)
+	}
+	if no == nil && asks.name == "" {
+		if wait := g.nobodys.take(netip.Prefix{}); wait > 0 {
+			return who{}, &denial{http.StatusTooManyRequests, "too many requests without authorisation", seconds(wait)}
+		}
 	}
 	return asks, no
 }

@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -292,6 +293,34 @@ func TestRequestsOfOneAddressAreLimited(t *testing.T) {
 	}
 	if ask("[2001:db8::2]:5", wrong) != 429 || ask("[2001:db8:0:1::1]:5", wrong) != 401 || ask("[2001:db8::3]:1", "") != 200 {
 		t.Error("wrong tokens are not counted by network of 64 bits, and alone")
+	}
+}
+
+// TestACrowdDoesNotLockOutWhoIsKnown: many addresses share a bound, who shows a
+// token has none but their own.
+func TestACrowdDoesNotLockOutWhoIsKnown(t *testing.T) {
+	secret, token, err := NewToken("ops", Operate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "tokens")
+	if err := os.WriteFile(path, []byte(token.Line()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := NewServer(sourcesOf(newFake()))
+	g := newGuard(&access{anonymous: Health, tokens: &tokenFile{path: path, slog: s.Slog}}, func() time.Time { return time.Unix(0, 0) })
+	refused := 0
+	for i := range nobodysAtOnce + 10 {
+		from := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 1)
+		if _, no := g.identify(&http.Request{RemoteAddr: from.String(), Header: http.Header{}}); no != nil {
+			refused++
+		}
+	}
+	if refused != 10 {
+		t.Errorf("%d of a crowd were refused, want 10", refused)
+	}
+	if asks, no := g.identify(&http.Request{RemoteAddr: "10.0.0.1:1", Header: http.Header{"Authorization": {"Bearer " + secret}}}); no != nil || asks != (who{Operate, "ops"}) {
+		t.Errorf("an operator: %+v, %+v", asks, no)
 	}
 }
 
