@@ -39,7 +39,7 @@ func (b *Backup) tellProposal(c ownership.Command) {
 		e.Text = fmt.Sprintf("%s has given the guest up: a takeover at epoch %d is asked for", log.Owner, c.Backup.Epoch)
 	} else {
 		e.Reason, e.Duration = events.ReasonOwnerSilent, now.Sub(b.core.lostAt)
-		e.Text = fmt.Sprintf("nothing was heard of %s for %v: a takeover at epoch %d is asked for", log.Owner, e.Duration, c.Backup.Epoch)
+		e.Text = fmt.Sprintf("nothing was heard of %s for %v: a takeover at epoch %d is asked for", log.Owner, events.About(e.Duration), c.Backup.Epoch)
 	}
 	b.add(e)
 }
@@ -69,7 +69,7 @@ func (b *Backup) tellProposed(p Proposed) {
 	switch kind := p.Command.Kind; {
 	case kind == ownership.Takeover && p.Err == nil:
 		e.Kind, e.Duration = events.KindTakeoverGranted, b.Clock.Now().Sub(b.said.at)
-		e.Text = fmt.Sprintf("the takeover from %s is granted after %v", b.said.from, e.Duration)
+		e.Text = fmt.Sprintf("the takeover from %s is granted after %v", b.said.from, events.About(e.Duration))
 	case kind == ownership.Takeover && errors.As(p.Err, &refused):
 		e.Kind, e.Generation, e.Text = events.KindTakeoverRefused, refused.State.Generation, "the takeover is refused: "+refused.Reason
 	case kind == ownership.Return && p.Err == nil:
@@ -101,7 +101,7 @@ func (b *Backup) tellRunning(at epoch.Number) {
 	}
 	took := b.Clock.Now().Sub(b.said.at)
 	b.add(events.Event{Kind: events.KindTakeoverRunning, Generation: b.core.log.Generation, Epoch: at, Peer: b.said.from, Duration: took,
-		Text: fmt.Sprintf("the guest runs here from epoch %d on, %v after it was asked for", at, took)})
+		Text: fmt.Sprintf("the guest runs here from epoch %d on, %v after it was asked for", at, events.About(took))})
 }
 
 func (b *Backup) add(e events.Event) {

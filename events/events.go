@@ -76,3 +76,12 @@ func (e Event) Until(later Event) (d time.Duration, exact bool) {
 	}
 	return later.At.Sub(e.At), false
 }
+
+// About rounds d to three digits, for a Text; Duration has it as it is.
+func About(d time.Duration) time.Duration {
+	unit := time.Duration(1)
+	for d.Abs()/unit >= 1000 {
+		unit *= 10
+	}
+	return d.Round(unit)
+}

@@ -185,6 +185,15 @@ func TestIntervalsAreRightWhateverTheClockDoes(t *testing.T) {
 	}
 }
 
+func TestATextHasThreeDigits(t *testing.T) {
+	for d, want := range map[time.Duration]string{0: "0s", 42: "42ns", 5775887522: "5.78s", 1504524161: "1.5s", 75927742: "75.9ms",
+		-999999: "-1ms", time.Minute + 234567*time.Microsecond: "1m0.2s"} {
+		if got := About(d).String(); got != want {
+			t.Errorf("%d: %s, want %s", d, got, want)
+		}
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	for _, e := range examples() {
 		line, err := appendLine(nil, &e)

@@ -48,7 +48,7 @@ func (m *manager) tellRole(role string) {
 		return
 	}
 	now := m.host.cfg.Clock.Now()
-	e := events.Event{Kind: events.KindRoleChanged, Generation: m.state.Generation, Peer: m.Peer,
+	e := events.Event{Kind: events.KindRoleChanged, Peer: m.Peer,
 		Change: events.Change{From: m.said.role, To: role}, Text: fmt.Sprintf("this host's part is %s", role)}
 	if m.said.role != "" {
 		e.Duration = now.Sub(m.said.roleSince)
@@ -77,7 +77,7 @@ func (m *manager) tellProblem(err error) {
 		return
 	}
 	stood := now.Sub(m.said.problemSince)
-	m.tell(events.Event{Kind: events.KindProblemOver, Duration: stood, Text: fmt.Sprintf("what was in the way has been overcome after %v", stood)})
+	m.tell(events.Event{Kind: events.KindProblemOver, Duration: stood, Text: fmt.Sprintf("what was in the way has been overcome after %v", events.About(stood))})
 }
 
 // tellApplied says what the log has recorded of a proposal of the manager's. A
@@ -117,7 +117,7 @@ func (m *manager) tellFirstOutput(state ownership.Guest) {
 	m.Gate.OnFirst(func() {
 		took := m.host.cfg.Clock.Now().Sub(ran)
 		m.tell(events.Event{Kind: events.KindFirstOutput, Generation: state.Generation, Peer: m.Peer, Duration: took,
-			Text: fmt.Sprintf("the guest is heard again, %v after it ran here", took)})
+			Text: fmt.Sprintf("the guest is heard again, %v after it ran here", events.About(took))})
 	})
 }
 

@@ -110,9 +110,9 @@ func (p *Primary) uncovered() (events.Reason, string) {
 	case c.stalled:
 		return events.ReasonBackupStalled, fmt.Sprintf("%s took nothing while the guest stood still for it", c.peer)
 	case c.givenUp():
-		return events.ReasonNoCapture, fmt.Sprintf("no checkpoint of the guest could be taken for %v", c.now.Sub(c.failing))
+		return events.ReasonNoCapture, fmt.Sprintf("no checkpoint of the guest could be taken for %v", events.About(c.now.Sub(c.failing)))
 	case c.acked < c.sealed && !c.now.Before(oldest.Add(c.cfg.AckTimeout)):
-		return events.ReasonNoAck, fmt.Sprintf("%s has not acknowledged epoch %d for %v", c.peer, c.acked+1, c.now.Sub(oldest))
+		return events.ReasonNoAck, fmt.Sprintf("%s has not acknowledged epoch %d for %v", c.peer, c.acked+1, events.About(c.now.Sub(oldest)))
 	case !c.linked && c.deserted:
 		return events.ReasonBackupGone, fmt.Sprintf("nobody listens at %s: its daemon has died, and the image with it", c.peer)
 	}
@@ -174,7 +174,7 @@ func (p *Primary) tellResumed() {
 	}
 	stood := p.Clock.Now().Sub(p.said.leaseLost)
 	p.said.leaseLost = 0
-	p.add(events.Event{Kind: events.KindLeaseRenewed, Duration: stood, Text: fmt.Sprintf("the lease is renewed again: the guest goes on after %v", stood)})
+	p.add(events.Event{Kind: events.KindLeaseRenewed, Duration: stood, Text: fmt.Sprintf("the lease is renewed again: the guest goes on after %v", events.About(stood))})
 }
 
 func (p *Primary) add(e events.Event) {

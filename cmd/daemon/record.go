@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"understudy/clock"
 	"understudy/epoch"
@@ -111,6 +110,6 @@ func tellDisks(l *events.Log, guest string) func(epoch.DiskID, error) {
 		}
 		failed := now.Sub(since[d])
 		l.Add(events.Event{Kind: events.KindDiskWell, Guest: guest, Duration: failed,
-			Text: fmt.Sprintf("disk %d works again after %v", d, failed.Round(time.Millisecond))})
+			Text: fmt.Sprintf("disk %d works again after %v", d, events.About(failed))})
 	}
 }
