@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 
@@ -205,8 +206,11 @@ func (s *stage) strike(ctx context.Context, c cell, dice *rand.Rand) (time.Time,
 	if c.point != "" && !s.frozen[where] {
 		s.control.release(where)
 	}
-	// What was to be started may have been killed: then it is mended.
-	if err := <-provoking; err != nil && s.Up(where) && !s.frozen[where] && len(s.cut) == 0 {
+	// What was to be started, there or at the other host, may have been killed:
+	// then it is mended.
+	err := <-provoking
+	dead := slices.ContainsFunc(world.Hosts(), func(h string) bool { return !s.Up(h) })
+	if err != nil && !dead && !s.frozen[where] && len(s.cut) == 0 {
 		return struck, fmt.Errorf("%s: %w", c.situation.name, err)
 	}
 	if s.frozen[where] {
