@@ -105,12 +105,16 @@ type CostMedians struct {
 type window struct {
 	ring []time.Duration
 	next int
+	// known are the percentiles, nil since the newest sample: however often they
+	// are asked for, they are sorted out once for each.
+	known *Percentiles
 }
 
 // windowSize is how many samples percentiles are taken over.
 const windowSize = 2048
 
 func (w *window) add(d time.Duration) {
+	w.known = nil
 	if len(w.ring) < windowSize {
 		w.ring = append(w.ring, d)
 		return
@@ -124,9 +128,12 @@ func (w *window) percentiles() Percentiles {
 	if n == 0 {
 		return Percentiles{}
 	}
-	s := slices.Clone(w.ring)
-	slices.Sort(s)
-	return Percentiles{Median: s[n/2], P99: s[min(n-1, n*99/100)], Max: s[n-1], Samples: n}
+	if w.known == nil {
+		s := slices.Clone(w.ring)
+		slices.Sort(s)
+		w.known = &Percentiles{Median: s[n/2], P99: s[min(n-1, n*99/100)], Max: s[n-1], Samples: n}
+	}
+	return *w.known
 }
 
 // stats gathers what Status reports.

@@ -65,6 +65,26 @@ func TestALeaseThatRunsOutIsTold(t *testing.T) {
 	})
 }
 
+func TestPercentilesAreThoseOfTheNewestSamples(t *testing.T) {
+	var w window
+	if w.percentiles() != (Percentiles{}) {
+		t.Error("percentiles of nothing")
+	}
+	for i := range 3 * windowSize {
+		w.add(time.Duration(i))
+		n := min(i+1, windowSize)
+		want := Percentiles{Median: time.Duration(i - n + 1 + n/2), P99: time.Duration(i - n + 1 + min(n-1, n*99/100)), Max: time.Duration(i), Samples: n}
+		if i%97 != 0 {
+			continue
+		}
+		for range 2 { // sorted out, and known
+			if got := w.percentiles(); got != want {
+				t.Fatalf("after %d samples: %+v, want %+v", i+1, got, want)
+			}
+		}
+	}
+}
+
 // heardAt is a session whose peer was heard at a time.
 type heardAt struct {
 	protocol.Session

@@ -46,8 +46,8 @@ const (
 	// Requests of one client address: as a rate, and how many at once.
 	requestsASecond = 50
 	requestsAtOnce  = 100
-	// … and of all who show nothing, together: a request costs the host about a
-	// millisecond of a processor.
+	// … and of all who show nothing, together: a request costs the host up to a
+	// millisecond of a processor for each guest.
 	nobodysASecond = 200
 	nobodysAtOnce  = 400
 	// So many wrong tokens and then one in so long.
