@@ -241,7 +241,7 @@ var (
 )
 
 // notSymbols are the endings of names that look like package.symbol.
-var notSymbols = []string{"go", "md", "sh", "pem", "key", "toml", "json", "sock", "story", "raw", "ram", "qcow2", "bolt", "service", "pml"}
+var notSymbols = []string{"go", "md", "sh", "pem", "key", "toml", "json", "sock", "story", "raw", "ram", "qcow2", "bolt", "service", "pml", "yaml"}
 
 // symbolsIn returns a document's citations of symbols, each once.
 func symbolsIn(text string) (cited []string) {
