@@ -268,7 +268,7 @@ func filesIn(text string) (cited []string) {
 func TestAWrongCitationIsNoticed(t *testing.T) {
 	declared := declarations(t)
 	for _, c := range []string{"epoch.Number", "primary.Core.Step", "primary.Config.Window", "hypervisor/qemu/dirty.Attach", "dirty.Attach",
-		"primary.Gate.Seal", "failover.leases.shut", "egress.TestStories"} {
+		"primary.Gate.Seal", "failover.leaseBook.admit", "egress.TestStories"} {
 		if symbolForm.FindString(c) == "" || declared.missing(c) != "" {
 			t.Errorf("%s is refused: %s", c, declared.missing(c))
 		}

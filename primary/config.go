@@ -48,7 +48,8 @@ type Config struct {
 	// RestAfter is how long a guest whose captures kept failing is left alone
 	// before it is tried again.
 	RestAfter time.Duration
-	// ReclaimAfter is how long a surrendered guest waits for its new owner.
+	// ReclaimAfter is how long a surrendered guest waits for its new owner, which
+	// asks as soon as its log says so: time enough to elect another leader.
 	ReclaimAfter time.Duration
 	// TakeBackAfter is how long the host that takes this guest over may need to
 	// activate it before this one, which keeps it, asks to have it back; 0: it
@@ -97,7 +98,7 @@ func DefaultConfig(guest string, self ownership.HostID, lease time.Duration) Con
 		Guest: guest, Self: self,
 		Window: 2, Floor: 5 * time.Millisecond, Target: 25 * time.Millisecond, Ceiling: 100 * time.Millisecond,
 		Lease: lease, PauseMargin: min(lease/10, 50*time.Millisecond), LeaseGrace: 2 * lease,
-		DetachAfter: lease / 2, AckTimeout: max(2*lease, 2*time.Second), ReclaimAfter: max(5*lease, 5*time.Second), TakeBackAfter: lease, RestAfter: 30 * time.Second,
+		DetachAfter: lease / 2, AckTimeout: max(2*lease, 2*time.Second), ReclaimAfter: 2 * lease, TakeBackAfter: lease, RestAfter: 30 * time.Second,
 		Reconnect: 50 * time.Millisecond,
 		SyncStep:  8192, SyncEnough: 2048, SyncRounds: 10_000,
 		CaptureBytes: 96 << 20,

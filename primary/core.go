@@ -480,7 +480,6 @@ func (c *Core) decideLeave() {
 }
 
 func (c *Core) surrender(at epoch.Number) {
-	c.reclaimAt = c.now.Add(c.cfg.ReclaimAfter)
 	c.propose(ownership.Surrender, ownership.Backup{Host: c.log.Backup.Host, Image: c.log.Backup.Image, Epoch: at})
 }
 
@@ -584,6 +583,7 @@ func (c *Core) enter(m Mode) {
 		c.firstWhole = 0
 		c.emit(Hold{})
 	case ModeYielded:
+		c.reclaimAt = c.now.Add(c.cfg.ReclaimAfter)
 		c.emit(Shut{})
 	}
 }

@@ -293,8 +293,14 @@ func (l *link) sendEpoch(j *job, at epoch.Position) (epoch.Position, error) {
 		data := b.data
 		for _, r := range b.runs {
 			size := int(r.pages) * epoch.PageSize
-			l.sources.keep(r.first, data[:size])
-			if err := enc.Pages(r.first, data[:size]); err != nil {
+			// Pages that need not travel send nothing that could fail: the loop,
+			// which waits for us at the end of a session, would wait for them all.
+			err := l.ctx.Err()
+			if err == nil {
+				l.sources.keep(r.first, data[:size])
+				err = enc.Pages(r.first, data[:size])
+			}
+			if err != nil {
 				l.p.memory.put(b)
 				return at, err
 			}

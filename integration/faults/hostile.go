@@ -182,7 +182,7 @@ func impersonate(ctx context.Context, s *stage) error {
 // deceiveOwner listens where the backup did, and answers each session of the
 // owner with another lie. It returns the owner's hello.
 func (s *stage) deceiveOwner(ctx context.Context) (hello protocol.Hello, err error) {
-	ctx, cancel := context.WithTimeout(ctx, soon)
+	ctx, cancel := context.WithTimeout(ctx, late)
 	defer cancel()
 	id, err := transport.LoadIdentity(filepath.Join(s.Dir, "tls"), s.backup)
 	if err != nil {

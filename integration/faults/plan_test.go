@@ -67,7 +67,7 @@ func TestEveryPromiseIsExplained(t *testing.T) {
 	c := config.Config{Lease: lease, Heartbeat: lease / 5, Guests: []config.Guest{{Name: web, Host: "a", Backup: "b",
 		Protection: config.Protection{DetachAfter: lease}}}}
 	at := timesOf(&c, web)
-	if at.Lease != time.Second || at.Detach != time.Second || at.Notice != 750*time.Millisecond || at.Reclaim != 5*time.Second || at.Ask != 250*time.Millisecond {
+	if at.Lease != time.Second || at.Detach != time.Second || at.Notice != 750*time.Millisecond || at.Reclaim != 2*time.Second || at.Ask != 250*time.Millisecond {
 		t.Errorf("the settings are %+v", at)
 	}
 	if at.Lease < ownership.MinLease || at.Drift <= 0 || at.Elect <= 0 || at.Elect >= at.Lease {

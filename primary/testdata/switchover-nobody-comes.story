@@ -42,9 +42,9 @@
     shut
     disconnect: another host takes the guest over
     = yielded
-> wait 4s
+> wait 1900ms
     = yielded
-> wait 2s
+> wait 100ms
     propose reclaim (generation 1, revision 3, epoch 0)
     = yielded
 > applied
