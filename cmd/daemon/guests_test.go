@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -35,6 +36,18 @@ func TestTheExampleGuestIsWhatQEMUGets(t *testing.T) {
 	for path, want := range map[string]string{"/a/b.qcow2": "qcow2", "/a/b.raw": "raw", "/dev/vg/web": "raw", "/a/qcow2": "raw"} {
 		if got := diskFormat(path); got != want {
 			t.Errorf("%s is taken for %s, want %s", path, got, want)
+		}
+	}
+}
+
+// TestAnUnfencedGuestIsNotTakenBack: what the other host replays to a disk of both
+// could come after its lease, and nothing keeps it out.
+func TestAnUnfencedGuestIsNotTakenBack(t *testing.T) {
+	for _, unfenced := range []bool{false, true} {
+		g := config.Example().Guests[0]
+		g.Disks = append(g.Disks, config.Disk{Path: "/srv/shared", Mode: config.Shared, Unfenced: unfenced})
+		if after := primaryConfig(g, "alpha", time.Second).TakeBackAfter; (after == 0) != unfenced {
+			t.Errorf("unfenced %v: taken back after %v", unfenced, after)
 		}
 	}
 }
