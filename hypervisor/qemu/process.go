@@ -158,12 +158,47 @@ func (p *process) await(said *os.File) {
 	}
 }
 
-// ended reports whether the process has ended, also if that was not noticed yet.
-// It must not be called beside letGo.
+// ended reports whether the process has ended, also if that was not noticed yet,
+// or is ending: one that was killed may need many milliseconds for its memory,
+// and runs nothing any more. It must not be called beside letGo.
 func (p *process) ended() bool {
+	ending := p.ending() // first: as long as the pidfd is not readable, the number is the process's
 	fd := []unix.PollFd{{Fd: int32(p.pidfd), Events: unix.POLLIN}}
 	n, err := unix.Poll(fd, 0)
-	return n > 0 && err == nil // a pidfd becomes readable with the end of its process: pidfd_open(2)
+	return ending || n > 0 && err == nil // a pidfd becomes readable with the end of its process: pidfd_open(2)
+}
+
+// ending reports whether the process has SIGKILL before it or is past it.
+func (p *process) ending() bool {
+	dir := fmt.Sprintf("/proc/%d/", p.identity.PID)
+	// SIGKILL is laid before every thread at once, and taken by each when it runs.
+	status, err := os.ReadFile(dir + "status")
+	if err != nil {
+		return false
+	}
+	for line := range bytes.Lines(status) {
+		name, value, _ := bytes.Cut(line, []byte(":"))
+		if string(name) != "SigPnd" && string(name) != "ShdPnd" {
+			continue
+		}
+		pending, err := strconv.ParseUint(string(bytes.TrimSpace(value)), 16, 64)
+		if err == nil && pending&(1<<(unix.SIGKILL-1)) != 0 {
+			return true
+		}
+	}
+	// Field 9 has the kernel's flags of the thread, proc_pid_stat(5); fields are
+	// counted behind the name, which may have anything in it.
+	stat, err := os.ReadFile(dir + "stat")
+	if err != nil {
+		return false
+	}
+	const flagExiting = 0x4 // PF_EXITING, linux/sched.h
+	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	if len(fields) < 7 {
+		return false
+	}
+	flags, err := strconv.ParseUint(string(fields[6]), 10, 64)
+	return err == nil && flags&flagExiting != 0
 }
 
 // kill ends the process and returns after it is gone.
