@@ -83,7 +83,9 @@ func (p *Primary) propose(ctx context.Context, c ownership.Command, last *will) 
 	case c.Kind == ownership.Stop:
 		err = p.carryOut(ctx, last)
 	case c.Kind == ownership.Activated:
-		// Once that is recorded, the guest that the former owner keeps is ended.
+		// Once that is recorded, the guest that the former owner keeps is ended: the
+		// last thing before it is asked for is a look at this one.
+		crashpoint.At(crashpoint.ActivatedProposed)
 		err = p.Guest.Alive()
 	}
 	if err != nil {
@@ -113,11 +115,11 @@ func (p *Primary) settleDisks(ctx context.Context, kind ownership.Kind) error {
 	return nil
 }
 
-// pointOf names what is about to be proposed.
+// pointOf names what is about to be proposed, but for Activated, see propose.
 var pointOf = map[ownership.Kind]crashpoint.Point{
 	ownership.InSync: crashpoint.InSyncProposed, ownership.OutOfSync: crashpoint.OutOfSyncProposed,
-	ownership.Surrender: crashpoint.SurrenderProposed, ownership.Activated: crashpoint.ActivatedProposed,
-	ownership.Stop: crashpoint.StopProposed, ownership.Return: crashpoint.ReturnProposed,
+	ownership.Surrender: crashpoint.SurrenderProposed,
+	ownership.Stop:      crashpoint.StopProposed, ownership.Return: crashpoint.ReturnProposed,
 }
 
 func level(err error) slog.Level {

@@ -7,6 +7,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"path/filepath"
 
 	"understudy/clock"
@@ -95,11 +96,16 @@ func (l recordedLog) Renew(ctx context.Context, guest string, g epoch.Generation
 	return until, err
 }
 
-// Propose notes the state after it.
+// Propose notes the state after it: a refusal tells of one, too, and may be the
+// first to do so.
 func (l recordedLog) Propose(ctx context.Context, c ownership.Command) (ownership.Guest, error) {
 	s, err := l.Ownership.Propose(ctx, c)
-	if err == nil {
+	var refused *ownership.Refused
+	switch {
+	case err == nil:
 		l.note(c.Guest, s)
+	case errors.As(err, &refused):
+		l.note(c.Guest, refused.State)
 	}
 	return s, err
 }
