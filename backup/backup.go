@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"understudy/clock"
@@ -67,6 +68,7 @@ type Backup struct {
 	events  chan Event
 	fed     chan sessionEvent
 	workers sync.WaitGroup
+	lazy    atomic.Bool // cfg.Lazy, which may change
 
 	standby hypervisor.Standby
 	table   *rebuild.Table // what the image lacks
@@ -88,8 +90,10 @@ func New(cfg Config, d Deps) *Backup {
 	if d.Disks == nil {
 		d.Disks = noDisks{}
 	}
-	return &Backup{cfg: cfg, Deps: d, core: NewCore(cfg, d.State),
+	b := &Backup{cfg: cfg, Deps: d, core: NewCore(cfg, d.State),
 		events: make(chan Event, 16), fed: make(chan sessionEvent)}
+	b.lazy.Store(cfg.Lazy)
+	return b
 }
 
 // Result is how a backup ended. With OutcomeTookOver it holds the guest, which
@@ -279,7 +283,7 @@ func (b *Backup) endFilling() {
 // is there before all of the image is.
 func (b *Backup) load(ctx context.Context) error {
 	var missing hypervisor.Filler
-	if b.cfg.Lazy {
+	if b.lazy.Load() {
 		missing = b.table.Filler()
 	} else if err := b.table.FillAll(ctx, nil); err != nil {
 		return err

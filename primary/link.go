@@ -279,7 +279,7 @@ func (l *link) sendEpoch(j *job, at epoch.Position) (epoch.Position, error) {
 		return at, err
 	}
 	enc := l.p.encoder
-	enc.SetEffort(meter.effort(l.p.cfg.Effort))
+	enc.SetEffort(meter.effort(*l.p.compression.Load()))
 	if err := enc.Begin(h, func(chunk []byte) error { return send(protocol.KindChunk, chunk) }); err != nil {
 		return at, err
 	}

@@ -120,10 +120,12 @@ type Primary struct {
 	will     *will           // of a guest that is stopping
 	stalled  bool            // the capture under way had to wait for a backup that took nothing
 
-	verifies verifier
-	stats    stats
-	said     sayings
-	outcome  Outcome
+	verifies    verifier
+	verifyEvery chan time.Duration          // the newest setting that its goroutine has not seen
+	compression atomic.Pointer[Compression] // cfg.Effort, for the sender
+	stats       stats
+	said        sayings
+	outcome     Outcome
 }
 
 // flight is one epoch that was captured and not yet acknowledged.
@@ -154,7 +156,11 @@ func New(cfg Config, d Deps) (*Primary, error) {
 		pending: epoch.NewPageSet(d.Guest.Pages()),
 		memory:  slabs{count: cfg.CaptureBytes / slabBytes},
 		seen:    newSeen(cfg, d),
+
+		verifyEvery: make(chan time.Duration, 1),
 	}
+	p.compression.Store(&cfg.Effort)
+	p.verifyEvery <- cfg.VerifyEvery
 	p.generation.Store(uint64(d.State.Generation))
 	p.pending.Fill()
 	p.verifies.every = cfg.VerifyAll
@@ -174,10 +180,7 @@ func (p *Primary) Run(ctx context.Context) (Outcome, error) {
 	p.start(ctx, p.renew)
 	p.start(ctx, p.watch)
 	p.start(ctx, p.listen)
-	if p.cfg.VerifyEvery > 0 {
-		p.start(ctx, p.verifyRegularly)
-	}
-
+	p.start(ctx, p.verifyRegularly)
 	if p.seen != nil {
 		p.start(ctx, p.sweep)
 	}
@@ -195,6 +198,7 @@ func (p *Primary) Run(ctx context.Context) (Outcome, error) {
 		case ev = <-p.asked:
 		case f := <-p.errands:
 			f(ctx)
+			timer.Reset(p.core.NextWake().Sub(p.Clock.Now()))
 			continue
 		case l := <-p.linked:
 			if l.from != nil && l.from != p.link {

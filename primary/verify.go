@@ -64,22 +64,46 @@ func (p *Primary) Verify(ctx context.Context) (VerifyResult, error) {
 	}
 }
 
-// verifyRegularly compares the image every cfg.VerifyEvery. A difference is
-// acted upon where it is found, in link.receive.
+// verifyRegularly compares the image as often as verifyEvery said last; 0 is
+// never. A difference is acted upon where it is found, in link.receive.
 func (p *Primary) verifyRegularly(ctx context.Context) {
-	tick := time.NewTicker(p.cfg.VerifyEvery)
-	defer tick.Stop()
+	var tick *time.Ticker
+	var due <-chan time.Time
+	stop := func() {
+		if tick != nil {
+			tick.Stop()
+		}
+		tick, due = nil, nil
+	}
+	defer func() { stop() }()
+	var every time.Duration
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case is := <-p.verifyEvery:
+			if is != every {
+				stop()
+			}
+			if every = is; every > 0 && tick == nil {
+				tick = time.NewTicker(every)
+				due = tick.C
+			}
+			continue
+		case <-due:
 		}
 		r, err := p.Verify(ctx)
 		if err == nil {
 			p.Slog.Info("memory compared", "pages", r.Pages, "identical", r.Identical, "first", r.First, "last", r.Last)
 		}
 	}
+}
+
+// always says whether the whole image is compared at every checkpoint.
+func (v *verifier) always(every bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.every = every
 }
 
 func (v *verifier) begin(pages uint64) (*verification, error) {

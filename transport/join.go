@@ -170,7 +170,6 @@ func agree(ours hello, theirs []hello, conns []net.Conn) error {
 // Acceptor turns the connections of a listener into sessions.
 type Acceptor struct {
 	l     net.Listener
-	cfg   Config
 	log   *slog.Logger
 	fails *refusals
 	ready chan *Session
@@ -178,6 +177,7 @@ type Acceptor struct {
 	wg    sync.WaitGroup
 
 	mu      sync.Mutex
+	cfg     Config // of sessions to come
 	closed  bool
 	greeted map[net.Conn]bool // connections whose hello has not come yet
 	pending map[pendingKey]*pendingSession
@@ -210,6 +210,23 @@ func NewAcceptor(l net.Listener, cfg Config, log *slog.Logger) (*Acceptor, error
 	}
 	a.wg.Go(a.acceptLoop)
 	return a, nil
+}
+
+// SetConfig changes the settings of the sessions that begin from now on.
+func (a *Acceptor) SetConfig(cfg Config) error {
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.cfg = cfg
+	return nil
+}
+
+func (a *Acceptor) config() Config {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.cfg
 }
 
 // Accept returns the next whole session, or net.ErrClosed after Close.
@@ -376,7 +393,8 @@ func (a *Acceptor) expire(key pendingKey, p *pendingSession) {
 
 // begin answers the hellos and starts the session.
 func (a *Acceptor) begin(p *pendingSession) error {
-	ours := helloOf(a.cfg)
+	cfg := a.config()
+	ours := helloOf(cfg)
 	if err := agree(ours, p.hellos, p.conns); err != nil {
 		return err
 	}
@@ -394,7 +412,7 @@ func (a *Acceptor) begin(p *pendingSession) error {
 			return fmt.Errorf("answer the hello of connection %d: %w", i, err)
 		}
 	}
-	s := newSession(p.hellos[0].id, p.conns, p.hellos[0], a.cfg, a.log)
+	s := newSession(p.hellos[0].id, p.conns, p.hellos[0], cfg, a.log)
 	a.mu.Lock()
 	queued := false
 	if !a.closed {

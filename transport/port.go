@@ -53,7 +53,6 @@ const tcpUserTimeout = 10 * time.Second
 // Port is the listening port of a host.
 type Port struct {
 	id       *Identity
-	allowed  map[string]bool
 	log      *refusals
 	listener net.Listener
 	done     chan struct{}
@@ -62,6 +61,7 @@ type Port struct {
 
 	mu          sync.Mutex
 	closed      bool
+	allowed     map[string]bool // replaced as a whole
 	protocols   map[string]*protocolListener
 	handshaking map[net.Conn]bool
 	perAddress  map[string]int
@@ -86,7 +86,6 @@ func Listen(ctx context.Context, addr string, id *Identity, allowed []string, lo
 	}
 	p := &Port{
 		id:          id,
-		allowed:     make(map[string]bool, len(allowed)),
 		log:         newRefusals(log.With("port", l.Addr().String())),
 		listener:    l,
 		done:        make(chan struct{}),
@@ -94,12 +93,22 @@ func Listen(ctx context.Context, addr string, id *Identity, allowed []string, lo
 		handshaking: make(map[net.Conn]bool),
 		perAddress:  make(map[string]int),
 	}
-	for _, host := range allowed {
-		p.allowed[host] = true
-	}
+	p.Allow(allowed)
 	p.wg.Go(p.acceptLoop)
 	p.stopCtx = context.AfterFunc(ctx, p.shut)
 	return p, nil
+}
+
+// Allow replaces the hosts that may connect. Connections that were taken, or
+// whose handshake is under way, live on.
+func (p *Port) Allow(hosts []string) {
+	allowed := make(map[string]bool, len(hosts))
+	for _, host := range hosts {
+		allowed[host] = true
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.allowed = allowed
 }
 
 // Addr is the address the port listens at.
@@ -218,7 +227,7 @@ func (p *Port) serve(raw net.Conn) error {
 	if err := raw.SetDeadline(time.Now().Add(handshakeTimeout)); err != nil {
 		return err
 	}
-	conn := tls.Server(raw, p.id.listenConfig(p.allowed, p.names()))
+	conn := tls.Server(raw, p.id.listenConfig(p.hosts(), p.names()))
 	if err := conn.Handshake(); err != nil {
 		return fmt.Errorf("handshake: %w", err)
 	}
@@ -238,6 +247,13 @@ func (p *Port) serve(raw net.Conn) error {
 	default:
 		return fmt.Errorf("host %q asked for protocol %q, for which %d connections wait already", PeerName(conn), name, backlog)
 	}
+}
+
+// hosts are those that may connect.
+func (p *Port) hosts() map[string]bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.allowed
 }
 
 // names lists the protocols that have a listener.
