@@ -67,6 +67,9 @@ type Backup struct {
 	core    *Core
 	events  chan Event
 	fed     chan sessionEvent
+	asked   chan struct{} // Alive
+	looping chan struct{} // closed when the loop begins
+	over    chan struct{} // closed when Run returns
 	workers sync.WaitGroup
 	lazy    atomic.Bool // cfg.Lazy, which may change
 
@@ -91,7 +94,8 @@ func New(cfg Config, d Deps) *Backup {
 		d.Disks = noDisks{}
 	}
 	b := &Backup{cfg: cfg, Deps: d, core: NewCore(cfg, d.State),
-		events: make(chan Event, 16), fed: make(chan sessionEvent)}
+		events: make(chan Event, 16), fed: make(chan sessionEvent),
+		asked: make(chan struct{}), looping: make(chan struct{}), over: make(chan struct{})}
 	b.lazy.Store(cfg.Lazy)
 	return b
 }
@@ -106,6 +110,7 @@ type Result struct {
 
 // Run is the backup's main loop.
 func (b *Backup) Run(ctx context.Context) (Result, error) {
+	defer close(b.over)
 	ctx, cancel := context.WithCancel(ctx)
 	defer b.workers.Wait()
 	defer cancel()
@@ -117,6 +122,7 @@ func (b *Backup) Run(ctx context.Context) (Result, error) {
 	if err := b.Disks.StandBy(ctx); err != nil {
 		return Result{Outcome: OutcomeDetached}, fmt.Errorf("the disks of %s cannot stand by: %w", b.cfg.Guest, err)
 	}
+	close(b.looping)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for b.outcome == 0 {
@@ -128,6 +134,8 @@ func (b *Backup) Run(ctx context.Context) (Result, error) {
 		case <-timer.C:
 			ev = Tick{}
 		case ev = <-b.events:
+		case <-b.asked:
+			continue
 		case o := <-b.Sessions:
 			b.greeted = &o
 			ev = Greeted{o.Hello}

@@ -59,6 +59,7 @@ type rig struct {
 // spy is the driver's standby, whose writes are seen.
 type spy struct {
 	hypervisor.Driver
+	before func() // is called first, if not nil
 	mu     sync.Mutex
 	made   int
 	last   hypervisor.Standby
@@ -66,6 +67,9 @@ type spy struct {
 }
 
 func (s *spy) Standby(ctx context.Context, spec hypervisor.Spec) (hypervisor.Standby, error) {
+	if s.before != nil {
+		s.before()
+	}
 	b, err := s.Driver.Standby(ctx, spec)
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -47,6 +47,8 @@ type Options struct {
 	Histories string
 	// Ready is called once the host takes part; nil for nothing.
 	Ready func()
+	// Supervisor is told how this daemon does; nil: nobody is.
+	Supervisor Supervisor
 
 	record *events.Log // of what happens here; Run's
 }
@@ -121,6 +123,12 @@ func Run(ctx context.Context, o Options) (err error) {
 	workers.Go(func() { failure[1] = h.Run(ctx); cancel() })
 	workers.Go(func() { tellLeaders(ctx, o.record, voter) })
 	workers.Go(func() { serveAPI(ctx, o, self, server) })
+	if o.Supervisor != nil {
+		workers.Go(func() {
+			supervise(ctx, o.Supervisor, supervised{guests: h, voter: voter, endpoint: answers{status.NewClient(Socket(o.Config, self))},
+				states: h.Status, leader: voter.Leader, slog: o.Slog})
+		})
+	}
 	workers.Go(func() {
 		select {
 		case <-voter.Failed():

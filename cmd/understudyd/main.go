@@ -21,6 +21,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"understudy/cmd/daemon"
+	"understudy/cmd/sdnotify"
 	"understudy/config"
 	"understudy/disk/vhost"
 	"understudy/hypervisor/qemu/dirty"
@@ -91,6 +92,9 @@ func command(understood *bool) *cobra.Command {
 				return err
 			}
 			o := daemon.Options{Config: c, Host: host, Helper: []string{self, helperWord}, Slog: log}
+			if o.Supervisor, err = supervisor(); err != nil {
+				return usage{err}
+			}
 			if err := t.begin(&o); err != nil {
 				return err
 			}
@@ -106,6 +110,15 @@ func command(understood *bool) *cobra.Command {
 	c.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	t.flags(c)
 	return c
+}
+
+// supervisor is systemd, if it wants to know.
+func supervisor() (daemon.Supervisor, error) {
+	n, err := sdnotify.New(os.LookupEnv)
+	if n == nil {
+		return nil, err // no interface around a nil
+	}
+	return n, err
 }
 
 func logger(format, level string) (*slog.Logger, error) {
