@@ -61,7 +61,8 @@ type Disks interface {
 	Close() error
 }
 
-// Guest is what this host needs to play its part for one guest.
+// Guest is what this host needs to play its part for one guest. Home, Peer,
+// Primary, Backup and Dial can change while it runs, see Change.
 type Guest struct {
 	Name string
 	Home ownership.HostID // boots the guest the first time
@@ -105,8 +106,13 @@ type Config struct {
 
 // Host plays this host's part for all its guests.
 type Host struct {
-	cfg      Config
+	cfg Config
+
+	mu       sync.RWMutex
 	managers map[string]*manager
+	// begin starts the goroutines of a manager that Run waits for; nil while Run
+	// does not run.
+	begin func(m *manager)
 }
 
 // New returns a Host; Run starts it.
@@ -116,11 +122,17 @@ func New(cfg Config) (*Host, error) {
 		if h.managers[g.Name] != nil {
 			return nil, fmt.Errorf("guest %q is configured twice", g.Name)
 		}
-		h.managers[g.Name] = &manager{Guest: g, host: h, sessions: make(chan backup.Opened),
-			restores: make(chan *restoring), starts: make(chan *starting), slog: cfg.Slog.With("guest", g.Name),
-			said: sayings{read: make(chan struct{})}}
+		h.managers[g.Name] = h.newManager(g)
 	}
 	return h, nil
+}
+
+func (h *Host) newManager(g Guest) *manager {
+	m := &manager{Guest: g, host: h, sessions: make(chan backup.Opened),
+		restores: make(chan *restoring), starts: make(chan *starting), slog: h.cfg.Slog.With("guest", g.Name),
+		said: sayings{read: make(chan struct{})}, ended: make(chan struct{})}
+	m.settings.Store(&g)
+	return m
 }
 
 // Run plays the part until ctx ends. It returns after every goroutine has
@@ -129,35 +141,51 @@ func (h *Host) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var workers sync.WaitGroup
-	workers.Add(1 + len(h.managers))
-	go func() {
-		defer workers.Done()
-		h.accept(ctx)
-	}()
-	for _, m := range h.managers {
+	workers.Go(func() { h.accept(ctx) })
+	h.mu.Lock()
+	h.begin = func(m *manager) {
+		ctx, cancel := context.WithCancel(ctx)
+		m.cancel = cancel
 		if h.cfg.Events != nil {
 			workers.Go(func() { m.tellOwners(ctx) })
 		}
-		go func() {
-			defer workers.Done()
+		workers.Go(func() {
+			defer close(m.ended)
 			m.run(ctx)
-			if err := m.Gate.Close(); err != nil {
-				m.slog.Warn("gate not closed cleanly", "err", err)
-			}
-			if m.Disks != nil {
-				if err := m.Disks.Close(); err != nil {
-					m.slog.Warn("disks not closed cleanly", "err", err)
-				}
-			}
-		}()
+		})
 	}
+	for _, m := range h.managers {
+		h.begin(m)
+	}
+	h.mu.Unlock()
+	<-ctx.Done()
+	h.mu.Lock()
+	h.begin = nil // nobody comes any more
+	h.mu.Unlock()
 	workers.Wait()
+	for _, m := range h.managers {
+		m.close()
+	}
 	return nil
+}
+
+// close closes what the daemon has of a guest that its manager has left.
+func (m *manager) close() {
+	if err := m.Gate.Close(); err != nil {
+		m.slog.Warn("gate not closed cleanly", "err", err)
+	}
+	if m.Disks != nil {
+		if err := m.Disks.Close(); err != nil {
+			m.slog.Warn("disks not closed cleanly", "err", err)
+		}
+	}
 }
 
 // manager returns the guest's manager.
 func (h *Host) manager(guest string) (*manager, error) {
+	h.mu.RLock()
 	m := h.managers[guest]
+	h.mu.RUnlock()
 	if m == nil {
 		return nil, fmt.Errorf("no guest %q on host %s: see the [[guest]] sections of the configuration", guest, h.cfg.Self)
 	}

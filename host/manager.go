@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"understudy/backup"
@@ -27,6 +28,10 @@ type manager struct {
 	sessions chan backup.Opened
 	restores chan *restoring
 	starts   chan *starting
+	settings atomic.Pointer[Guest] // as they are now, see Change
+
+	cancel context.CancelFunc // ends run
+	ended  chan struct{}      // closed when it has
 
 	// Owned by run.
 	guest    hypervisor.Guest // held by this host, nil if none
@@ -44,6 +49,7 @@ type manager struct {
 	earlier   primary.Totals
 	state     ownership.Guest
 	pending   *checkpoint.Pending // of a lazy restore, nil when it is over
+	unsettle  context.CancelFunc  // ends the wait of a guest that nobody has booted yet
 }
 
 // again is the pause before something that failed is tried again.
@@ -68,11 +74,11 @@ func (m *manager) run(ctx context.Context) {
 func (m *manager) play(ctx context.Context, state ownership.Guest) error {
 	self := m.host.cfg.Self
 	switch {
-	case state.Generation == 0 && m.Home == self:
+	case state.Generation == 0 && m.settings.Load().Home == self:
 		return m.boot(ctx, state)
 	case state.Generation == 0:
 		m.as("waiting", nil, nil)
-		return m.changed(ctx, state)
+		return m.waitFirst(ctx, state)
 	case state.Desired == ownership.Stopped:
 		m.as("stopped", nil, nil)
 		if err := errors.Join(m.end(ctx), m.letGo(ctx)); err != nil {
@@ -94,12 +100,13 @@ func (m *manager) play(ctx context.Context, state ownership.Guest) error {
 
 // own runs the guest that this host holds.
 func (m *manager) own(ctx context.Context, state ownership.Guest) error {
-	p, err := primary.New(m.Primary(m.lease()), primary.Deps{
+	p, err := primary.New(m.settings.Load().Primary(m.lease()), primary.Deps{
 		Guest: m.guest, Gate: m.Gate, Disks: m.primaryDisks(), Log: m.host.cfg.Log, Clock: m.host.cfg.Clock, Slog: m.slog,
 		State: state, Running: m.running, Blocks: m.blocks(), Events: m.primaryEvents(),
 		Dial: func(ctx context.Context) (protocol.Session, ownership.HostID, error) {
-			s, err := m.Dial(ctx)
-			return s, m.Peer, err
+			g := m.settings.Load()
+			s, err := g.Dial(ctx)
+			return s, g.Peer, err
 		},
 	})
 	if err != nil {
@@ -128,7 +135,7 @@ func (m *manager) standBy(ctx context.Context, state ownership.Guest) error {
 	if err := m.end(ctx); err != nil {
 		return err
 	}
-	b := backup.New(m.Backup(m.lease()), backup.Deps{
+	b := backup.New(m.settings.Load().Backup(m.lease()), backup.Deps{
 		Driver: m.Driver, Disks: m.backupDisks(), Log: m.host.cfg.Log, Sessions: m.sessions, Clock: m.host.cfg.Clock, Slog: m.slog, State: state,
 		Events: m.backupEvents(),
 	})
@@ -179,6 +186,24 @@ func (m *manager) changed(ctx context.Context, state ownership.Guest) error {
 		}
 	}
 	return ctx.Err()
+}
+
+// waitFirst waits until the guest's home has booted it, or this host has become
+// its home.
+func (m *manager) waitFirst(ctx context.Context, state ownership.Guest) error {
+	waiting, cancel := context.WithCancel(ctx)
+	defer cancel()
+	m.mu.Lock()
+	m.unsettle = cancel
+	m.mu.Unlock()
+	if m.settings.Load().Home == m.host.cfg.Self {
+		return nil // it has become so just now
+	}
+	err := m.changed(waiting, state)
+	if waiting.Err() != nil && ctx.Err() == nil {
+		return nil
+	}
+	return err
 }
 
 // end destroys the guest this host holds, and whatever is left of it here.

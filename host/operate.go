@@ -7,6 +7,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sort"
 	"time"
 
@@ -51,8 +53,11 @@ const (
 
 // Status returns what this host knows of its guests, by name.
 func (h *Host) Status() []GuestStatus {
-	all := make([]GuestStatus, 0, len(h.managers))
-	for _, m := range h.managers {
+	h.mu.RLock()
+	managers := slices.Collect(maps.Values(h.managers))
+	h.mu.RUnlock()
+	all := make([]GuestStatus, 0, len(managers))
+	for _, m := range managers {
 		all = append(all, m.status())
 	}
 	sort.Slice(all, func(i, j int) bool { return all[i].Name < all[j].Name })

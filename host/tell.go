@@ -48,7 +48,7 @@ func (m *manager) tellRole(role string) {
 		return
 	}
 	now := m.host.cfg.Clock.Now()
-	e := events.Event{Kind: events.KindRoleChanged, Peer: m.Peer,
+	e := events.Event{Kind: events.KindRoleChanged, Peer: m.settings.Load().Peer,
 		Change: events.Change{From: m.said.role, To: role}, Text: fmt.Sprintf("this host's part is %s", role)}
 	if m.said.role != "" {
 		e.Duration = now.Sub(m.said.roleSince)
@@ -83,7 +83,7 @@ func (m *manager) tellProblem(err error) {
 // tellApplied says what the log has recorded of a proposal of the manager's. A
 // start has more than one meaning: whoever proposes it says which.
 func (m *manager) tellApplied(c ownership.Command, now ownership.Guest) {
-	e := events.Event{Generation: now.Generation, Peer: m.Peer}
+	e := events.Event{Generation: now.Generation, Peer: m.settings.Load().Peer}
 	switch c.Kind {
 	case ownership.Adopt:
 		e.Kind, e.Text = events.KindAdopted, "the guest that a former daemon left running goes on"
@@ -116,7 +116,7 @@ func (m *manager) tellFirstOutput(state ownership.Guest) {
 	ran := m.host.cfg.Clock.Now()
 	m.Gate.OnFirst(func() {
 		took := m.host.cfg.Clock.Now().Sub(ran)
-		m.tell(events.Event{Kind: events.KindFirstOutput, Generation: state.Generation, Peer: m.Peer, Duration: took,
+		m.tell(events.Event{Kind: events.KindFirstOutput, Generation: state.Generation, Peer: m.settings.Load().Peer, Duration: took,
 			Text: fmt.Sprintf("the guest is heard again, %v after it ran here", events.About(took))})
 	})
 }

@@ -176,13 +176,16 @@ func (p *Primary) saveAll(ctx context.Context, sv *saving, set *epoch.PageSet) (
 	return 1, sv.Image(ctx, p.Guest, set)
 }
 
+// ErrEnded is the error of what was asked of a primary whose Run has returned.
+var ErrEnded = errors.New("this host is not the guest's primary any more")
+
 // errand has the loop run f between two events.
 func (p *Primary) errand(ctx context.Context, f func(ctx context.Context) error) error {
 	done := make(chan error, 1)
 	select {
 	case p.errands <- func(ctx context.Context) { done <- f(ctx) }:
 	case <-p.over:
-		return errors.New("this host is not the guest's primary any more")
+		return ErrEnded
 	case <-ctx.Done():
 		return ctx.Err()
 	}
