@@ -5,6 +5,7 @@ package status
 // ends here.
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"slices"
@@ -68,9 +69,18 @@ func (s *Server) handler(identify func(*http.Request) (who, *denial)) http.Handl
 		case foreign.Check(r) != nil:
 			refuse(w, http.StatusForbidden, "a request of a page that is not of this endpoint")
 		default:
-			s.mux.ServeHTTP(w, r)
+			s.mux.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), asksKey{}, asks)))
 		}
 	})
+}
+
+// asksKey is of who asks, in a request's context.
+type asksKey struct{}
+
+// asking returns who asks.
+func asking(r *http.Request) who {
+	asks, _ := r.Context().Value(asksKey{}).(who)
+	return asks
 }
 
 // elsewhere answers what no route is for: find is what the mux would do.

@@ -37,7 +37,7 @@ func TestEveryRouteAndEverybody(t *testing.T) {
 				wrong := 0
 				for _, route := range r.server.routes() {
 					method, path, _ := strings.Cut(route.pattern, " ")
-					at := strings.ReplaceAll(path, "{guest}", "web")
+					at := strings.NewReplacer("{guest}", "web", "{host}", "alpha", "{path...}", throughHost[method]).Replace(path)
 					if strings.HasPrefix(path, "/backup/") {
 						at = "/backup/db"
 					}
@@ -56,6 +56,8 @@ func TestEveryRouteAndEverybody(t *testing.T) {
 						want = http.StatusForbidden
 					case path == "/primary" || path == "/backup":
 						want = http.StatusServiceUnavailable // not of all guests
+					case at == hostsPath+"alpha/"+throughHost[http.MethodDelete]:
+						want = http.StatusNotFound
 					}
 					if want == http.StatusUnauthorized {
 						wrong++
@@ -82,6 +84,9 @@ func TestEveryRouteAndEverybody(t *testing.T) {
 		})
 	}
 }
+
+// throughHost is what is asked of a host that is asked by its name.
+var throughHost = map[string]string{http.MethodGet: "api/v1/status", http.MethodPost: "api/v1/guests/web/stop", http.MethodDelete: "api/v1/nothing"}
 
 func TestEveryAnswerSaysWhatABrowserMayDoWithIt(t *testing.T) {
 	r := newRig(t, Read)

@@ -72,7 +72,7 @@ const (
 	freshen      = 30 * time.Second // the status is sent again for its ages
 
 	maxFollowers      = 64 // streams at one time
-	maxFollowersOfOne = 8  // … of one client address
+	maxFollowersOfOne = 8  // … of one client address, or host
 )
 
 const notRecorded = "events are not recorded here"
@@ -186,6 +186,9 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request) {
 	from := ""
 	if a := addressOf(r.RemoteAddr); a != (netip.Prefix{}) { // else of the Unix socket
 		from = a.String()
+	}
+	if h := cameFrom(r); h != "" {
+		from = "host " + string(h)
 	}
 	if !s.crowd.enter(from) {
 		w.Header().Set("Retry-After", "10")

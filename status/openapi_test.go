@@ -37,7 +37,7 @@ var described = []reflect.Type{
 	reflect.TypeFor[ownership.Guest](), reflect.TypeFor[primary.VerifyResult](),
 	reflect.TypeFor[host.SaveRequest](), reflect.TypeFor[host.SaveResult](),
 	reflect.TypeFor[host.RestoreRequest](), reflect.TypeFor[host.RestoreResult](), reflect.TypeFor[host.VerifyFileResult](),
-	reflect.TypeFor[FileRequest](), reflect.TypeFor[FileRemoved](),
+	reflect.TypeFor[FileRequest](), reflect.TypeFor[FileRemoved](), reflect.TypeFor[HostList](),
 }
 
 // schemas collects the schemas of types and of all they hold, by name.
@@ -171,7 +171,7 @@ func TestSchemasAreThoseOfTheGoTypes(t *testing.T) {
 func TestEveryRouteIsDescribedAndTheOtherWayRound(t *testing.T) {
 	routes := map[string]Level{}
 	for _, r := range NewServer(Sources{Operations: newFake(), Report: func() Report { return Report{} }}).routes() {
-		routes[r.pattern] = r.need
+		routes[strings.ReplaceAll(r.pattern, "...}", "}")] = r.need // OpenAPI has no word for the rest of a path
 	}
 	doc := readYAML(t, openAPI)
 	if doc["info"].(map[string]any)["version"] != Version {
@@ -193,7 +193,7 @@ func TestEveryRouteIsDescribedAndTheOtherWayRound(t *testing.T) {
 				t.Errorf("%s needs %q, described as %v", pattern, need, op["x-level"])
 			}
 			delete(routes, pattern)
-			named := strings.Contains(path, "{guest}")
+			named := strings.Contains(path, "{")
 			if _, has := item["parameters"]; has != named {
 				t.Errorf("%s: its parameters do not fit its path", pattern)
 			}
@@ -243,7 +243,7 @@ func fits(t *testing.T, pattern string, code int, header http.Header, body []byt
 	pointer := "/components/responses/Problem"
 	if pattern != "" {
 		method, path, _ := strings.Cut(pattern, " ")
-		at := []string{"paths", path, strings.ToLower(method), "responses"}
+		at := []string{"paths", strings.ReplaceAll(path, "...}", "}"), strings.ToLower(method), "responses"}
 		responses := dig(c.doc, at...)
 		status := fmt.Sprint(code)
 		if dig(responses, status) == nil {
@@ -262,6 +262,9 @@ func fits(t *testing.T, pattern string, code int, header http.Header, body []byt
 		}
 	}
 	found := dig(c.doc, unescape(pointer)...)
+	if found != nil && dig(found, "content") == nil {
+		return // whatever another host answers
+	}
 	if dig(found, "content", kind, "schema") == nil {
 		t.Errorf("%s: %d with content type %q is not described", pattern, code, kind)
 		return

@@ -16,6 +16,8 @@
 //	POST /api/v1/guests/NAME/stop | start     → the log's new state
 //	POST /api/v1/guests/NAME/verify           → VerifyResult
 //	POST /api/v1/guests/NAME/checkpoint/…     → a stream (stream.go)
+//	GET  /api/v1/hosts                        → HostList
+//	ANY  /api/v1/hosts/HOST/PATH              PATH, asked of that host (peers.go)
 //
 // A request goes: listener → limits → who asks → may they → route. An error is
 // answered with a status code that is not 2xx and a Problem. What a host cannot
@@ -123,6 +125,11 @@ type Sources struct {
 	Cluster func() Cluster
 	// Events is what happened; nil: it is not recorded here.
 	Events Events
+	// Peers are the hosts of the configuration; nil: no other host is asked.
+	Peers Peers
+	// Owner returns the owner of a guest, of any in the log, as far as it is
+	// known here; "" if it is not. nil: it never is.
+	Owner func(guest string) ownership.HostID
 	// Slog is told who was refused; nil: nobody is.
 	Slog *slog.Logger
 }
@@ -159,7 +166,7 @@ func NewServer(from Sources) *Server {
 	s := &Server{Sources: from, began: time.Now(), mux: http.NewServeMux(), need: map[string]Level{}, crowd: crowd{by: map[string]int{}}}
 	s.metrics = s.exporter()
 	for _, r := range s.routes() {
-		s.mux.HandleFunc(r.pattern, r.serve)
+		s.mux.HandleFunc(r.pattern, s.toOwner(r).serve)
 		s.need[r.pattern] = r.need
 	}
 	s.unix = &http.Server{Handler: http.MaxBytesHandler(s.handler(everything), MaxBody), ReadHeaderTimeout: 5 * time.Second,
@@ -189,6 +196,7 @@ func (s *Server) routes() []route {
 		{"POST /api/v1/guests/{guest}/start", Operate, s.operation(func(ctx context.Context, g string) (any, error) { return ops.Start(ctx, g) })},
 		{"POST /api/v1/guests/{guest}/verify", Operate, s.operation(func(ctx context.Context, g string) (any, error) { return ops.Verify(ctx, g) })},
 	}
+	all = append(all, s.peerRoutes()...)
 	return append(all, checkpointRoutes(ops)...)
 }
 

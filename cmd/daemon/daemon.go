@@ -111,7 +111,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 	defer closeHost()
 	tellUp(o.record, status.Version)
-	server := status.NewServer(status.Sources{Operations: h, Slog: o.Slog, Events: told{o.record},
+	server := status.NewServer(status.Sources{Operations: h, Slog: o.Slog, Events: told{o.record}, Peers: newPeers(o.Config, self, dial), Owner: ownerIn(voter),
 		Cluster: func() status.Cluster { return clusterOf(voter.View()) },
 		Report: func() status.Report {
 			return status.Report{Host: ownership.HostID(self.Name), Leader: voter.Leader(), Lease: voter.Lease(), Exits: exits}
@@ -129,6 +129,7 @@ func Run(ctx context.Context, o Options) (err error) {
 				states: h.Status, leader: voter.Leader, slog: o.Slog})
 		})
 	}
+	workers.Go(func() { servePeers(ctx, o, port, server) })
 	workers.Go(func() {
 		select {
 		case <-voter.Failed():

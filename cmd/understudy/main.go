@@ -3,7 +3,8 @@
 //
 // Exit status: 0 done, and what was asked is so; 1 it failed; 2 a wrong command
 // line or configuration; 3 (status) a guest is not protected; 4 (verify) memory
-// differs, or (checkpoint verify) the file cannot be restored here; 5 no daemon answers.
+// differs, or (checkpoint verify) the file cannot be restored here; 5 no daemon answers,
+// or not the one that was to be asked.
 package main
 
 import (
@@ -20,6 +21,7 @@ import (
 
 	"understudy/config"
 	"understudy/hypervisor/qemu/dirty"
+	"understudy/ownership"
 	"understudy/status"
 )
 
@@ -66,7 +68,7 @@ func run() int {
 		code = e.status
 	case !f.understood: // no such command, or not with these arguments
 		code = exitUsage
-	case errors.Is(err, status.ErrNoDaemon):
+	case errors.Is(err, status.ErrNoDaemon), errors.Is(err, status.ErrNoPeer):
 		code = exitNoDaemon
 	}
 	if err.Error() != "" {
@@ -77,7 +79,7 @@ func run() int {
 
 // common are the flags of every command.
 type common struct {
-	config, host, socket, output string
+	config, host, socket, at, output string
 
 	understood bool // the command line is sound: a failure is the command's own
 }
@@ -103,6 +105,7 @@ func root(f *common) *cobra.Command {
 	p.StringVar(&f.config, "config", "/etc/understudy/understudy.toml", "the configuration `file`")
 	p.StringVar(&f.host, "host", "", "which of the configured hosts this is (default: the host name)")
 	p.StringVar(&f.socket, "socket", "", "the daemon's `socket` (default: from the configuration)")
+	p.StringVar(&f.at, "at", "", "ask that `host` of the configuration, through this one's daemon")
 	p.StringVarP(&f.output, "output", "o", "table", "table or json")
 	c.AddCommand(initCommand(f), configCommand(f), checkHostCommand(f), statusCommand(f),
 		switchoverCommand(f), stopCommand(f), startCommand(f), verifyCommand(f), checkpointCommand(f), demoCommand(f), selftestCommand(f), simulateCommand(f))
@@ -128,8 +131,18 @@ func (f *common) load() (*config.Config, config.Host, error) {
 	return c, h, nil
 }
 
-// client returns a client of this host's daemon.
+// client returns a client of this host's daemon, or through it of the daemon
+// that --at names.
 func (f *common) client() (*status.Client, error) {
+	c, err := f.local()
+	if err == nil && f.at != "" {
+		c = c.At(ownership.HostID(f.at))
+	}
+	return c, err
+}
+
+// local returns a client of this host's daemon.
+func (f *common) local() (*status.Client, error) {
 	if f.socket != "" {
 		return status.NewClient(f.socket), nil
 	}
