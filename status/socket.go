@@ -75,15 +75,22 @@ func runServer(ctx context.Context, server *http.Server, run func() error) error
 	done := make(chan error, 1)
 	go func() { done <- run() }()
 	var err error
+	ended := false
 	select {
 	case err = <-done:
+		ended = true // its listener may end with ctx, and before it
 	case <-ctx.Done():
-		stop, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		if server.Shutdown(stop) != nil {
-			_ = server.Close()
-		}
+	}
+	stop, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if server.Shutdown(stop) != nil {
+		_ = server.Close()
+	}
+	if !ended {
 		err = <-done
+	}
+	if ctx.Err() != nil && errors.Is(err, net.ErrClosed) {
+		return nil
 	}
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
