@@ -118,6 +118,11 @@ const (
 	KindMissed Kind = "missed"
 	// DrillPrefix begins the kinds of the drill engine.
 	DrillPrefix Kind = "drill-"
+	// KindDrillBegun: a drill of the guest begins here; Text has its ID.
+	KindDrillBegun = DrillPrefix + "begun"
+	// KindDrillEnded: it is over. Reason is how: held, failed, refused, skipped,
+	// aborted, interrupted. Duration: it took.
+	KindDrillEnded = DrillPrefix + "ended"
 )
 
 var kinds = [...]Kind{

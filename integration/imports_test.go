@@ -48,7 +48,10 @@ var layers = map[string][]string{
 	"backup":   {"clock", "crashpoint", "epoch", "events", "exclusion", "hypervisor", "ownership", "protocol", "rebuild"},
 	"failover": {"clock", "crashpoint", "epoch", "failover/leases", "ownership"},
 	"host":     {"backup", "checkpoint", "clock", "crashpoint", "disk", "epoch", "events", "exclusion", "hypervisor", "ownership", "primary", "protocol", "rebuild"},
-	"status":   {"backup", "checkpoint", "clock", "disk", "epoch", "exclusion", "host", "hypervisor", "ownership", "primary", "protocol", "rebuild"},
+	"status":   {"backup", "checkpoint", "clock", "disk", "drill", "epoch", "exclusion", "host", "hypervisor", "ownership", "primary", "protocol", "rebuild"},
+
+	// Drills: beside the endpoint that tells of them.
+	"drill": {"clock", "epoch", "events", "host", "ownership", "primary"},
 
 	// A leader's leases, pure.
 	"failover/leases": {"clock", "epoch", "ownership"},
