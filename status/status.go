@@ -36,8 +36,9 @@ import (
 	"understudy/primary"
 )
 
-// Version is the release, for reports.
-const Version = "0.1.0"
+// Version is the release, for reports. The linker sets it in a build of another
+// one (-X understudy/status.Version=...); nothing else does.
+var Version = "0.1.0"
 
 // MaxBody bounds requests and answers, in bytes.
 const MaxBody = 4 << 20

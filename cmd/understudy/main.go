@@ -109,6 +109,9 @@ func root(f *common) *cobra.Command {
 	p.StringVarP(&f.output, "output", "o", "table", "table or json")
 	c.AddCommand(initCommand(f), configCommand(f), checkHostCommand(f), statusCommand(f),
 		switchoverCommand(f), stopCommand(f), startCommand(f), verifyCommand(f), checkpointCommand(f), demoCommand(f), selftestCommand(f), simulateCommand(f))
+	c.AddCommand(versionCommand(f), manCommand(f, c))
+	explain(c)
+	f.complete(c)
 	return c
 }
 

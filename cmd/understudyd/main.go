@@ -65,6 +65,8 @@ func command(understood *bool) *cobra.Command {
 	c := &cobra.Command{
 		Use:           "understudyd",
 		Short:         "The understudy daemon: protects guests, stands by for guests, votes",
+		Long:          longText,
+		Example:       "  understudyd --config /etc/understudy/understudy.toml --host alpha\n  systemctl enable --now understudyd",
 		Version:       status.Version,
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
@@ -109,6 +111,9 @@ func command(understood *bool) *cobra.Command {
 	c.Flags().StringVar(&format, "log-format", "text", "text or json")
 	c.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	t.flags(c)
+	c.CompletionOptions.DisableDefaultCmd = true
+	c.SetHelpCommand(&cobra.Command{Hidden: true})
+	c.AddCommand(manCommand(c, understood))
 	return c
 }
 
