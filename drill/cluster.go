@@ -89,6 +89,10 @@ type Reading struct {
 	Time   time.Time     `json:"time"`
 	Boot   clock.Instant `json:"boot_ns"`
 	BootID string        `json:"boot_id,omitempty"`
+	// Asked and Heard are when the question went out and the answer came in, by
+	// the clock of whoever asked; zero: as the whole call.
+	Asked time.Time `json:"-"`
+	Heard time.Time `json:"-"`
 }
 
 // StrikeOrder is a strike that is asked for.

@@ -37,13 +37,16 @@ func TestEveryRouteAndEverybody(t *testing.T) {
 				wrong := 0
 				for _, route := range r.server.routes() {
 					method, path, _ := strings.Cut(route.pattern, " ")
-					at := strings.NewReplacer("{guest}", "web", "{host}", "alpha", "{path...}", throughHost[method]).Replace(path)
+					at := strings.NewReplacer("{guest}", "web", "{host}", "alpha", "{id}", "a-drill", "{path...}", throughHost[method]).Replace(path)
 					if strings.HasPrefix(path, "/backup/") {
 						at = "/backup/db"
 					}
 					body := ""
 					if method == http.MethodPost {
 						body = `{"file":"/f"}`
+						if strings.HasPrefix(path, "/api/v1/drills") {
+							body = `{"name":"weekly"}`
+						}
 					}
 					a := r.ask(asker, route.pattern, method, at, c.token, body)
 					want := http.StatusOK

@@ -23,6 +23,7 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 	"go.yaml.in/yaml/v3"
 
+	"understudy/drill"
 	"understudy/host"
 	"understudy/ownership"
 	"understudy/primary"
@@ -37,6 +38,8 @@ var described = []reflect.Type{
 	reflect.TypeFor[ownership.Guest](), reflect.TypeFor[primary.VerifyResult](),
 	reflect.TypeFor[host.SaveRequest](), reflect.TypeFor[host.SaveResult](),
 	reflect.TypeFor[host.RestoreRequest](), reflect.TypeFor[host.RestoreResult](), reflect.TypeFor[host.VerifyFileResult](),
+	reflect.TypeFor[Clock](), reflect.TypeFor[DrillBegun](), reflect.TypeFor[drill.Spec](), reflect.TypeFor[drill.List](), reflect.TypeFor[drill.Report](),
+	reflect.TypeFor[drill.Plan](), reflect.TypeFor[drill.Forecast](),
 	reflect.TypeFor[FileRequest](), reflect.TypeFor[FileRemoved](), reflect.TypeFor[HostList](),
 }
 

@@ -11,6 +11,7 @@
 //	GET  /api/v1/guests[/NAME]                → Guests, Guest
 //	GET  /api/v1/cluster                      → Cluster
 //	GET  /api/v1/events, /api/v1/stream       what happened, and what happens (events.go)
+//	GET, POST, DELETE /api/v1/drills[/ID]     drills (drills.go)
 //	GET  /api/v1/openapi.yaml                 all of this, exactly
 //	POST /api/v1/guests/NAME/switchover       → the log's new state
 //	POST /api/v1/guests/NAME/stop | start     → the log's new state
@@ -131,6 +132,10 @@ type Sources struct {
 	// Owner returns the owner of a guest, of any in the log, as far as it is
 	// known here; "" if it is not. nil: it never is.
 	Owner func(guest string) ownership.HostID
+	// Drills runs drills; nil: they are not run here.
+	Drills Drills
+	// BootID names this boot of the machine, as events do; "" if it is not known.
+	BootID string
 	// Slog is told who was refused; nil: nobody is.
 	Slog *slog.Logger
 }
@@ -198,6 +203,7 @@ func (s *Server) routes() []route {
 		{"POST /api/v1/guests/{guest}/verify", Operate, s.operation(func(ctx context.Context, g string) (any, error) { return ops.Verify(ctx, g) })},
 	}
 	all = append(all, s.peerRoutes()...)
+	all = append(all, s.drillRoutes()...)
 	return append(all, checkpointRoutes(ops)...)
 }
 
