@@ -26,9 +26,9 @@ FAULT_FLAGS   ?=
 
 # The simulation's worlds have one goroutine each: with the race detector a few
 # seeds do. Two cores: two packages at a time, and no two targets at once. Packages with
-# real guests come one at a time: their stories are about time.
+# real guests, or a real browser, come one at a time: their stories are about time.
 GOTEST := $(GO) test -race -timeout 15m
-REAL   := ./demo ./disk/vhost ./guest ./hypervisor/qemu ./integration ./integration/diskbench ./integration/faults
+REAL   := ./demo ./disk/vhost ./guest ./hypervisor/qemu ./integration ./integration/diskbench ./integration/faults ./status/dashboard
 
 .NOTPARALLEL:
 .PHONY: all build guest guest-big demo test failovers faults bench bench-disk lint model fuzz setup clean

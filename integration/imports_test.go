@@ -48,10 +48,13 @@ var layers = map[string][]string{
 	"backup":   {"clock", "crashpoint", "epoch", "events", "exclusion", "hypervisor", "ownership", "protocol", "rebuild"},
 	"failover": {"clock", "crashpoint", "epoch", "failover/leases", "ownership"},
 	"host":     {"backup", "checkpoint", "clock", "crashpoint", "disk", "epoch", "events", "exclusion", "hypervisor", "ownership", "primary", "protocol", "rebuild"},
-	"status":   {"backup", "checkpoint", "clock", "disk", "drill", "epoch", "exclusion", "host", "hypervisor", "ownership", "primary", "protocol", "rebuild"},
+	"status":   {"backup", "checkpoint", "clock", "disk", "drill", "epoch", "exclusion", "host", "hypervisor", "ownership", "primary", "protocol", "rebuild", "status/dashboard"},
 
 	// Drills: beside the endpoint that tells of them.
 	"drill": {"clock", "epoch", "events", "host", "ownership", "primary"},
+
+	// The page's files.
+	"status/dashboard": nil,
 
 	// A leader's leases, pure.
 	"failover/leases": {"clock", "epoch", "ownership"},

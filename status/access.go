@@ -59,6 +59,8 @@ func (s *Server) handler(identify func(*http.Request) (who, *denial)) http.Handl
 		find, pattern := s.mux.Handler(r)
 		need, known := s.need[pattern]
 		switch {
+		case !known && wantsDashboard(r):
+			http.Redirect(w, r, "/ui/", http.StatusFound)
 		case !known && asks.level == Nothing, known && asks.level < need && asks.name == "":
 			w.Header().Set("WWW-Authenticate", `Bearer realm="understudy"`)
 			refuse(w, http.StatusUnauthorized, "this needs a bearer token, or a client's certificate")

@@ -37,7 +37,7 @@ func TestEveryRouteAndEverybody(t *testing.T) {
 				wrong := 0
 				for _, route := range r.server.routes() {
 					method, path, _ := strings.Cut(route.pattern, " ")
-					at := strings.NewReplacer("{guest}", "web", "{host}", "alpha", "{id}", "a-drill", "{path...}", throughHost[method]).Replace(path)
+					at := strings.NewReplacer("{guest}", "web", "{file}", "main.js", "{host}", "alpha", "{id}", "a-drill", "{path...}", throughHost[method]).Replace(path)
 					if strings.HasPrefix(path, "/backup/") {
 						at = "/backup/db"
 					}

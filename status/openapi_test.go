@@ -40,7 +40,7 @@ var described = []reflect.Type{
 	reflect.TypeFor[host.RestoreRequest](), reflect.TypeFor[host.RestoreResult](), reflect.TypeFor[host.VerifyFileResult](),
 	reflect.TypeFor[Clock](), reflect.TypeFor[DrillBegun](), reflect.TypeFor[drill.Spec](), reflect.TypeFor[drill.List](), reflect.TypeFor[drill.Report](),
 	reflect.TypeFor[drill.Plan](), reflect.TypeFor[drill.Forecast](),
-	reflect.TypeFor[FileRequest](), reflect.TypeFor[FileRemoved](), reflect.TypeFor[HostList](),
+	reflect.TypeFor[FileRequest](), reflect.TypeFor[FileRemoved](), reflect.TypeFor[HostList](), reflect.TypeFor[Access](),
 }
 
 // schemas collects the schemas of types and of all they hold, by name.

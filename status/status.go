@@ -13,6 +13,8 @@
 //	GET  /api/v1/events, /api/v1/stream       what happened, and what happens (events.go)
 //	GET, POST, DELETE /api/v1/drills[/ID]     drills (drills.go)
 //	GET  /api/v1/openapi.yaml                 all of this, exactly
+//	GET  /api/v1/access                       who asks, and what they may (ui.go)
+//	GET  /ui/                                 the dashboard, for browsers
 //	POST /api/v1/guests/NAME/switchover       → the log's new state
 //	POST /api/v1/guests/NAME/stop | start     → the log's new state
 //	POST /api/v1/guests/NAME/verify           → VerifyResult
@@ -35,6 +37,7 @@ import (
 	"understudy/host"
 	"understudy/ownership"
 	"understudy/primary"
+	"understudy/status/dashboard"
 )
 
 // Version is the release, for reports. The linker sets it in a build of another
@@ -149,6 +152,7 @@ type Server struct {
 	unix    *http.Server
 	metrics http.Handler
 	crowd   crowd
+	ui      map[string]dashboard.File
 }
 
 // route is a pattern of http.ServeMux with what it needs.
@@ -171,6 +175,10 @@ func NewServer(from Sources) *Server {
 	}
 	s := &Server{Sources: from, began: time.Now(), mux: http.NewServeMux(), need: map[string]Level{}, crowd: crowd{by: map[string]int{}}}
 	s.metrics = s.exporter()
+	var err error
+	if s.ui, err = dashboard.Files(); err != nil {
+		s.Slog.Error("there is no dashboard", "err", err)
+	}
 	for _, r := range s.routes() {
 		s.mux.HandleFunc(r.pattern, s.toOwner(r).serve)
 		s.need[r.pattern] = r.need
@@ -204,6 +212,7 @@ func (s *Server) routes() []route {
 	}
 	all = append(all, s.peerRoutes()...)
 	all = append(all, s.drillRoutes()...)
+	all = append(all, s.uiRoutes()...)
 	return append(all, checkpointRoutes(ops)...)
 }
 

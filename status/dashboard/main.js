@@ -1,0 +1,291 @@
+// The page: asks the endpoint, keeps what it says in a Model, and shows it. Three
+// things move it on: what comes from the endpoint, the passing of time (ages), and
+// the address (which guest).
+
+import { say, set, show } from './dom.js';
+import { get, Refused } from './api.js';
+import { Overview } from './overview.js';
+import { age } from './units.js';
+import { ask } from './hosts.js';
+import { describe } from './words.js';
+import { Drills } from './drills.js';
+import { Events } from './events.js';
+import { forget, keep, token } from './token.js';
+import { GuestPage } from './guest.js';
+import { judge } from './state.js';
+import { listen } from './stream.js';
+import { Model } from './model.js';
+import { Samples } from './samples.js';
+
+const $ = (id) => document.getElementById(id);
+
+class Page {
+  constructor() {
+    this.model = new Model();
+    this.samples = new Map(); // guest → Samples
+    this.said = new Map(); // guest → the key of the state that was last spoken of
+    this.access = { level: 'nothing', name: '' };
+    this.link = { state: 'connecting', why: '' };
+    this.overview = new Overview();
+    this.guest = new GuestPage();
+    this.events = new Events();
+    this.drills = new Drills();
+    this.running = null;
+    this.linked = ''; // the tone of the link when it was last spoken of
+    $('view').append(this.overview.root, this.guest.root, this.events.root, this.drills.root);
+    $('signin').addEventListener('submit', (e) => this.signIn(e));
+    $('signout').addEventListener('click', () => this.signOut());
+    $('reload').addEventListener('click', () => location.reload());
+    window.addEventListener('hashchange', () => { this.render(); this.plot(); $('view').querySelector('h1:not([hidden] *)')?.focus(); });
+    document.addEventListener('visibilitychange', () => document.hidden || (this.render(), this.plot()));
+  }
+
+  // start begins anew, with the token that there is.
+  start() {
+    this.running?.abort();
+    const { signal } = this.running = new AbortController();
+    this.begin(signal);
+  }
+
+  // begin finds out who we are and what happened, then follows.
+  async begin(signal) {
+    for (let wait = 500; !signal.aborted; wait = Math.min(5000, wait * 2)) {
+      try {
+        this.access = await get('/api/v1/access');
+        if (this.access.level !== 'read' && this.access.level !== 'operate') {
+          this.became('refused', '');
+          return;
+        }
+        const report = await get('/api/v1/status');
+        this.model.self = report.host;
+        this.took(report);
+        const since = await this.record();
+        this.follow(signal, since);
+        return;
+      } catch (e) {
+        if (e instanceof Refused && e.status === 401) {
+          this.became('refused', e.message);
+          return;
+        }
+        this.became('lost', e.message);
+        await new Promise((done) => setTimeout(done, wait));
+      }
+    }
+  }
+
+  async record() {
+    try {
+      const list = await get('/api/v1/events?limit=200');
+      this.model.happened(list.events);
+      return String(list.last);
+    } catch (e) {
+      if (e instanceof Refused && e.status === 404) {
+        this.model.eventsOffered = false;
+        return '';
+      }
+      throw e;
+    }
+  }
+
+  follow(signal, since) {
+    const { model } = this;
+    listen({
+      since, signal,
+      report: (r) => this.took(r),
+      event: (e) => { model.happened([e]); this.render(); },
+      alive: () => model.alive(model.self, performance.now()),
+      state: (name, why) => this.became(name, why),
+    });
+    ask(model, signal, () => { this.sample(); this.render(); });
+    this.watch(signal);
+  }
+
+  // watch asks for what the stream does not bring, and so notices soon when the
+  // daemon does not answer.
+  async watch(signal) {
+    for (let n = 0; !signal.aborted; n++) {
+      try {
+        this.model.clustered(this.model.self, await get('/api/v1/cluster', { time: 3000 }), performance.now());
+      } catch (e) {
+        if (!signal.aborted && !(e instanceof Refused)) {
+          this.model.silent(this.model.self, e.message);
+        }
+      }
+      if (n % 15 === 0) {
+        this.drills.load();
+      }
+      this.render();
+      await new Promise((done) => setTimeout(done, 2000));
+    }
+  }
+
+  took(report) {
+    this.model.reported(report.host, report, performance.now());
+    this.sample();
+    this.render();
+  }
+
+  // sample takes what the plots show from the owners' views.
+  sample() {
+    const now = performance.now();
+    for (const name of this.model.guests()) {
+      const { view } = judge(this.model, name, now);
+      if (view?.guest.primary) {
+        if (!this.samples.has(name)) {
+          this.samples.set(name, new Samples());
+        }
+        this.samples.get(name).add(view, view.at, new Date(Date.now() - (now - view.at)));
+      }
+    }
+    this.plot();
+  }
+
+  became(state, why) {
+    this.link = { state, why };
+    if (state === 'lost') {
+      this.model.silent(this.model.self, why);
+    }
+    if (state === 'refused' && token()) {
+      forget();
+      say($('signinwhy'), `The token was not taken: ${why || 'it may not read'}.`);
+    }
+    this.render();
+  }
+
+  // route is the guest that the address names; with only one, that one; '' is all.
+  route() {
+    const found = /^#\/guest\/(.+)$/.exec(location.hash);
+    const guests = this.model.guests();
+    if (found) {
+      try {
+        return decodeURIComponent(found[1]);
+      } catch {
+        return '';
+      }
+    }
+    return guests.length === 1 ? guests[0] : '';
+  }
+
+  render() {
+    if (document.hidden) {
+      return;
+    }
+    const { model } = this;
+    const now = performance.now();
+    const all = model.guests().map((name) => {
+      const state = judge(model, name, now);
+      return { state, text: describe(model, state, now) };
+    });
+    this.speak([...this.bar(now), ...this.changes(all)]);
+    const known = model.self !== '';
+    show($('loading'), !known && this.link.state !== 'refused');
+    show($('signinbox'), this.link.state === 'refused');
+    show($('view'), known);
+    if (!known) {
+      return;
+    }
+    const name = this.route();
+    const one = all.find((g) => g.state.guest === name);
+    show(this.guest.root, Boolean(one));
+    show(this.overview.root, !one);
+    show($('crumbs'), Boolean(one) && all.length > 1);
+    say($('here'), one ? one.state.guest : '');
+    if (one) {
+      this.guest.show(model, one.state, one.text, this.access.level, now);
+    } else {
+      this.overview.show(all, nothing(model));
+    }
+    this.events.show(model, one ? name : '');
+    this.drills.show(one ? name : '');
+    const title = one ? `${one.state.guest}: ${one.text.short}` : `${all.filter((g) => g.state.key === 'protected').length} of ${all.length} protected`;
+    document.title = `${title} – understudy`;
+  }
+
+  plot() {
+    const name = this.route();
+    if (!document.hidden && !this.guest.root.hidden && name) {
+      this.guest.plot(this.samples.get(name)?.all ?? [], performance.now());
+    }
+  }
+
+  // speak tells a screen reader what changed, and nothing else.
+  speak(news) {
+    if (news.length > 0) {
+      say($('news'), `${news.join('. ')}.`);
+    }
+  }
+
+  // changes are the guests whose state is another one than before.
+  changes(all) {
+    const news = [];
+    for (const { state, text } of all) {
+      const key = `${state.key} ${state.owner}`;
+      if (this.said.has(state.guest) && this.said.get(state.guest) !== key) {
+        news.push(text.spoken);
+      }
+      this.said.set(state.guest, key);
+    }
+    return news;
+  }
+
+  // bar is the line at the top: which host, and whether it is heard. It returns
+  // the news of that.
+  bar(now) {
+    const { model, link } = this;
+    const h = model.hosts.get(model.self);
+    const silent = model.self !== '' && model.isQuiet(model.self, now);
+    const since = h?.heard === null || h?.heard === undefined ? '' : `, last heard ${age(now - h.heard)} ago`;
+    let tone = 'good';
+    let text = 'live';
+    if (link.state === 'refused') {
+      [tone, text] = ['warn', 'not signed in'];
+    } else if (link.state === 'connecting' && !silent) {
+      [tone, text] = ['busy', `connecting${since}`];
+    } else if (silent || link.state === 'lost') {
+      [tone, text] = ['bad', `does not answer${since}; trying again`];
+    }
+    set($('link'), 'class', `link ${tone}`);
+    say($('link'), text);
+    say($('self'), model.self ? `host ${model.self}` : '');
+    const who = this.access.name ? `${this.access.name} may ${this.access.level}` : `you may ${this.access.level}`;
+    say($('who'), model.self && link.state !== 'refused' ? who : '');
+    show($('signout'), Boolean(token()));
+    show($('renewed'), model.renewed);
+    show($('alone'), model.peers === 'no' && link.state !== 'refused');
+    const before = this.linked;
+    this.linked = tone;
+    if (tone === 'bad' && before !== 'bad') {
+      return [`${model.self || 'The endpoint'} does not answer`];
+    }
+    return tone === 'good' && before === 'bad' ? [`${model.self} answers again`] : [];
+  }
+
+  signIn(e) {
+    e.preventDefault();
+    const field = $('token');
+    const ok = keep(field.value);
+    field.value = '';
+    say($('signinwhy'), ok ? '' : 'That is no token: 16 to 256 letters, digits and -._~+/=.');
+    if (ok) {
+      this.link = { state: 'connecting', why: '' };
+      this.start();
+    } else {
+      field.focus();
+    }
+  }
+
+  signOut() {
+    forget();
+    location.reload();
+  }
+}
+
+function nothing(model) {
+  return model.isWitness(model.self)
+    ? `${model.self} is the witness: it votes, and runs no guest.${model.peers === 'yes' ? '' : ' Ask the endpoint of another host.'}`
+    : 'This host has no guests: see the [[guest]] sections of the configuration.';
+}
+
+const page = new Page();
+page.start();
+setInterval(() => page.render(), 500);
