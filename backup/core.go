@@ -7,6 +7,10 @@
 //	idle ── Greeted ──> fed ── session lost, in sync ──> asking ── granted ──> running
 //	  ^                  │ Staged: Commit                  │
 //	  └──────────────────┴───────────── refused ───────────┘
+//
+// While the operator has paused the guest's protection, its primary ends the
+// session and opens none: the image waits, and nothing can be asked for. When
+// protection is given up, so is the image.
 package backup
 
 import (
@@ -312,6 +316,10 @@ func (c *Core) decide() {
 	}
 	if c.log.Desired == ownership.Stopped && !c.proposing {
 		c.end(OutcomeStopped)
+		return
+	}
+	if c.log.Protection == ownership.ProtectionOff && !c.asking && !c.proposing {
+		c.end(OutcomeReleased)
 		return
 	}
 	if c.session != 0 && c.log.Generation > c.session {

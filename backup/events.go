@@ -129,6 +129,9 @@ const (
 	// OutcomeStopped: the guest is meant to be stopped; there is nothing to
 	// stand by for.
 	OutcomeStopped
+	// OutcomeReleased: the operator has given the guest's protection up; image
+	// and machine are not wanted.
+	OutcomeReleased
 )
 
 func (o Outcome) String() string {
@@ -141,6 +144,8 @@ func (o Outcome) String() string {
 		return "detached"
 	case OutcomeStopped:
 		return "stopped"
+	case OutcomeReleased:
+		return "released"
 	}
 	return "waiting"
 }

@@ -135,6 +135,8 @@ var treatments = map[string]rule{
 	"guest.name":                {Live, ""},
 	"guest.host":                {Session, ""},
 	"guest.backup":              {Session, ""},
+	"guest.failback":            {Live, ""},
+	"guest.failback_after":      {Live, ""},
 	"guest.hypervisor":          {RestartGuest, stopFirst},
 	"guest.memory":              {RestartGuest, stopFirst},
 	"guest.cpus":                {RestartGuest, stopFirst},

@@ -36,7 +36,7 @@ func TestEveryKeyHasItsTreatment(t *testing.T) {
 		"host.api.listen": Live, "host.api.cert": Live, "host.api.key": Live, "host.api.tokens": Live, "host.api.client_ca": Live,
 		"host.api.readers": Live, "host.api.operators": Live, "host.api.anonymous": Live,
 
-		"guest.name": Live, "guest.host": Session, "guest.backup": Session,
+		"guest.name": Live, "guest.host": Session, "guest.backup": Session, "guest.failback": Live, "guest.failback_after": Live,
 		"guest.hypervisor": RestartGuest, "guest.memory": RestartGuest, "guest.cpus": RestartGuest, "guest.machine": RestartGuest,
 		"guest.cpu": RestartGuest, "guest.accel": RestartGuest, "guest.kernel": RestartGuest, "guest.initrd": RestartGuest,
 		"guest.append": RestartGuest, "guest.user": RestartGuest, "guest.free_page_reporting": RestartGuest,

@@ -88,6 +88,11 @@ type Guest struct {
 	// Host is where the guest starts first; Backup is where it goes on.
 	Host   string `toml:"host"`
 	Backup string `toml:"backup"`
+	// Failback says who brings a guest that was taken over back to Host: an
+	// operator, or the daemon by itself once Host has protected it for
+	// FailbackAfter without a break.
+	Failback      Failback `toml:"failback"`
+	FailbackAfter Duration `toml:"failback_after"`
 
 	Hypervisor Hypervisor `toml:"hypervisor"`
 	// Memory is the guest's RAM, a multiple of 4 KiB.
@@ -120,6 +125,14 @@ type Guest struct {
 	// guest's kernel has to know of it (Linux 5.7: PAGE_REPORTING).
 	FreePageReporting bool `toml:"free_page_reporting"`
 }
+
+// Failback says who brings a guest back to its own host.
+type Failback string
+
+const (
+	FailbackManual Failback = "manual"
+	FailbackAuto   Failback = "auto"
+)
 
 // DiskMode says what becomes of a guest's writes to a disk.
 type DiskMode string

@@ -35,6 +35,9 @@ const (
 	defaultCPUs       = 1
 	defaultMemory     = 512 * MiB
 
+	defaultFailback      = FailbackManual
+	defaultFailbackAfter = Duration(10 * time.Minute)
+
 	defaultFloor       = Duration(5 * time.Millisecond)
 	defaultTarget      = Duration(25 * time.Millisecond)
 	defaultCeiling     = Duration(100 * time.Millisecond) // or half the lease
@@ -52,6 +55,8 @@ const (
 	minEpoch       = Duration(1 * time.Millisecond)
 	maxEpoch       = Duration(10 * time.Second)
 	maxDetachAfter = Duration(10 * time.Minute)
+	minFailback    = Duration(1 * time.Second)
+	maxFailback    = Duration(30 * 24 * time.Hour)
 	minVerify      = Duration(1 * time.Second)
 	maxVerify      = Duration(7 * 24 * time.Hour)
 	maxWindow      = 8
@@ -128,6 +133,8 @@ func (g *Guest) setDefaults(lease Duration) {
 			or(&g.NICs[i].Tap, tapName(g.Name, i))
 		}
 	}
+	or(&g.Failback, defaultFailback)
+	or(&g.FailbackAfter, defaultFailbackAfter)
 	p := &g.Protection
 	or(&p.Floor, defaultFloor)
 	or(&p.Ceiling, max(p.Floor, min(defaultCeiling, lease/2)))

@@ -84,6 +84,8 @@ func (w *writer) guest(g Guest, lease Duration) {
 	w.key("name", g.Name, "")
 	w.key("host", g.Host, "where it starts")
 	w.key("backup", g.Backup, "where it goes on")
+	w.option("failback", string(g.Failback), string(defaultFailback), `back to its host, once that has protected it long enough, by an operator or by itself: "manual", "auto"`)
+	w.option("failback_after", g.FailbackAfter, defaultFailbackAfter, "protected that long without a break")
 	w.option("hypervisor", string(g.Hypervisor), string(defaultHypervisor), `"qemu" or "sim"`)
 	w.key("memory", g.Memory, "a multiple of 4KiB")
 	w.key("cpus", g.CPUs, "")

@@ -214,6 +214,8 @@ func (v *validator) place(c *Config, key string, g Guest) {
 	if g.Host != "" && g.Host == g.Backup {
 		v.add(key+"backup", "is the guest's own host %s", g.Host)
 	}
+	oneOf(v, key+"failback", g.Failback, FailbackManual, FailbackAuto)
+	between(v, key+"failback_after", g.FailbackAfter, minFailback, maxFailback)
 }
 
 var (

@@ -71,6 +71,9 @@ const (
 	// KindUnprotected: the backup cannot be counted on, for Reason. Duration: it
 	// was protected.
 	KindUnprotected Kind = "unprotected"
+	// KindProtectionChanged: an operator has set the switch; Change has on, paused,
+	// off.
+	KindProtectionChanged Kind = "protection-changed"
 	// KindMismatch: the backup's memory differs from the guest's after Epoch.
 	KindMismatch Kind = "mismatch"
 	// KindImageGivenUp: nothing is ever continued from the backup's image.
@@ -86,6 +89,9 @@ const (
 const (
 	// KindSwitchoverAsked: an operator wants it on the backup.
 	KindSwitchoverAsked Kind = "switchover-asked"
+	// KindFailbackBegun: the guest goes back to its own host, Peer, by the
+	// configuration's policy. Duration: for how long it has to be protected first.
+	KindFailbackBegun Kind = "failback-begun"
 	// KindSurrendered: the owner has shut its gate and given the guest up, as of
 	// Epoch, to Peer.
 	KindSurrendered Kind = "surrendered"
@@ -129,8 +135,8 @@ var kinds = [...]Kind{
 	KindHostUp, KindHostDown, KindLeaderChanged, KindConfigChanged,
 	KindRoleChanged, KindOwnerChanged, KindProblem, KindProblemOver,
 	KindStarted, KindBooted, KindRestored, KindAdopted, KindStopAsked, KindStopped, KindGuestEvent, KindLeaseLost, KindLeaseRenewed,
-	KindModeChanged, KindProtected, KindUnprotected, KindMismatch, KindImageGivenUp, KindDiskTrouble, KindDiskWell,
-	KindSwitchoverAsked, KindSurrendered, KindTakeoverAsked, KindTakeoverGranted, KindTakeoverRefused, KindTakeoverRunning,
+	KindModeChanged, KindProtected, KindUnprotected, KindProtectionChanged, KindMismatch, KindImageGivenUp, KindDiskTrouble, KindDiskWell,
+	KindSwitchoverAsked, KindFailbackBegun, KindSurrendered, KindTakeoverAsked, KindTakeoverGranted, KindTakeoverRefused, KindTakeoverRunning,
 	KindActivated, KindFirstOutput, KindReturned, KindTakenBack,
 	KindMissed,
 }
@@ -170,7 +176,11 @@ const (
 	ReasonTakenBack     Reason = "taken-back"     // the guest came back from it
 )
 
-// Of KindStopped, and of KindSurrendered.
+// Of KindFailbackBegun.
+const ReasonPolicy Reason = "policy" // the configuration's
+
+// Of KindStopped, of KindSurrendered; ReasonOperator also of KindUnprotected and
+// KindProtectionChanged.
 const (
 	ReasonOperator  Reason = "operator"
 	ReasonShutdown  Reason = "shutdown"   // the guest powered itself off; also of KindGuestEvent

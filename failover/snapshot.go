@@ -77,6 +77,8 @@ func decodeSnapshot(b []byte) (snapshot, error) {
 			return fail("guest %.40q: no name or no record", name)
 		case len(r.Recent) > history || uint64(len(r.Recent)) > r.State.Revision || len(r.Sessions) > maxHosts:
 			return fail("guest %s: %d commands for %d revisions, %d sessions", name, len(r.Recent), r.State.Revision, len(r.Sessions))
+		case !r.State.Protection.Known():
+			return fail("guest %s: protection %.40q is not known", name, r.State.Protection)
 		case r.State.Revision > 0 && (len(r.Recent) == 0 || r.Recent[len(r.Recent)-1] != r.State.LastCommand):
 			return fail("guest %s: its history does not end with its last command", name)
 		}

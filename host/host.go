@@ -78,6 +78,9 @@ type Guest struct {
 	Disks Disks
 	// History is what checkpoint files need of Disks; nil if they are.
 	History History
+	// FailbackAfter is how long Home has to have protected the guest on Peer until
+	// the daemon brings it back there by itself; 0: an operator does.
+	FailbackAfter time.Duration
 	// Copies says that each host has a copy of its own of one of the disks.
 	Copies bool
 	// Primary and Backup make the two roles' settings for a lease length.
@@ -149,6 +152,7 @@ func (h *Host) Run(ctx context.Context) error {
 		if h.cfg.Events != nil {
 			workers.Go(func() { m.tellOwners(ctx) })
 		}
+		workers.Go(func() { m.goHome(ctx) })
 		workers.Go(func() {
 			defer close(m.ended)
 			m.run(ctx)

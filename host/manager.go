@@ -90,6 +90,8 @@ func (m *manager) play(ctx context.Context, state ownership.Guest) error {
 		// a former process left it.
 		m.as("yielding", nil, nil)
 		return m.changed(ctx, state)
+	case state.Owner != self && state.Protection == ownership.ProtectionOff:
+		return m.release(ctx, state)
 	case state.Owner != self:
 		return m.standBy(ctx, state)
 	case m.guest == nil:
@@ -153,6 +155,17 @@ func (m *manager) standBy(ctx context.Context, state ownership.Guest) error {
 	m.mu.Unlock()
 	m.tellFirstOutput(r.State)
 	return m.own(ctx, r.State)
+}
+
+// release keeps nothing of the guest: the operator has given its protection up.
+func (m *manager) release(ctx context.Context, state ownership.Guest) error {
+	m.as("released", nil, nil)
+	m.Gate.Shut()
+	m.Gate.Discard()
+	if err := errors.Join(m.end(ctx), m.letGo(ctx)); err != nil {
+		return err
+	}
+	return m.changed(ctx, state)
 }
 
 // lease returns the length of a lease; run begins only once it is known.

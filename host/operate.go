@@ -1,7 +1,8 @@
 package host
 
 // This file is what an operator can see and ask of this host: Status, and the
-// requests Switchover, Verify, Stop and Start.
+// requests Switchover, Verify, Stop and Start. Those about its protection are in
+// protection.go.
 
 import (
 	"context"
@@ -23,7 +24,7 @@ import (
 type GuestStatus struct {
 	Name string           `json:"name"`
 	Host ownership.HostID `json:"host"` // who answers
-	Role string           `json:"role"` // primary, backup, booting, recovering, waiting, stopped, yielding
+	Role string           `json:"role"` // primary, backup, booting, recovering, waiting, stopped, yielding, released
 	// Owner and the rest of Log are what the ownership log has applied here.
 	Log ownership.Guest `json:"log"`
 	// Protected: the log names a backup in sync, and this host, being the
@@ -92,7 +93,7 @@ func (m *manager) status() GuestStatus {
 	case p != nil:
 		ps := p.Status()
 		st.Primary, st.Protected = &ps, ProtectedNo
-		if ps.Mode == primary.ModeProtected && ps.Linked {
+		if ps.Mode == primary.ModeProtected && ps.Linked && st.Log.Protection == ownership.ProtectionOn {
 			st.Protected = ProtectedYes
 		}
 	case b != nil:

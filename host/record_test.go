@@ -65,6 +65,12 @@ type pair struct {
 	log   *memoryLog
 	doors map[ownership.HostID]chan protocol.Session // of those who listen
 	wire  map[ownership.HostID]*egress.Pipe          // a host's network
+	home  time.Duration                              // Guest.FailbackAfter
+}
+
+func newPair(t *testing.T) *pair {
+	return &pair{T: t, log: &memoryLog{news: make(chan struct{})}, wire: map[ownership.HostID]*egress.Pipe{},
+		doors: map[ownership.HostID]chan protocol.Session{"a": make(chan protocol.Session), "b": make(chan protocol.Session)}}
 }
 
 // daemon is one of the two hosts, while it is up.
@@ -105,7 +111,7 @@ func (p *pair) up(self, peer ownership.HostID) *daemon {
 			}
 		},
 		Guests: []Guest{{
-			Name: "web", Home: "a", Peer: peer, Hypervisor: "sim", Driver: driver, Gate: gate,
+			Name: "web", Home: "a", Peer: peer, FailbackAfter: p.home, Hypervisor: "sim", Driver: driver, Gate: gate,
 			Primary: func(l time.Duration) primary.Config {
 				c := primary.DefaultConfig("web", self, l)
 				c.CaptureBytes, c.SyncStep = 8<<20, 512
@@ -145,8 +151,7 @@ func (p *pair) up(self, peer ownership.HostID) *daemon {
 
 // TestAFailoverIsToldInOrder on the new owner: what a drill makes its RTO of.
 func TestAFailoverIsToldInOrder(t *testing.T) {
-	p := &pair{T: t, log: &memoryLog{news: make(chan struct{})}, wire: map[ownership.HostID]*egress.Pipe{},
-		doors: map[ownership.HostID]chan protocol.Session{"a": make(chan protocol.Session), "b": make(chan protocol.Session)}}
+	p := newPair(t)
 	a, b := p.up("a", "b"), p.up("b", "a")
 	inOrder(t, a.record, 0, events.KindBooted, events.KindUnprotected, events.KindProtected)
 

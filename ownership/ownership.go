@@ -30,6 +30,33 @@ const (
 	Stopped Desired = "stopped"
 )
 
+// Protection is whether the operator wants the guest protected.
+type Protection string
+
+const (
+	// ProtectionOn: a backup is to be in sync. It is what a log of before there
+	// was a switch says.
+	ProtectionOn Protection = ""
+	// ProtectionPaused: none is, for a while; the backup keeps its image, so that
+	// what has changed since is all that must travel afterwards.
+	ProtectionPaused Protection = "paused"
+	// ProtectionOff: none is; the backup keeps nothing.
+	ProtectionOff Protection = "off"
+)
+
+// Known reports whether p is one of the three.
+func (p Protection) Known() bool {
+	return p == ProtectionOn || p == ProtectionPaused || p == ProtectionOff
+}
+
+// String names what the log says; on has no word there.
+func (p Protection) String() string {
+	if p == ProtectionOn {
+		return "on"
+	}
+	return string(p)
+}
+
 // Phase says how far the owner of a generation has come.
 type Phase string
 
@@ -70,6 +97,12 @@ type Guest struct {
 	// Previous is the owner before the last takeover; a takeover that fails is
 	// returned to it.
 	Previous HostID `json:"previous,omitempty"`
+	// Protection outlives daemons, hosts and failovers. While it is not on,
+	// nothing is InSync.
+	Protection Protection `json:"protection,omitempty"`
+	// ProtectionSince is when the operator chose it, in milliseconds since 1970 by
+	// the clock of the host that was asked; 0: never, or not known.
+	ProtectionSince int64 `json:"protection_since,omitempty"`
 	// LastCommand is the command that led to this revision.
 	LastCommand CommandID `json:"last_command"`
 }
@@ -140,7 +173,28 @@ const (
 	Reclaim Kind = "reclaim"
 	// Stop records that the guest is meant to be stopped.
 	Stop Kind = "stop"
+	// Pause, Unprotect and Protect are the operator's switch: ProtectionPaused,
+	// ProtectionOff, ProtectionOn. The first two record, as OutOfSync does, that
+	// the guest runs unprotected: from there on nobody takes it over, and its
+	// owner need not wait for anybody.
+	Pause     Kind = "pause"
+	Unprotect Kind = "unprotect"
+	Protect   Kind = "protect"
 )
+
+// switches are the commands of the operator's switch, and what each leads to.
+var switches = map[Kind]Protection{Pause: ProtectionPaused, Unprotect: ProtectionOff, Protect: ProtectionOn}
+
+// SwitchTo returns the command that leads to p.
+func SwitchTo(p Protection) Kind {
+	switch p {
+	case ProtectionPaused:
+		return Pause
+	case ProtectionOff:
+		return Unprotect
+	}
+	return Protect
+}
 
 // Command is one conditional change of one guest's state.
 type Command struct {
@@ -154,6 +208,9 @@ type Command struct {
 	Revision   uint64           `json:"revision"`
 	// Backup is the image meant: by InSync, OutOfSync, Takeover, Surrender.
 	Backup Backup `json:"backup"`
+	// At is when the operator asked, in milliseconds since 1970 by the proposer's
+	// clock: of Pause, Unprotect, Protect.
+	At int64 `json:"at,omitempty"`
 }
 
 // Refused is the error of a command whose condition did not hold. The state is
@@ -217,6 +274,8 @@ func Apply(g Guest, c Command) (Guest, error) {
 			return refuse("the guest is meant to be %s", g.Desired)
 		case c.Backup.Host == "" || c.Backup.Host == g.Owner || c.Backup.Image.IsZero() || c.Backup.Epoch == 0:
 			return refuse("%+v names no image of another host", c.Backup)
+		case g.Protection != ProtectionOn:
+			return refuse("its protection is %s", g.Protection)
 		}
 		next.Backup, next.InSync = c.Backup, true
 	case OutOfSync:
@@ -277,6 +336,17 @@ func Apply(g Guest, c Command) (Guest, error) {
 			return refuse("owner is %s, the guest is %s", g.Owner, g.Phase)
 		}
 		next.Desired, next.Backup, next.InSync = Stopped, Backup{}, false
+	case Pause, Unprotect, Protect:
+		if !owner || g.Phase != PhaseActive {
+			return refuse("owner is %s, the guest is %s", g.Owner, g.Phase)
+		}
+		if next.Protection = switches[c.Kind]; next.Protection == g.Protection {
+			return refuse("its protection is %s already", g.Protection)
+		}
+		next.ProtectionSince = max(c.At, 0)
+		if next.Protection != ProtectionOn {
+			next.Backup, next.InSync = Backup{}, false
+		}
 	default:
 		return refuse("unknown command %q", c.Kind)
 	}

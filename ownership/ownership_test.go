@@ -21,6 +21,8 @@ var (
 	inSync      = Guest{Generation: 4, Revision: 21, Owner: "a", Phase: PhaseActive, Desired: Running, Backup: onB, InSync: true, LastCommand: CommandID{21}}
 	surrendered = Guest{Generation: 4, Revision: 22, Owner: "a", Phase: PhaseSurrendered, Desired: Running, Backup: onB, InSync: true, LastCommand: CommandID{22}}
 	activating  = Guest{Generation: 5, Revision: 23, Owner: "b", Phase: PhaseActivating, Desired: Running, Previous: "a", LastCommand: CommandID{23}}
+	paused      = Guest{Generation: 4, Revision: 25, Owner: "a", Phase: PhaseActive, Desired: Running, Protection: ProtectionPaused, ProtectionSince: 77, LastCommand: CommandID{25}}
+	off         = Guest{Generation: 4, Revision: 26, Owner: "a", Phase: PhaseActive, Desired: Running, Protection: ProtectionOff, ProtectionSince: 78, LastCommand: CommandID{26}}
 	stopped     = Guest{Generation: 4, Revision: 24, Owner: "a", Phase: PhaseActive, Desired: Stopped, LastCommand: CommandID{24}}
 )
 
@@ -68,7 +70,19 @@ func TestApplyAccepts(t *testing.T) {
 		"RULES 4: reclaim before the backup took it": {surrendered, at(surrendered, Reclaim, "a", Backup{}), func(g *Guest) {
 			g.Generation, g.Phase, g.Backup, g.InSync = 5, PhaseActive, Backup{}, false
 		}},
-		"RULES 6: stop": {inSync, at(inSync, Stop, "a", Backup{}), func(g *Guest) { g.Desired, g.Backup, g.InSync = Stopped, Backup{}, false }},
+		"guarantee 6: who pauses a guest is alone, and the log says so": {inSync, switchedAt(inSync, Pause, 99), func(g *Guest) {
+			g.Protection, g.ProtectionSince, g.Backup, g.InSync = ProtectionPaused, 99, Backup{}, false
+		}},
+		"guarantee 6: and who gives its protection up": {inSync, switchedAt(inSync, Unprotect, 99), func(g *Guest) {
+			g.Protection, g.ProtectionSince, g.Backup, g.InSync = ProtectionOff, 99, Backup{}, false
+		}},
+		"a paused one is given up": {paused, switchedAt(paused, Unprotect, 99), func(g *Guest) { g.Protection, g.ProtectionSince = ProtectionOff, 99 }},
+		"resumed":                  {paused, switchedAt(paused, Protect, 99), func(g *Guest) { g.Protection, g.ProtectionSince = ProtectionOn, 99 }},
+		"protected again":          {off, switchedAt(off, Protect, 99), func(g *Guest) { g.Protection, g.ProtectionSince = ProtectionOn, 99 }},
+		"the switch is kept when it is booted anew": {off, at(off, Start, "a", Backup{}), func(g *Guest) { g.Generation++ }},
+		"and when its daemon is started anew":       {paused, at(paused, Adopt, "a", Backup{}), func(g *Guest) { g.Generation++ }},
+		"a stopped guest's can be set":              {stopped, switchedAt(stopped, Unprotect, 0), func(g *Guest) { g.Protection = ProtectionOff }},
+		"RULES 6: stop":                             {inSync, at(inSync, Stop, "a", Backup{}), func(g *Guest) { g.Desired, g.Backup, g.InSync = Stopped, Backup{}, false }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			want := tc.from
@@ -85,6 +99,13 @@ func TestApplyAccepts(t *testing.T) {
 			}
 		})
 	}
+}
+
+// switchedAt is the owner's switch of protection, at a time.
+func switchedAt(g Guest, k Kind, when int64) Command {
+	c := at(g, k, "a", Backup{})
+	c.At = when
+	return c
 }
 
 func takenByB(g *Guest) {
@@ -140,6 +161,15 @@ func TestApplyRefuses(t *testing.T) {
 		"RULES 4: reclaim of what was not given":  {inSync, at(inSync, Reclaim, "a", Backup{}), "the guest is active"},
 		"RULES 6: stop by another":                {inSync, at(inSync, Stop, "b", Backup{}), "owner is a"},
 		"RULES 6: stop in mid-takeover":           {activating, at(activating, Stop, "b", Backup{}), "activating"},
+		"guarantee 6: in sync of a paused guest":  {paused, at(paused, InSync, "a", onB), "protection is paused"},
+		"guarantee 6: takeover of a paused guest": {paused, at(paused, Takeover, "b", onB), "no backup is in sync"},
+		"guarantee 6: takeover of one given up":   {off, at(off, Takeover, "b", onB), "no backup is in sync"},
+		"guarantee 6: paused by the backup":       {inSync, at(inSync, Pause, "b", Backup{}), "owner is a"},
+		"RULES 10: given up in mid-takeover":      {activating, at(activating, Unprotect, "b", Backup{}), "activating"},
+		"RULES 7: paused when it is surrendered":  {surrendered, at(surrendered, Pause, "a", Backup{}), "surrendered"},
+		"paused twice":                            {paused, at(paused, Pause, "a", Backup{}), "paused already"},
+		"protected twice":                         {inSync, at(inSync, Protect, "a", Backup{}), "on already"},
+		"RULES 6: pause of nothing":               {Guest{}, at(Guest{}, Pause, "a", Backup{}), "owner is "},
 		"RULES 6: stop of nothing":                {Guest{}, at(Guest{}, Stop, "a", Backup{}), "never started"},
 		"RULES 4: a command without an ID":        {inSync, nameless, "has no ID"},
 		"guarantee 1: an owner without a name":    {Guest{}, at(Guest{}, Start, "", Backup{}), "no proposer"},

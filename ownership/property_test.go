@@ -2,6 +2,7 @@ package ownership
 
 import (
 	"errors"
+	"slices"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -13,6 +14,25 @@ import (
 // it: a table beside the switch in Apply, written down the other way round.
 // The images named by a command are judged in the test.
 func oracle(g Guest, host HostID) []Kind {
+	may := oracleOfRest(g, host)
+	if host == g.Owner && g.Generation > 0 && g.Phase == PhaseActive {
+		switch g.Protection {
+		case ProtectionOn:
+			may = append(may, Pause, Unprotect)
+		case ProtectionPaused:
+			may = append(may, Unprotect, Protect)
+		case ProtectionOff:
+			may = append(may, Pause, Protect)
+		}
+	}
+	if g.Protection != ProtectionOn {
+		may = slices.DeleteFunc(may, func(k Kind) bool { return k == InSync })
+	}
+	return may
+}
+
+// oracleOfRest leaves the operator's switch aside.
+func oracleOfRest(g Guest, host HostID) []Kind {
 	owner := host == g.Owner
 	switch {
 	case g.Generation == 0:
@@ -37,7 +57,7 @@ func oracle(g Guest, host HostID) []Kind {
 	return nil
 }
 
-var kinds = []Kind{Start, Adopt, InSync, OutOfSync, Takeover, Activated, Return, Surrender, Reclaim, Stop, "nonsense"}
+var kinds = []Kind{Start, Adopt, InSync, OutOfSync, Takeover, Activated, Return, Surrender, Reclaim, Stop, Pause, Unprotect, Protect, "nonsense"}
 
 // bumps are the kinds that begin a new generation.
 var bumps = map[Kind]bool{Start: true, Adopt: true, Takeover: true, Return: true, Reclaim: true}
@@ -70,6 +90,9 @@ func TestApplyProperties(t *testing.T) {
 				everyCommand(t, g)
 				if g.InSync && (g.Backup.Host == g.Owner || g.Backup.Image.IsZero() || g.Desired != Running || g.Phase == PhaseActivating) {
 					t.Fatalf("RULES 2, 6: in sync in %+v", g)
+				}
+				if g.Protection != ProtectionOn && (g.InSync || g.Phase != PhaseActive) {
+					t.Fatalf("guarantee 6: protection is %s in %+v", g.Protection, g)
 				}
 				if (g.Phase == PhaseActivating) != (g.Previous != "") {
 					t.Fatalf("RULES 10: phase and previous owner disagree in %+v", g)
@@ -159,6 +182,9 @@ func step(t *rapid.T, g Guest, c Command) Guest {
 	}
 	if next.Owner != g.Owner && next.Generation == g.Generation {
 		t.Fatalf("guarantee 1: two owners, %s and %s, in generation %d", g.Owner, next.Owner, g.Generation)
+	}
+	if _, is := switches[c.Kind]; !is && next.Protection != g.Protection {
+		t.Fatalf("%s led from protection %s to %s", c.Kind, g.Protection, next.Protection)
 	}
 	if again, err := Apply(next, c); err != nil || again != next {
 		t.Fatalf("RULES 4: %s applied twice: %+v, %v", c.Kind, again, err)

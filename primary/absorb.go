@@ -80,9 +80,13 @@ func (c *Core) absorb(ev Event) {
 }
 
 func (c *Core) absorbLog(g ownership.Guest) {
-	if g.Revision > c.log.Revision {
-		c.log = g
+	if g.Revision <= c.log.Revision {
+		return
 	}
+	if c.log.Protection != ownership.ProtectionOn && g.Protection == ownership.ProtectionOn {
+		c.connectAt = 0 // at once
+	}
+	c.log = g
 }
 
 func (c *Core) absorbProposed(ev Proposed) {

@@ -16,7 +16,9 @@
 //	  └────────────────── OutOfSync applied ── detaching <─────────────┘
 //
 // While alone or syncing the gate passes frames, because the log says that the
-// guest runs unprotected. In every other mode a frame waits for its epoch.
+// guest runs unprotected. In every other mode a frame waits for its epoch. A
+// guest whose protection the operator has paused or given up is alone, and
+// stays so: the command that says so in the log is an OutOfSync as well.
 package primary
 
 import (
@@ -209,12 +211,18 @@ func (c *Core) decide() {
 			c.enter(ModeAlone)
 		}
 	case ModeAlone:
-		if c.linked {
+		switch {
+		case c.linked && !c.wanted(): // one that was being opened
+			c.drop(c.unwanted())
+		case c.linked:
 			c.mismatched = false
 			c.enter(ModeSyncing)
 		}
 	case ModeSyncing:
 		switch {
+		case !c.wanted():
+			c.drop(c.unwanted())
+			c.enter(ModeAlone)
 		case c.givenUp():
 			c.drop("the guest cannot be captured")
 			c.enter(ModeAlone)
@@ -225,9 +233,9 @@ func (c *Core) decide() {
 		c.decideEntering()
 	case ModeProtected:
 		switch {
-		case !c.log.InSync: // the backup says that its image is gone
+		case !c.log.InSync: // the operator says so, or the backup that its image is gone
 			if c.linked {
-				c.drop("the backup has lost its image")
+				c.drop(c.outOfSync())
 			}
 			c.enter(ModeAlone)
 		case c.lost():
@@ -401,6 +409,8 @@ func (c *Core) decideEntering() {
 		case c.inSyncMaybe || c.log.InSync:
 			c.enter(ModeDetaching)
 			return
+		case c.linked && !c.wanted():
+			c.drop(c.unwanted())
 		case c.linked: // a mismatch: its image is not to be continued from
 			c.drop("the backup's image is given up")
 		}
@@ -413,10 +423,24 @@ func (c *Core) decideEntering() {
 	}
 }
 
+// wanted reports whether the operator wants the guest protected.
+func (c *Core) wanted() bool { return c.log.Protection == ownership.ProtectionOn }
+
+// unwanted says why a session ends whose guest is not to be protected.
+func (c *Core) unwanted() string { return fmt.Sprintf("its protection is %s", c.log.Protection) }
+
+// outOfSync says why a session ends when the log names no backup any more.
+func (c *Core) outOfSync() string {
+	if !c.wanted() {
+		return c.unwanted()
+	}
+	return "the backup has lost its image"
+}
+
 // lost reports whether the backup can no longer be counted on.
 func (c *Core) lost() bool {
 	switch {
-	case c.mismatched || c.stalled || c.givenUp():
+	case c.mismatched || c.stalled || c.givenUp() || !c.wanted():
 		return true
 	case !c.linked:
 		return c.deserted || c.mode == ModeEntering && !c.inSyncMaybe || !c.now.Before(c.linkLost.Add(c.cfg.DetachAfter))
@@ -504,7 +528,7 @@ func (c *Core) decideConnect() {
 		// Cut off from the voters, but not from the backup: fall silent, so
 		// that the backup, which may reach them, asks to take over.
 		c.drop("this host can renew no lease")
-	case !c.linked && !c.connecting && c.leaseHolds() && !c.now.Before(c.connectAt) &&
+	case !c.linked && !c.connecting && c.wanted() && c.leaseHolds() && !c.now.Before(c.connectAt) &&
 		c.log.Phase == ownership.PhaseActive && c.mode != ModeDetaching:
 		c.connecting = true
 		c.emit(Connect{})

@@ -174,6 +174,17 @@ func (n *narrator) line(words []string) {
 		}
 	case "log-seen":
 		n.step(LogApplied{n.log})
+	case "pause", "unprotect", "protect", "pause-unseen": // the operator's switch, proposed beside us
+		c := ownership.Command{ID: ownership.NewCommandID(), Guest: "web", Kind: ownership.Kind(strings.TrimSuffix(words[0], "-unseen")), Host: "a",
+			Generation: n.log.Generation, Revision: n.log.Revision}
+		next, err := ownership.Apply(n.log, c)
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		n.log = next
+		if words[0] != "pause-unseen" {
+			n.step(LogApplied{n.log})
+		}
 	case "captures": // fail | work
 		n.broken = arg(1) == "fail"
 	case "comparing": // the backup's copies of the disks; until "compared"

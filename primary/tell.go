@@ -99,6 +99,8 @@ func (p *Primary) tellCover(is events.Kind, reason events.Reason, text string) {
 func (p *Primary) uncovered() (events.Reason, string) {
 	c := p.core
 	switch oldest := c.sealedAt[(c.acked+1)%maxWindow]; {
+	case !c.wanted():
+		return events.ReasonOperator, fmt.Sprintf("an operator has set the guest's protection to %s", c.log.Protection)
 	case p.said.cover == "":
 		return events.ReasonNoBackupYet, "the guest begins here, and no backup is in sync yet"
 	case c.generation != p.said.generation:

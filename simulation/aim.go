@@ -104,6 +104,15 @@ func (f *faults) lead(p path) func() {
 		}
 	case switching:
 		return f.inSync(f.switchover)
+	case pausing:
+		pause := f.inSync(f.protection)
+		return func() {
+			if w.ledger.state.Protection != ownership.ProtectionOn {
+				f.switchTo(ownership.ProtectionOn)
+			} else {
+				pause()
+			}
+		}
 	case stopping:
 		return func() {
 			if w.ledger.state.Desired == ownership.Stopped {

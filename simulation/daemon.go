@@ -298,6 +298,8 @@ func (d *daemon) play(st ownership.Guest) {
 	case st.Owner != self && st.Phase == ownership.PhaseActivating && st.Previous == self:
 		d.as("yielding")
 		d.changed(st, d.manage)
+	case st.Owner != self && st.Protection == ownership.ProtectionOff:
+		d.release(st)
 	case st.Owner != self:
 		d.standBy(st)
 	case d.guest == nil:
@@ -341,6 +343,19 @@ func (d *daemon) standBy(st ownership.Guest) {
 	d.as("backup")
 	d.backup = newBackup(d, st)
 	d.backup.start()
+}
+
+// release keeps nothing of a guest whose protection is given up.
+func (d *daemon) release(st ownership.Guest) {
+	d.as("released")
+	d.gate.shut()
+	d.gate.discard()
+	d.end()
+	if err := d.set.StandBy(ended); err != nil {
+		d.after(again, d.manage)
+		return
+	}
+	d.changed(st, d.manage)
 }
 
 func (d *daemon) backupEnded(o backup.Outcome, st ownership.Guest) {
@@ -497,6 +512,24 @@ func (d *daemon) ask(r primary.Request) {
 		d.w.say(d.h.name, "asked for %d", r)
 		d.primary.later(primary.Asked{Request: r})
 	}
+}
+
+// switchTo is the operator's switch of protection, tried again when the log has
+// gone on meanwhile.
+func (d *daemon) switchTo(to ownership.Protection, tries int) {
+	d.w.ledger.read(d, func(st ownership.Guest, err error) {
+		if err != nil || st.Owner != d.h.id || st.Phase != ownership.PhaseActive || st.Protection == to || d.w.at(d, stepProposeProtection) {
+			return
+		}
+		if d.w.breach == passBeforePaused && to != ownership.ProtectionOn {
+			d.gate.enter(gatePass)
+		}
+		d.propose(st, ownership.SwitchTo(to), ownership.Backup{}, func(_ ownership.Guest, err error) {
+			if refused := (*ownership.Refused)(nil); errors.As(err, &refused) && tries > 1 {
+				d.switchTo(to, tries-1)
+			}
+		})
+	})
 }
 
 // startStopped is the operator's Start: the manager proposes it, once nothing of

@@ -57,7 +57,7 @@ func (f *faults) init(w *world) {
 	f.verifyAll = w.chance(0.3)
 	f.pause = time.Duration([]int{60, 200, 600, 1500}[w.dice.IntN(4)]) * time.Millisecond
 	all := []func(){f.daemonDies, f.powerFails, f.guestExits, f.guestOff, w.breakSessions, f.cutOneWay, f.cutBothWays,
-		f.cutVoters, f.stutter, f.newLeader, f.freezeHost, f.freezeDaemon, f.suspendHost, f.switchover, f.stop, f.heldFull, f.corrupt, f.misread}
+		f.cutVoters, f.stutter, f.newLeader, f.freezeHost, f.freezeDaemon, f.suspendHost, f.switchover, f.stop, f.protection, f.heldFull, f.corrupt, f.misread}
 	for _, k := range all {
 		if w.chance(0.4) {
 			f.kinds = append(f.kinds, k)
@@ -122,10 +122,13 @@ func (f *faults) end() {
 	f.operate()
 }
 
-// operate is the operator, who starts what was stopped.
+// operate is the operator, who starts what was stopped, and wants it protected.
 func (f *faults) operate() {
 	if d := f.host().daemon; d != nil && f.w.ledger.state.Desired == ownership.Stopped {
 		d.startStopped()
+	}
+	if f.w.ledger.state.Protection != ownership.ProtectionOn {
+		f.switchTo(ownership.ProtectionOn)
 	}
 	f.w.after(500*time.Millisecond, f.operate)
 }
@@ -224,6 +227,10 @@ func (f *faults) strike(d *daemon, s step, x fault) {
 	case faultStale:
 		w.ledger.elect(w.between(20*time.Millisecond, 500*time.Millisecond))
 		f.withFormer(h.index, f.some())
+	case faultPaused:
+		struck = f.unprotect(ownership.ProtectionPaused)
+	case faultUnprotected:
+		struck = f.unprotect(ownership.ProtectionOff)
 	case faultDisk:
 		h.diskFails = w.now + w.between(5*time.Millisecond, 2*lease)
 	default: // counted when a message takes it
@@ -410,6 +417,29 @@ func (f *faults) stop() {
 	} else if f.w.chance(0.3) {
 		f.ask(primary.RequestStop)
 	}
+}
+
+// protection is the operator at the switch, who is not sure what to want.
+func (f *faults) protection() {
+	f.unprotect([]ownership.Protection{ownership.ProtectionPaused, ownership.ProtectionOff}[f.w.dice.IntN(2)])
+}
+
+// unprotect sets the switch, and back after a while.
+func (f *faults) unprotect(to ownership.Protection) (asked bool) {
+	f.w.after(f.some(), func() { f.switchTo(ownership.ProtectionOn) })
+	return f.switchTo(to)
+}
+
+// switchTo asks both hosts: the owner does it.
+func (f *faults) switchTo(to ownership.Protection) (asked bool) {
+	f.w.say("", "the operator wants protection %s", to)
+	for _, h := range f.w.hosts {
+		if d := h.daemon; d != nil {
+			asked = true
+			d.after(0, func() { d.switchTo(to, 3) })
+		}
+	}
+	return asked
 }
 
 func (f *faults) ask(r primary.Request) {

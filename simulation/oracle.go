@@ -123,6 +123,9 @@ func (o *oracle) applied(w *world, c ownership.Command, before, next ownership.G
 			w.violated("rule 1: the backup is in sync at %v, on the disk is what was written at %v", at, o.disk.last)
 		}
 	case ownership.Takeover:
+		if before.Protection != ownership.ProtectionOn {
+			w.violated("guarantee 6: %s takes the guest over, whose protection is %s", c.Host, before.Protection)
+		}
 		o.takeovers++
 		o.permit[h.index] = c.Backup.Image
 		if o.had[h.index] {
@@ -135,6 +138,10 @@ func (o *oracle) applied(w *world, c ownership.Command, before, next ownership.G
 		o.from = w.images[c.Backup.Image].device // also if its daemon has died since
 	case ownership.Stop:
 		o.stops(h)
+	case ownership.Pause, ownership.Unprotect, ownership.Protect:
+		if next.Owner != before.Owner || next.Generation != before.Generation {
+			w.violated("%s by %s changes the owner, or its generation", c.Kind, c.Host)
+		}
 	case ownership.Surrender:
 		if g := h.guest; g != nil && g.off && !g.gone {
 			w.violated("rule 6: %s surrenders the guest, which has powered itself off", h.name)

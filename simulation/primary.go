@@ -192,7 +192,8 @@ var applications = map[ownership.Kind]step{
 	ownership.Start: stepAppliedStart, ownership.Adopt: stepAppliedAdopt, ownership.InSync: stepAppliedInSync,
 	ownership.OutOfSync: stepAppliedOutOfSync, ownership.Takeover: stepAppliedTakeover, ownership.Activated: stepAppliedActivated,
 	ownership.Return: stepAppliedReturn, ownership.Surrender: stepAppliedSurrender, ownership.Reclaim: stepAppliedReclaim,
-	ownership.Stop: stepAppliedStop,
+	ownership.Stop: stepAppliedStop, ownership.Pause: stepAppliedProtection, ownership.Unprotect: stepAppliedProtection,
+	ownership.Protect: stepAppliedProtection,
 }
 
 // later posts an event that comes from another goroutine.
@@ -221,6 +222,9 @@ func (p *primaryShell) do(a primary.Action) primary.Event {
 	case primary.Restore:
 		if p.w.breach != restoreMissing {
 			p.restore()
+		}
+		if p.w.breach == pauseForgetsDirty {
+			p.pending, p.guest.dirty = 0, 0
 		}
 		set.Void()
 		if _, compare := set.Unsynced(); compare > 0 {

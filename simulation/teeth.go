@@ -71,6 +71,9 @@ const (
 	anyAckTaken
 	printIgnored
 	spoiltKept
+	pausedTaken
+	passBeforePaused
+	pauseForgetsDirty
 
 	breaches // their number
 )
@@ -126,6 +129,10 @@ var breachTable = [breaches]struct{ rules, name string }{
 	anyAckTaken:  {"G8, G2", "an acknowledgement counts whatever it names"},
 	printIgnored: {"G4", "a page is filled whatever its fingerprint says"},
 	spoiltKept:   {"G4, G6", "an image that cannot be made whole is not given up"},
+
+	pausedTaken:       {"G6", "a guest may be taken over while its protection is paused or given up"},
+	passBeforePaused:  {"G6, 4", "output passes as soon as the operator wants no protection, before the log says so"},
+	pauseForgetsDirty: {"G3, G5", "what was dirtied during a pause is not sent after it"},
 }
 
 // elsewhere are rules that say nothing to the cores: there is nothing of them in
@@ -227,7 +234,8 @@ func (x brokenIndex) Forget() {
 func (b breach) decide(g ownership.Guest, c ownership.Command) (ownership.Guest, error) {
 	next, err := ownership.Apply(g, c)
 	switch {
-	case b == outOfSyncForgotten && c.Kind == ownership.OutOfSync && err == nil,
+	case b == pausedTaken && err == nil && (c.Kind == ownership.Pause || c.Kind == ownership.Unprotect || c.Kind == ownership.OutOfSync && g.Protection != ownership.ProtectionOn),
+		b == outOfSyncForgotten && c.Kind == ownership.OutOfSync && err == nil,
 		b == stoppedTaken && c.Kind == ownership.Stop && err == nil:
 		next.InSync, next.Backup = g.InSync, g.Backup
 	case b == stoppedTaken && c.Kind == ownership.Takeover && err != nil && g.Desired == ownership.Stopped && g.Backup.Image == c.Backup.Image:

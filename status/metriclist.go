@@ -17,7 +17,7 @@ import (
 
 // The values of states, by their codes.
 var (
-	roles     = []string{"starting", "waiting", "booting", "recovering", "stopped", "yielding", "backup", "primary"}
+	roles     = []string{"starting", "waiting", "booting", "recovering", "stopped", "yielding", "backup", "primary", "released"}
 	modes     = []string{"none", "alone", "syncing", "entering", "protected", "detaching", "leaving", "yielded", "ended", "starting"}
 	phases    = []string{"none", string(ownership.PhaseActive), string(ownership.PhaseActivating), string(ownership.PhaseSurrendered)}
 	protected = []string{host.ProtectedNo, host.ProtectedYes, host.ProtectedUnknown}
@@ -144,7 +144,7 @@ var metrics = []metric{
 		}},
 
 	state("understudy_guest_role", "1 for the part this host plays for the guest.", "role", roles, roleOf),
-	code("understudy_guest_role_code", "The part this host plays: 0 starting, 1 waiting, 2 booting, 3 recovering, 4 stopped, 5 yielding, 6 backup, 7 primary.", roles, roleOf),
+	code("understudy_guest_role_code", "The part this host plays: 0 starting, 1 waiting, 2 booting, 3 recovering, 4 stopped, 5 yielding, 6 backup, 7 primary, 8 released.", roles, roleOf),
 	state("understudy_guest_mode", "1 for where the guest's protection stands; none where this host is not its primary.", "mode", modes, modeOf),
 	code("understudy_guest_mode_code", "Where the protection stands: 0 none, 1 alone, 2 syncing, 3 entering, 4 protected, 5 detaching, 6 leaving, 7 yielded, 8 ended, 9 starting.", modes, modeOf),
 	state("understudy_guest_protected", "1 for whether a backup in sync is fed; unknown where this host is not the primary.", "state", protected, protectedOf),

@@ -17,6 +17,7 @@
 //	GET  /ui/                                 the dashboard, for browsers
 //	POST /api/v1/guests/NAME/switchover       → the log's new state
 //	POST /api/v1/guests/NAME/stop | start     → the log's new state
+//	POST /api/v1/guests/NAME/pause | resume | unprotect | protect | failback  (control.go)
 //	POST /api/v1/guests/NAME/verify           → VerifyResult
 //	POST /api/v1/guests/NAME/checkpoint/…     → a stream (stream.go)
 //	GET  /api/v1/hosts                        → HostList
@@ -55,6 +56,7 @@ type Operations interface {
 	Start(ctx context.Context, guest string) (ownership.Guest, error)
 	Verify(ctx context.Context, guest string) (primary.VerifyResult, error)
 	Checkpoints
+	Control
 }
 
 // Report is the answer to GET /api/v1/status.
@@ -210,6 +212,7 @@ func (s *Server) routes() []route {
 		{"POST /api/v1/guests/{guest}/start", Operate, s.operation(func(ctx context.Context, g string) (any, error) { return ops.Start(ctx, g) })},
 		{"POST /api/v1/guests/{guest}/verify", Operate, s.operation(func(ctx context.Context, g string) (any, error) { return ops.Verify(ctx, g) })},
 	}
+	all = append(all, s.controlRoutes(ops)...)
 	all = append(all, s.peerRoutes()...)
 	all = append(all, s.drillRoutes()...)
 	all = append(all, s.uiRoutes()...)

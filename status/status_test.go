@@ -196,7 +196,7 @@ func TestOperationsReachTheirGuest(t *testing.T) {
 	path := filepath.Join(shortDir(t), "s")
 	serve(t, f, path)
 	c := NewClient(path)
-	for _, operation := range []string{"switchover", "stop", "start"} {
+	for _, operation := range []string{"switchover", "stop", "start", "pause", "resume", "unprotect", "protect", "failback"} {
 		// A name is data, whatever is in it.
 		for _, guest := range []string{"web", "a b", "a/b", "50%", "..", "ü"} {
 			var got ownership.Guest
@@ -228,7 +228,7 @@ func TestErrorsComeInTheHostsOwnWords(t *testing.T) {
 	path := filepath.Join(shortDir(t), "s")
 	serve(t, f, path)
 	c := NewClient(path)
-	for _, operation := range []string{"switchover", "stop", "start", "verify"} {
+	for _, operation := range []string{"switchover", "stop", "start", "verify", "pause", "resume", "unprotect", "protect", "failback"} {
 		var any json.RawMessage
 		err := c.Operate(t.Context(), "web", operation, &any)
 		if err == nil || err.Error() != f.err.Error() || errors.Is(err, ErrNoDaemon) {
@@ -249,7 +249,7 @@ func TestAGuestThatIsNotThereIsNamed(t *testing.T) {
 	}
 	path := filepath.Join(shortDir(t), "s")
 	serve(t, h, path)
-	for _, operation := range []string{"switchover", "stop", "start", "verify"} {
+	for _, operation := range []string{"switchover", "stop", "start", "verify", "pause", "resume", "unprotect", "protect", "failback"} {
 		var any json.RawMessage
 		err := NewClient(path).Operate(t.Context(), "nobody", operation, &any)
 		if err == nil || !strings.Contains(err.Error(), `no guest "nobody" on host alpha`) {

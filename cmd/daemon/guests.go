@@ -42,7 +42,8 @@ func newGuest(o Options, self config.Host, g config.Guest, record recorder) (hos
 	me := ownership.HostID(self.Name)
 	return host.Guest{
 		Name: g.Name, Home: ownership.HostID(g.Host), Driver: driver, Gate: gate,
-		Disks: disks.orNone(), History: disks.history(), Copies: disks.copied(), Hypervisor: string(g.Hypervisor),
+		FailbackAfter: failbackAfter(g),
+		Disks:         disks.orNone(), History: disks.history(), Copies: disks.copied(), Hypervisor: string(g.Hypervisor),
 		Primary: func(lease time.Duration) primary.Config {
 			c := primaryConfig(g, me, lease)
 			c.Disks, c.PrintKey = disks.shape()
@@ -56,6 +57,14 @@ func newGuest(o Options, self config.Host, g config.Guest, record recorder) (hos
 			return c
 		},
 	}, nil
+}
+
+// failbackAfter is 0 where an operator brings the guest back.
+func failbackAfter(g config.Guest) time.Duration {
+	if g.Failback != config.FailbackAuto {
+		return 0
+	}
+	return g.FailbackAfter.Std()
 }
 
 // sideBlocks is room for a machine's other RAM blocks in one epoch.

@@ -38,7 +38,11 @@ func statusCommand(f *common) *cobra.Command {
 			}
 			for _, g := range r.Guests {
 				if g.Protected == host.ProtectedNo {
-					return exitError{exitUnprotected, fmt.Errorf("guest %s is not protected", g.Name)}
+					why := ""
+					if said := notWanted(g, time.Now()); said != "" {
+						why = ": its " + said
+					}
+					return exitError{exitUnprotected, fmt.Errorf("guest %s is not protected%s", g.Name, why)}
 				}
 			}
 			return nil
@@ -57,6 +61,9 @@ func printStatus(w io.Writer, r status.Report) error {
 	for _, g := range r.Guests {
 		p("guest\t%s\n", g.Name)
 		p("  protected\t%s\n", protectedText(g))
+		if said := notWanted(g, time.Now()); said != "" {
+			p("  switched\t%s\n", said)
+		}
 		p("  owner\t%s, generation %d, %s, meant to be %s\n", g.Log.Owner, g.Log.Generation, g.Log.Phase, g.Log.Desired)
 		p("  here\t%s\n", g.Role)
 		if s := g.Primary; s != nil {
@@ -138,6 +145,8 @@ func protectedText(g host.GuestStatus) string {
 		return fmt.Sprintf("yes, by host %s, for %v", g.Primary.Backup, g.Primary.ModeFor.Round(time.Second))
 	case g.Primary.Mode == primary.ModeProtected:
 		return fmt.Sprintf("NO: host %s does not answer, output waits for it", g.Primary.Backup)
+	case g.Log.Protection != ownership.ProtectionOn:
+		return fmt.Sprintf("NO: %s by an operator", g.Log.Protection)
 	case g.Primary.Remaining > 0 && g.Primary.Pages > 0:
 		return fmt.Sprintf("NO: %s, %.0f%% done", g.Primary.Mode, 100*(1-float64(g.Primary.Remaining)/float64(g.Primary.Pages)))
 	}

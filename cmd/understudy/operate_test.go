@@ -171,6 +171,10 @@ func answering(t *testing.T, code int, v any) (socket string) {
 func TestExitStatusTellsTheOutcome(t *testing.T) {
 	unprotected := report()
 	unprotected.Guests[2].Protected = host.ProtectedNo
+	paused := report()
+	paused.Guests[2].Protected = host.ProtectedNo
+	paused.Guests[2].Log.Protection, paused.Guests[2].Log.ProtectionSince = ownership.ProtectionPaused, time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC).UnixMilli()
+	paused.Guests[2].Primary.Mode = primary.ModeAlone
 	elsewhere := ownership.Guest{Generation: 5, Owner: "beta", Phase: ownership.PhaseActive, Desired: ownership.Running}
 	refused := map[string]string{"error": `guest "web" is not protected (alone)`}
 	for _, c := range []struct {
@@ -184,6 +188,14 @@ func TestExitStatusTellsTheOutcome(t *testing.T) {
 		{"all is well", []string{"status"}, 200, report(), 0, "protected"},
 		{"a guest is not protected", []string{"status"}, 200, unprotected, exitUnprotected, "guest web is not protected"},
 		{"the same as JSON", []string{"status", "-o", "json"}, 200, unprotected, exitUnprotected, `"protected": "no"`},
+		{"paused by an operator", []string{"status"}, 200, paused, exitUnprotected, "guest web is not protected: its protection is paused by an operator since 2026-01-02 03:04:05 UTC"},
+		{"and its table says so", []string{"status"}, 200, paused, exitUnprotected, "NO: paused by an operator"},
+		{"given up", []string{"unprotect", "web"}, 200, elsewhere, 0, "without protection until `understudy protect web`"},
+		{"paused", []string{"pause", "web"}, 200, elsewhere, 0, "without protection until `understudy resume web`"},
+		{"resumed", []string{"resume", "web"}, 200, elsewhere, 0, "guest web is to be protected again"},
+		{"protected again", []string{"protect", "web"}, 200, elsewhere, 0, "guest web is to be protected again"},
+		{"brought home", []string{"failback", "web"}, 200, elsewhere, 0, "guest web is back on host beta (generation 5)"},
+		{"not brought home", []string{"failback", "web"}, 409, map[string]string{"error": `guest "web" cannot go back to alpha`}, exitFailed, "cannot go back to alpha"},
 		{"moved", []string{"switchover", "web"}, 200, elsewhere, 0, "guest web runs on host beta (generation 5)"},
 		{"not moved", []string{"switchover", "web"}, 409, refused, exitFailed, "is not protected (alone)"},
 		{"stopped", []string{"stop", "web"}, 200, elsewhere, 0, "guest web is stopped"},
