@@ -15,9 +15,12 @@ import (
 var everyCell = allCells()
 
 // aimOf is the cell that a seed aims at, if it does.
-func aimOf(seed uint64) (c cell, aims bool) {
+func (w *world) aimOf(seed uint64) (c cell, aims bool) {
 	if seed%2 != 0 {
 		return cell{}, false
+	}
+	if c, alone := needsAim[w.breach]; alone {
+		return c, true
 	}
 	return everyCell[seed/2%uint64(len(everyCell))], true
 }

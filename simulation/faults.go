@@ -63,7 +63,7 @@ func (f *faults) init(w *world) {
 			f.kinds = append(f.kinds, k)
 		}
 	}
-	if c, aims := aimOf(w.seed); aims {
+	if c, aims := w.aimOf(w.seed); aims {
 		f.takeAim(c)
 	} else {
 		switch w.dice.IntN(12) { // some go deep into one kind of trouble alone

@@ -135,6 +135,12 @@ var breachTable = [breaches]struct{ rules, name string }{
 	pauseForgetsDirty: {"G3, G5", "what was dirtied during a pause is not sent after it"},
 }
 
+// needsAim are the cells at which breaches show that show nowhere else: one seed
+// in some thousand would come there.
+var needsAim = map[breach]cell{
+	lockIgnored: {stepFlushWrite, faultFreeze}, // a write on its way when the host stood still
+}
+
 // elsewhere are rules that say nothing to the cores: there is nothing of them in
 // this world, and the tests that fail without them are named.
 var elsewhere = []struct{ rules, about, tests string }{

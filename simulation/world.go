@@ -177,7 +177,7 @@ func play(seed uint64, b breach, tell bool) (res result) {
 	w.oracle.visits = map[string]int{}
 	w.ledger = newLedger(w)
 	w.disk = w.drawDisk()
-	if c, aims := aimOf(seed); aims {
+	if c, aims := w.aimOf(seed); aims {
 		c.suits(&w.disk)
 	}
 	w.say("", "the disk: %+v", w.disk)
