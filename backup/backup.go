@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"understudy/bubble"
 	"understudy/clock"
 	"understudy/crashpoint"
 	"understudy/epoch"
@@ -86,6 +87,10 @@ type Backup struct {
 	said    sayings
 	taken   hypervisor.Guest
 	outcome Outcome
+
+	forks  chan forking
+	forked atomic.Pointer[bubble.Fork]     // see fork.go; the loop begins and ends it
+	spec   atomic.Pointer[hypervisor.Spec] // of the image; nil: there is none
 }
 
 // New returns a backup; Run starts it.
@@ -94,7 +99,7 @@ func New(cfg Config, d Deps) *Backup {
 		d.Disks = noDisks{}
 	}
 	b := &Backup{cfg: cfg, Deps: d, core: NewCore(cfg, d.State),
-		events: make(chan Event, 16), fed: make(chan sessionEvent),
+		events: make(chan Event, 16), fed: make(chan sessionEvent), forks: make(chan forking),
 		asked: make(chan struct{}), looping: make(chan struct{}), over: make(chan struct{})}
 	b.lazy.Store(cfg.Lazy)
 	return b
@@ -114,6 +119,7 @@ func (b *Backup) Run(ctx context.Context) (Result, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer b.workers.Wait()
 	defer cancel()
+	defer b.endFork(errBackupEnds)
 	b.start(func() {
 		for state := range b.Log.Watch(ctx, b.cfg.Guest) {
 			b.send(ctx, LogApplied{state})
@@ -147,6 +153,9 @@ func (b *Backup) Run(ctx context.Context) (Result, error) {
 				b.drop(lost.Err.Error())
 			}
 			ev = s.ev
+		case f := <-b.forks:
+			f.done <- b.begin(f)
+			continue
 		}
 		b.step(ctx, ev)
 		timer.Reset(b.core.NextWake().Sub(b.Clock.Now()))
@@ -191,6 +200,7 @@ func (b *Backup) do(ctx context.Context, a Action) Event {
 	case Drop:
 		b.drop(a.Why)
 	case Load:
+		b.endFork(bubble.ErrTakeover)
 		at, _ := b.core.At()
 		b.Slog.Info("loading the standby", "at", at, "device_state", len(b.state))
 		b.start(func() { b.send(ctx, Loaded{b.load(ctx)}) })
@@ -259,6 +269,7 @@ func (b *Backup) renew(ctx context.Context, hello protocol.Hello) error {
 		return err
 	}
 	b.standby, b.state, b.image = s, nil, epoch.NewIncarnation()
+	b.spec.Store(&hello.Spec)
 	b.table = rebuild.New(rebuild.Config{Pages: s.Pages(), Key: hello.PrintKey, Blocks: b.Disks, Read: s.ReadPages, Write: s.WritePages,
 		Limit: b.cfg.MaxReferences, Log: b.Slog})
 	b.decoder = epoch.NewDecoder(s.Pages(), epoch.DecoderConfig{MaxStageBytes: b.cfg.MaxStage}, b.table.ReadPages)
@@ -333,6 +344,7 @@ func (b *Backup) commit(ctx context.Context) Event {
 	s := b.session
 	at, _ := b.core.At()
 	stage := b.decoder.Stage()
+	fork, heldUp := b.fork(s, stage)
 	stage.EachRun(b.table.Supersede)
 	for _, r := range stage.References() { // one that is true now may stand in for one that is not
 		b.table.Supersede(r.Page, 1)
@@ -346,6 +358,11 @@ func (b *Backup) commit(ctx context.Context) Event {
 		// nothing between here and there can refuse it.
 		s.ack(ctx, ack)
 		crashpoint.At(crashpoint.AckSent)
+	}
+	if fork != nil {
+		began := time.Now()
+		b.spare(fork, stage)
+		heldUp += time.Since(began)
 	}
 	if err := stage.Apply(b.standby.WritePages); err != nil {
 		return CommitFailed{err} // our own image refused a write: it can no longer be trusted
@@ -371,6 +388,9 @@ func (b *Backup) commit(ctx context.Context) Event {
 	}
 	crashpoint.At(crashpoint.Applied)
 	b.stats.commit(stage.PageCount())
+	if fork != nil {
+		fork.Committed(heldUp)
+	}
 	s.resume <- struct{}{}
 	return nil
 }
@@ -379,6 +399,7 @@ func (b *Backup) commit(ctx context.Context) Event {
 func (b *Backup) giveUp(err error) {
 	b.Slog.Error("the image is given up", "err", err)
 	b.tellGivenUp(err)
+	b.endFork(bubble.ErrImageGone)
 	if s := b.session; s != nil {
 		s.complain(err)
 	}
@@ -415,6 +436,7 @@ func (b *Backup) drop(why string) {
 	}
 	b.Slog.Info("session from the primary closed", "why", why)
 	b.session = nil
+	b.endBorrowed()
 	s.close()
 	b.decoder.Reset()
 	// The primary may go on alone, and overwrite blocks that the image still
@@ -427,9 +449,11 @@ func (b *Backup) destroy() error {
 	if b.standby == nil {
 		return nil
 	}
+	b.endFork(bubble.ErrImageGone)
 	b.endFilling()
 	s := b.standby
 	b.standby, b.state = nil, nil
+	b.spec.Store(nil)
 	if err := s.Destroy(); err != nil {
 		return fmt.Errorf("destroy the standby of %s: %w", b.cfg.Guest, err)
 	}

@@ -9,7 +9,9 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
+	"understudy/bubble"
 	"understudy/crashpoint"
 	"understudy/epoch"
 	"understudy/protocol"
@@ -28,6 +30,8 @@ type session struct {
 	ctx        context.Context
 	cancel     context.CancelFunc
 	done       sync.WaitGroup
+	spared     *bubble.Fork  // for which blocks were set aside, and
+	sparing    time.Duration // for how long; of the epoch being offered
 }
 
 // sessionEvent is an event that belongs to one session.
@@ -149,6 +153,9 @@ func (s *session) makeRoom(stage *epoch.Stage) error {
 			}
 		}
 	}
+	began := time.Now()
+	s.spared = s.b.setAside(stage)
+	s.sparing = time.Since(began)
 	crashpoint.At(crashpoint.Materialised)
 	if err := s.b.table.Room(s.ctx); err != nil {
 		return err

@@ -68,6 +68,13 @@ func (s *stats) commit(pages uint64) {
 	s.status.LastPages = pages
 }
 
+// committedAt is when the image came to where it stands.
+func (s *stats) committedAt() clock.Instant {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.commitAt
+}
+
 // Status returns what the backup knows of itself now.
 func (b *Backup) Status() Status {
 	b.stats.mu.Lock()

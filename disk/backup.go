@@ -298,6 +298,14 @@ func (s *Set) keepLocked(w *epoch.DiskWrite) error {
 // Activate, as long as OnOverwrite's or Activate's callback has not been called
 // for the block.
 func (s *Set) ReadSectors(disk epoch.DiskID, sector uint64, dst []byte) error {
+	return s.readAsOf(disk, sector, dst, atLastCommit)
+}
+
+// atLastCommit is the bound of what a backup reads, whichever that is.
+const atLastCommit = ^uint64(0)
+
+// readAsOf is ReadSectors with the held log as of the entries before bound.
+func (s *Set) readAsOf(disk epoch.DiskID, sector uint64, dst []byte, bound uint64) error {
 	if ok, err := s.readBoot(disk, sector, dst); ok {
 		return err
 	}
@@ -320,8 +328,11 @@ func (s *Set) ReadSectors(disk epoch.DiskID, sector uint64, dst []byte) error {
 		s.mu.Unlock()
 		return ErrClosed
 	}
+	if bound == atLastCommit {
+		bound = s.core.asOf
+	}
 	var few [8]gap
-	gaps := d.lookLocked(dst, sector, s.core.asOf, few[:0])
+	gaps := d.lookLocked(dst, sector, bound, few[:0])
 	s.mu.Unlock()
 	return d.fillGaps(dst, sector, gaps)
 }

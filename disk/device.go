@@ -91,51 +91,58 @@ func (d *Device) Attach(f Frontend) error {
 }
 
 // check refuses what the guest must not ask for.
-func (d *Device) check(r *Request) error {
+func (d *Device) check(r *Request) error { return d.info.check(d.id, r) }
+
+// check refuses what the guest of a disk must not ask for.
+func (i *Info) check(disk epoch.DiskID, r *Request) error {
 	switch r.Op {
 	case OpFlush:
 		return nil
 	case OpRead, OpWrite, OpDiscard, OpWriteZeroes:
 	default:
-		return fmt.Errorf("disk %d: operation %d: %w", d.id, r.Op, ErrRange)
+		return fmt.Errorf("disk %d: operation %d: %w", disk, r.Op, ErrRange)
 	}
-	if err := d.checkSectors(r.Sector, r.Sectors); err != nil {
+	if err := i.checkSectors(disk, r.Sector, r.Sectors); err != nil {
 		return err
 	}
-	limit := d.info.MaxSectors
+	limit := i.MaxSectors
 	if r.Op == OpDiscard || r.Op == OpWriteZeroes {
-		limit = d.info.MaxZeroSectors
+		limit = i.MaxZeroSectors
 	}
 	if r.Sectors > limit {
-		return fmt.Errorf("disk %d: %d sectors in one request, at most %d: %w", d.id, r.Sectors, limit, ErrRange)
+		return fmt.Errorf("disk %d: %d sectors in one request, at most %d: %w", disk, r.Sectors, limit, ErrRange)
 	}
-	if d.info.ReadOnly && r.Op != OpRead {
-		return fmt.Errorf("disk %d: %w", d.id, ErrReadOnly)
+	if i.ReadOnly && r.Op != OpRead {
+		return fmt.Errorf("disk %d: %w", disk, ErrReadOnly)
 	}
 	want := uint64(r.Sectors) * epoch.SectorSize
 	if r.Op == OpRead || r.Op == OpWrite {
 		var have uint64
-		for i := range r.Segments {
-			have += uint64(len(r.Segments[i].Data))
+		for k := range r.Segments {
+			have += uint64(len(r.Segments[k].Data))
 		}
 		if have != want {
-			return fmt.Errorf("disk %d: segments of %d bytes for %d: %w", d.id, have, want, ErrRange)
+			return fmt.Errorf("disk %d: segments of %d bytes for %d: %w", disk, have, want, ErrRange)
 		}
 	}
 	return nil
 }
 
 // checkBuffer refuses a buffer that does not fit its read.
-func (d *Device) checkBuffer(r *Request) error {
+func checkBuffer(disk epoch.DiskID, r *Request) error {
 	if want := int(r.Sectors) * epoch.SectorSize; len(r.Buffer) != want {
-		return fmt.Errorf("disk %d: a buffer of %d bytes for %d: %w", d.id, len(r.Buffer), want, ErrRange)
+		return fmt.Errorf("disk %d: a buffer of %d bytes for %d: %w", disk, len(r.Buffer), want, ErrRange)
 	}
 	return nil
 }
 
 func (d *Device) checkSectors(sector uint64, sectors uint32) error {
-	if sectors == 0 || sector >= d.info.Sectors || uint64(sectors) > d.info.Sectors-sector {
-		return fmt.Errorf("disk %d: %d sectors from %d on, it has %d: %w", d.id, sectors, sector, d.info.Sectors, ErrRange)
+	return d.info.checkSectors(d.id, sector, sectors)
+}
+
+func (i *Info) checkSectors(disk epoch.DiskID, sector uint64, sectors uint32) error {
+	if sectors == 0 || sector >= i.Sectors || uint64(sectors) > i.Sectors-sector {
+		return fmt.Errorf("disk %d: %d sectors from %d on, it has %d: %w", disk, sectors, sector, i.Sectors, ErrRange)
 	}
 	return nil
 }
@@ -242,7 +249,7 @@ func (d *Device) Do(ctx context.Context, r *Request) error {
 		return err
 	}
 	if r.Op == OpRead {
-		if err := d.checkBuffer(r); err != nil {
+		if err := checkBuffer(d.id, r); err != nil {
 			return err
 		}
 		return d.read(ctx, r)

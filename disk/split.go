@@ -107,7 +107,7 @@ func (d *Device) beginRead(r *Request) (t Transfer, ok bool) {
 	if r.Buffer == nil {
 		return d.beginDirect(r)
 	}
-	if d.checkBuffer(r) != nil {
+	if checkBuffer(d.id, r) != nil {
 		return t, false
 	}
 	s := d.set

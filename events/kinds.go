@@ -118,6 +118,15 @@ const (
 	KindTakenBack Kind = "taken-back"
 )
 
+// Of a copy of the guest that the backup starts in isolation.
+const (
+	// KindBubbleBegun: it is asked for.
+	KindBubbleBegun Kind = "bubble-begun"
+	// KindBubbleEnded: nothing of it is left. It was of Epoch; Reason says how it
+	// went. Duration: since it was begun.
+	KindBubbleEnded Kind = "bubble-ended"
+)
+
 const (
 	// KindMissed stands, in what Log.Follow gives, for Missed events that are
 	// not to be had any more. Seq is the last of them. It is not in the record.
@@ -138,6 +147,7 @@ var kinds = [...]Kind{
 	KindModeChanged, KindProtected, KindUnprotected, KindProtectionChanged, KindMismatch, KindImageGivenUp, KindDiskTrouble, KindDiskWell,
 	KindSwitchoverAsked, KindFailbackBegun, KindSurrendered, KindTakeoverAsked, KindTakeoverGranted, KindTakeoverRefused, KindTakeoverRunning,
 	KindActivated, KindFirstOutput, KindReturned, KindTakenBack,
+	KindBubbleBegun, KindBubbleEnded,
 	KindMissed,
 }
 
@@ -191,4 +201,12 @@ const (
 const (
 	ReasonOwnerSilent Reason = "owner-silent"
 	ReasonSurrendered Reason = "surrendered"
+)
+
+// Of KindBubbleEnded.
+const (
+	ReasonBubbleWell     Reason = "well"         // the copy ran, and its check, if there was one, was well
+	ReasonBubbleCheck    Reason = "check-failed" // the copy ran, and its check was not
+	ReasonBubbleTakeover Reason = "takeover"     // the backup was about to take the guest over
+	ReasonBubbleFailed   Reason = "failed"       // it was ended, or could not be had
 )

@@ -62,6 +62,8 @@ func examples() []Event {
 		{Kind: KindTakenBack, Guest: "web", Generation: 7, Peer: "beta"},
 		{Kind: KindMissed, Missed: 12, Text: "12 events are missing here"},
 		{Kind: DrillPrefix + "begun", Guest: "web", Text: "drill 3: freeze of alpha", Suppressed: 2},
+		{Kind: KindBubbleBegun, Guest: "web", Peer: "alpha"},
+		{Kind: KindBubbleEnded, Guest: "web", Epoch: 90, Peer: "alpha", Reason: ReasonBubbleWell, Duration: 4 * time.Second},
 	}
 	for i := range all {
 		e := &all[i]

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"understudy/backup"
+	"understudy/bubble"
 	"understudy/clock"
 	"understudy/disk"
 	"understudy/epoch"
@@ -86,6 +87,8 @@ type Guest struct {
 	// Primary and Backup make the two roles' settings for a lease length.
 	Primary func(lease time.Duration) primary.Config
 	Backup  func(lease time.Duration) backup.Config
+	// Bubbles is where copies of the guest can run in isolation; nil: nowhere.
+	Bubbles bubble.Ground
 	// Dial opens a session to Peer.
 	Dial func(ctx context.Context) (protocol.Session, error)
 }
@@ -133,7 +136,7 @@ func New(cfg Config) (*Host, error) {
 func (h *Host) newManager(g Guest) *manager {
 	m := &manager{Guest: g, host: h, sessions: make(chan backup.Opened),
 		restores: make(chan *restoring), starts: make(chan *starting), slog: h.cfg.Slog.With("guest", g.Name),
-		said: sayings{read: make(chan struct{})}, ended: make(chan struct{})}
+		said: sayings{read: make(chan struct{})}, ended: make(chan struct{}), bubbles: bubbles{cleaned: make(chan struct{})}}
 	m.settings.Store(&g)
 	return m
 }
@@ -155,7 +158,10 @@ func (h *Host) Run(ctx context.Context) error {
 		workers.Go(func() { m.goHome(ctx) })
 		workers.Go(func() {
 			defer close(m.ended)
+			var bubbles sync.WaitGroup
+			bubbles.Go(func() { m.serveBubbles(ctx) })
 			m.run(ctx)
+			bubbles.Wait()
 		})
 	}
 	for _, m := range h.managers {

@@ -28,6 +28,7 @@ type manager struct {
 	sessions chan backup.Opened
 	restores chan *restoring
 	starts   chan *starting
+	bubbles  bubbles
 	settings atomic.Pointer[Guest] // as they are now, see Change
 
 	cancel context.CancelFunc // ends run

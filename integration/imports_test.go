@@ -45,13 +45,17 @@ var layers = map[string][]string{
 	"protocol/protocoltest": {"protocol"},
 
 	"primary":  {"clock", "crashpoint", "epoch", "events", "exclusion", "hypervisor", "ownership", "protocol"},
-	"backup":   {"clock", "crashpoint", "epoch", "events", "exclusion", "hypervisor", "ownership", "protocol", "rebuild"},
+	"backup":   {"bubble", "clock", "crashpoint", "epoch", "events", "exclusion", "hypervisor", "ownership", "protocol", "rebuild"},
 	"failover": {"clock", "crashpoint", "epoch", "failover/leases", "ownership"},
-	"host":     {"backup", "checkpoint", "clock", "crashpoint", "disk", "epoch", "events", "exclusion", "hypervisor", "ownership", "primary", "protocol", "rebuild"},
-	"status":   {"backup", "checkpoint", "clock", "disk", "drill", "epoch", "exclusion", "host", "hypervisor", "ownership", "primary", "protocol", "rebuild", "status/dashboard"},
+	"status":   {"backup", "bubble", "checkpoint", "clock", "disk", "drill", "epoch", "exclusion", "host", "hypervisor", "ownership", "primary", "protocol", "rebuild", "status/dashboard"},
 
 	// Drills: beside the endpoint that tells of them.
 	"drill": {"clock", "epoch", "events", "host", "ownership", "primary"},
+	"host":  {"backup", "bubble", "checkpoint", "clock", "crashpoint", "disk", "epoch", "events", "exclusion", "hypervisor", "ownership", "primary", "protocol", "rebuild"},
+
+	// The backup's copy, in isolation.
+	"bubble":         {"epoch", "hypervisor", "rebuild"},
+	"bubble/isolate": {"bubble"},
 
 	// The page's files.
 	"status/dashboard": nil,

@@ -42,11 +42,13 @@ func TestEveryRouteAndEverybody(t *testing.T) {
 						at = "/backup/db"
 					}
 					body := ""
-					if method == http.MethodPost {
+					switch {
+					case strings.Contains(path, "/checkpoint/"):
 						body = `{"file":"/f"}`
-						if strings.HasPrefix(path, "/api/v1/drills") {
-							body = `{"name":"weekly"}`
-						}
+					case strings.HasPrefix(path, "/api/v1/drills"):
+						body = `{"name":"weekly"}`
+					case method == http.MethodPost:
+						body = "{}"
 					}
 					a := r.ask(asker, route.pattern, method, at, c.token, body)
 					want := http.StatusOK

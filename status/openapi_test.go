@@ -23,6 +23,7 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 	"go.yaml.in/yaml/v3"
 
+	"understudy/bubble"
 	"understudy/drill"
 	"understudy/host"
 	"understudy/ownership"
@@ -41,6 +42,7 @@ var described = []reflect.Type{
 	reflect.TypeFor[Clock](), reflect.TypeFor[DrillBegun](), reflect.TypeFor[drill.Spec](), reflect.TypeFor[drill.List](), reflect.TypeFor[drill.Report](),
 	reflect.TypeFor[drill.Plan](), reflect.TypeFor[drill.Forecast](),
 	reflect.TypeFor[FileRequest](), reflect.TypeFor[FileRemoved](), reflect.TypeFor[HostList](), reflect.TypeFor[Access](),
+	reflect.TypeFor[bubble.Spec](), reflect.TypeFor[bubble.Result](), reflect.TypeFor[BubbleEnds](),
 }
 
 // schemas collects the schemas of types and of all they hold, by name.

@@ -22,6 +22,7 @@
 //	POST /api/v1/guests/NAME/checkpoint/…     → a stream (stream.go)
 //	GET  /api/v1/hosts                        → HostList
 //	ANY  /api/v1/hosts/HOST/PATH              PATH, asked of that host (peers.go)
+//	POST /api/v1/guests/NAME/bubble           → a stream (bubble.go); DELETE ends it
 //
 // A request goes: listener → limits → who asks → may they → route. An error is
 // answered with a status code that is not 2xx and a Problem. What a host cannot
@@ -141,6 +142,8 @@ type Sources struct {
 	Drills Drills
 	// BootID names this boot of the machine, as events do; "" if it is not known.
 	BootID string
+	// Bubbles starts copies in isolation; nil: none here.
+	Bubbles Bubbles
 	// Slog is told who was refused; nil: nobody is.
 	Slog *slog.Logger
 }
@@ -216,7 +219,8 @@ func (s *Server) routes() []route {
 	all = append(all, s.peerRoutes()...)
 	all = append(all, s.drillRoutes()...)
 	all = append(all, s.uiRoutes()...)
-	return append(all, checkpointRoutes(ops)...)
+	all = append(all, checkpointRoutes(ops)...)
+	return append(all, s.bubbleRoutes()...)
 }
 
 // report is everything this host knows, now.

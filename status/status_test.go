@@ -25,6 +25,7 @@ import (
 	"go.uber.org/goleak"
 
 	"understudy/backup"
+	"understudy/bubble"
 	"understudy/checkpoint"
 	"understudy/epoch"
 	"understudy/host"
@@ -105,6 +106,13 @@ func (f *fake) RemoveCheckpoint(ctx context.Context, g, file string, keep bool) 
 	return f.do(ctx, fmt.Sprintf("remove %s %t", file, keep), g)
 }
 
+func (f *fake) Bubble(ctx context.Context, g string, spec bubble.Spec, p bubble.Progress) (bubble.Result, error) {
+	p(bubble.StageCopy, 1, 2)
+	return bubble.Result{Guest: g, Epoch: 7, Check: &bubble.Check{Command: spec.Check}}, f.do(ctx, fmt.Sprintf("bubble %v", spec.Check), g)
+}
+
+func (f *fake) EndBubble(ctx context.Context, g string) error { return f.do(ctx, "bubble ends", g) }
+
 // shortDir is a directory with a name short enough for Unix sockets.
 func shortDir(t *testing.T) string {
 	t.Helper()
@@ -121,7 +129,8 @@ func serve(t *testing.T, ops Operations, path string) (stop func() error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	s := NewServer(Sources{Operations: ops, Report: func() Report {
+	bubbles, _ := ops.(Bubbles)
+	s := NewServer(Sources{Operations: ops, Bubbles: bubbles, Report: func() Report {
 		return Report{Host: "alpha", Leader: "witness", Lease: time.Second,
 			Exits: map[string][]Exit{"web": {{Device: "network 52:54:00:12:34:56", Treatment: "held"}}}}
 	}})

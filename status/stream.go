@@ -1,6 +1,6 @@
 package status
 
-// This file is the long operations, those on checkpoint files. The request has a
+// This file is the long operations, those on checkpoint files and bubbles. The request has a
 // JSON body; the answer is a stream of JSON objects, one a line:
 //
 //	{"stage":"memory","done":4096,"total":65536}   as often as it is worth it
@@ -144,11 +144,15 @@ func (s *streamer) end(v any, err error) {
 // remove. progress, which may be nil, is told how far it is; the answer is
 // decoded into result.
 func (c *Client) Checkpoint(ctx context.Context, guest, operation string, request, result any, progress host.Progress) error {
+	return c.streamFrom(ctx, "/api/v1/guests/"+url.PathEscape(guest)+"/checkpoint/"+operation, request, result, progress)
+}
+
+// streamFrom posts a request and follows its answer to the end.
+func (c *Client) streamFrom(ctx context.Context, path string, request, result any, progress host.Progress) error {
 	body, err := json.Marshal(request)
 	if err != nil {
 		return err
 	}
-	path := "/api/v1/guests/" + url.PathEscape(guest) + "/checkpoint/" + operation
 	resp, err := c.send(ctx, http.MethodPost, path, bytes.NewReader(body))
 	if err != nil {
 		return err

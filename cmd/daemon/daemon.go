@@ -111,7 +111,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 	defer closeHost()
 	tellUp(o.record, status.Version)
-	server := status.NewServer(status.Sources{Operations: h, Slog: o.Slog, Events: told{o.record}, Peers: newPeers(o.Config, self, dial), Owner: ownerIn(voter),
+	server := status.NewServer(status.Sources{Operations: h, Slog: o.Slog, Events: told{o.record}, Bubbles: h, Peers: newPeers(o.Config, self, dial), Owner: ownerIn(voter),
 		Cluster: func() status.Cluster { return clusterOf(voter.View()) },
 		Report: func() status.Report {
 			return status.Report{Host: ownership.HostID(self.Name), Leader: voter.Leader(), Lease: voter.Lease(), Exits: exits}

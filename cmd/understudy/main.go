@@ -109,7 +109,7 @@ func root(f *common) *cobra.Command {
 	p.StringVarP(&f.output, "output", "o", "table", "table or json")
 	c.AddCommand(initCommand(f), configCommand(f), checkHostCommand(f), statusCommand(f),
 		switchoverCommand(f), stopCommand(f), startCommand(f), verifyCommand(f), checkpointCommand(f), demoCommand(f), selftestCommand(f), simulateCommand(f))
-	c.AddCommand(pauseCommand(f), resumeCommand(f), unprotectCommand(f), protectCommand(f), failbackCommand(f))
+	c.AddCommand(bubbleCommand(f), pauseCommand(f), resumeCommand(f), unprotectCommand(f), protectCommand(f), failbackCommand(f))
 	c.AddCommand(versionCommand(f), manCommand(f, c))
 	explain(c)
 	f.complete(c)
