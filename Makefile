@@ -8,6 +8,7 @@
 #   make bench      figures, into build/bench.json
 #   make bench-checkpoint   checkpoint files beside QEMU's own, into build/bench-checkpoint.json and .svg
 #   make bench-disk the disk's speed beside QEMU's own, into build/bench-disk.json
+#   make packages   deb and rpm, into build/packages
 #   make model      every state of the model of ownership
 #   make fuzz       every parser's fuzz target for a while; FUZZ_FLAGS=-keep lets the corpora grow
 #   make lint guest guest-big clean
@@ -15,6 +16,8 @@
 GO            ?= go
 GOLANGCI      := v2.15.0
 GOLANGCI_LINT := build/tools/golangci-lint-$(GOLANGCI)
+NFPM_VERSION  := v2.45.0
+NFPM          := build/tools/nfpm-$(NFPM_VERSION)
 FUZZTIME      ?= 20s
 FUZZ          ?=
 FUZZ_FLAGS    ?=
@@ -23,15 +26,16 @@ DEMO_FLAGS    ?=
 BENCH_FLAGS   ?=
 MODEL_FLAGS   ?=
 FAULT_FLAGS   ?=
+PACKAGE_FLAGS ?=
 
 # The simulation's worlds have one goroutine each: with the race detector a few
 # seeds do. Two cores: two packages at a time, and no two targets at once. Packages with
 # real guests, or a real browser, come one at a time: their stories are about time.
 GOTEST := $(GO) test -race -timeout 15m
-REAL   := ./demo ./disk/vhost ./guest ./hypervisor/qemu ./integration ./integration/diskbench ./integration/faults ./status/dashboard
+REAL   := ./demo ./disk/vhost ./guest ./hypervisor/qemu ./integration ./integration/diskbench ./integration/faults ./packaging/... ./status/dashboard
 
 .NOTPARALLEL:
-.PHONY: all build guest guest-big demo test failovers faults bench bench-disk lint model fuzz setup clean
+.PHONY: all build guest guest-big demo test failovers faults bench bench-disk packages lint model fuzz setup clean
 
 all: build
 
@@ -52,7 +56,7 @@ guest-big: setup
 demo: setup build guest
 	bin/understudy demo $(DEMO_FLAGS)
 
-test: setup guest build lint
+test: setup guest build lint $(NFPM)
 	$(GOTEST) -p 2 $$($(GO) list ./... | grep -vxF "$$($(GO) list $(REAL) ./simulation)")
 	$(GO) test -timeout 15m ./simulation
 	$(GOTEST) ./simulation -run 'TestSimulation|TestReplay' -seeds 50
@@ -76,6 +80,15 @@ bench-disk: setup guest
 
 bench-checkpoint: guest-big
 	$(GO) run ./integration/bench checkpoint --report build/bench-checkpoint.json --plot build/bench-checkpoint.svg $(BENCH_FLAGS)
+
+packages: $(NFPM)
+	$(GO) run ./packaging/build -nfpm $(NFPM) -out build/packages $(PACKAGE_FLAGS)
+
+# Compiled apart, so that its hundred modules are not ours.
+$(NFPM):
+	@mkdir -p build/tools
+	GOBIN=$(CURDIR)/build/tools $(GO) install github.com/goreleaser/nfpm/v2/cmd/nfpm@$(NFPM_VERSION)
+	@mv build/tools/nfpm $@
 
 lint: $(GOLANGCI_LINT)
 	@unformatted=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \

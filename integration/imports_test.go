@@ -74,6 +74,8 @@ var layers = map[string][]string{
 	"demo/...": {"..."},
 
 	"integration/...": {"..."},
+	// How it is brought onto a machine: packages, units, dashboards, and what tries them.
+	"packaging/...": {"..."},
 
 	// What tests and the demo stand on: nothing of the engine.
 	"lab/...":   {"lab/..."},

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -113,7 +114,7 @@ func (a About) Page(c *cobra.Command) []byte {
 
 // title begins a page. A date is not text: its hyphens stay.
 func (a About) title(p *page, name string) {
-	p.text(fmt.Sprintf(".TH \"%s\" %d %s \"%s\" understudy\n", escape(strings.ToUpper(name)), a.Section, a.Date.UTC().Format(time.DateOnly), escape(a.Version)))
+	p.text(`.TH "` + escape(strings.ToUpper(name)) + `" ` + strconv.Itoa(a.Section) + " " + a.Date.UTC().Format(time.DateOnly) + ` "` + escape(a.Version) + `" understudy` + "\n")
 }
 
 // synopsis is what follows a command's name.
