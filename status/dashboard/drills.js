@@ -1,7 +1,7 @@
 // The history of drills, where the endpoint has one.
 
 import { el, list, say, show } from './dom.js';
-import { get, Refused } from './api.js';
+import { get, of, Refused } from './api.js';
 import { clock, day, duration } from './units.js';
 
 const words = {
@@ -15,37 +15,44 @@ export class Drills {
     this.root = el('section', { class: 'panel', 'aria-labelledby': 'drills', hidden: true }, el('h2', { id: 'drills' }, 'Drills'),
       this.none = el('p', { class: 'hint' }),
       this.scroll = el('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-labelledby': 'drills' }, el('table', {},
-        el('thead', {}, el('tr', {}, ...['Began', 'Guest', 'Kind', 'Outcome', 'Outage', 'Run by', 'Why'].map((h) => el('th', { scope: 'col' }, h)))), this.body)));
+        el('thead', {}, el('tr', {}, ...['Began', 'Guest', 'Drill', 'Outcome', 'Outage', 'Run by', 'Why'].map((h) => el('th', { scope: 'col' }, h)))), this.body)));
   }
 
-  // load asks for the history. A 404 is an endpoint without one.
-  async load() {
-    try {
-      const answer = await get('/api/v1/drills');
-      this.all = (Array.isArray(answer) ? answer : answer.drills) ?? [];
-    } catch (e) {
-      if (e instanceof Refused) {
-        this.all = null;
+  // load asks for the history: each host has that of the drills that it ran. A 404
+  // is an endpoint without one.
+  async load(model) {
+    const others = model.peers === 'yes' ? model.voters().map((v) => v.host).filter((h) => h !== model.self) : [];
+    const paths = ['/api/v1/drills', ...others.map((h) => of(h, '/api/v1/drills'))];
+    const lists = await Promise.all(paths.map(async (path) => {
+      try {
+        return (await get(path)).drills ?? [];
+      } catch (e) {
+        return e instanceof Refused && e.status === 404 ? null : undefined;
       }
+    }));
+    if (lists.every((l) => l === null || l === undefined)) {
+      this.all = lists[0] === null ? null : this.all;
+      return;
     }
+    this.all = lists.flatMap((l) => l ?? []);
   }
 
   show(guest) {
     show(this.root, this.all !== null);
-    const some = (this.all ?? []).filter((d) => guest === '' || (d.spec?.guest ?? d.guest) === guest)
+    const some = (this.all ?? []).filter((d) => guest === '' || d.guest === guest)
       .sort((a, b) => Date.parse(b.began) - Date.parse(a.began)).slice(0, 20);
     say(this.none, some.length === 0 ? 'No drill was run yet: understudy drill run.' : '');
     show(this.scroll, some.length > 0);
-    list(this.body, some, (d) => `${d.id} ${d.state}`, make);
+    list(this.body, some, (d) => `${d.id} ${d.state} ${d.phase}`, make);
   }
 }
 
 function make(d) {
-  const spec = d.spec ?? d;
   const began = new Date(d.began);
-  const outage = d.rto?.outage?.took_ns ?? d.rto?.first_output?.took_ns ?? d.outage_ns;
+  const what = [d.kind, d.fault].filter(Boolean).join(', ');
+  const outcome = words[d.state] ?? d.state;
   return el('tr', { class: d.state === 'held' ? 'good' : d.state === 'failed' ? 'bad' : 'plain' },
     el('th', { scope: 'row' }, `${day(began)} ${clock(began)}`),
-    ...[spec.guest, [spec.kind, spec.fault].filter(Boolean).join(', '), words[d.state] ?? d.state, outage === undefined ? '–' : duration(outage), d.host, d.why ?? '']
+    ...[d.guest, d.name ? `${d.name}: ${what}` : what, d.phase ? `${outcome}: ${d.phase}` : outcome, d.outage_ns === undefined ? 'unknown' : duration(d.outage_ns), d.host, d.why ?? '']
       .map((t) => el('td', {}, String(t ?? 'unknown'))));
 }

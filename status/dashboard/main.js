@@ -112,7 +112,7 @@ class Page {
         }
       }
       if (n % 15 === 0) {
-        this.drills.load();
+        this.drills.load(this.model);
       }
       this.render();
       await new Promise((done) => setTimeout(done, 2000));

@@ -4,6 +4,7 @@
 
 import { el, list, say, set, show, svg } from './dom.js';
 import { area, linear, nearest, path, stack, steps, ticks } from './scale.js';
+import { quiet } from './model.js';
 import { minutes, shown, span } from './samples.js';
 import { clock, duration } from './units.js';
 
@@ -150,8 +151,9 @@ export class Plot {
       const x = this.x(s.at);
       set(this.when, 'x', Math.min(this.width - 60, Math.max(margin.left, x)));
     }
+    const known = aimed || (s && this.now - s.at < quiet);
     for (const l of this.lines) {
-      say(this.values.get(l.key), s ? this.write(s[l.key]) : 'unknown');
+      say(this.values.get(l.key), known ? this.write(s[l.key]) : 'unknown');
     }
     if (s) {
       set(this.slider, 'aria-valuenow', Math.round((s.at - this.now) / 1000));

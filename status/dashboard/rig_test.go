@@ -85,6 +85,9 @@ func run(m *testing.M) (code int, err error) {
 	return code, goleak.Find()
 }
 
+// testTime is how long a page may take to show what is so.
+const testTime = 25 * time.Second
+
 // stage is a host that is made up.
 type stage struct {
 	status.Operations // what is not below is not asked for
@@ -331,14 +334,14 @@ func (p *page) within(limit time.Duration, what, script string) {
 // reads waits until the page, or a part of it, shows a text.
 func (p *page) reads(selector, text string) {
 	p.t.Helper()
-	p.within(25*time.Second, fmt.Sprintf("showing %q in %s", text, selector),
+	p.within(testTime, fmt.Sprintf("showing %q in %s", text, selector),
 		fmt.Sprintf("[...document.querySelectorAll(%q)].some((e) => e.checkVisibility() && e.textContent.includes(%q))", selector, text))
 }
 
 // hears waits until a screen reader has been told a text.
 func (p *page) hears(text string) {
 	p.t.Helper()
-	p.within(25*time.Second, fmt.Sprintf("saying %q", text), fmt.Sprintf("document.getElementById('news').textContent.includes(%q)", text))
+	p.within(testTime, fmt.Sprintf("saying %q", text), fmt.Sprintf("document.getElementById('news').textContent.includes(%q)", text))
 }
 
 func (p *page) text(selector string) string {

@@ -161,12 +161,12 @@ function logLink(model, host, witness, leader, now) {
   const at = [];
   const led = model.hosts.get(follower);
   if (led?.cluster && led.cluster.leader === leader && led.cluster.contact_ns !== undefined && !model.isQuiet(follower, now)) {
-    at.push(led.cluster.contact_ns / 1e6);
+    at.push(led.cluster.contact_ns / 1e6 + (now - led.seen));
   }
   const leads = model.hosts.get(leader);
   const v = leads?.cluster?.voters?.find((x) => x.host === follower);
   if (v && v.heard_ns !== undefined && !model.isQuiet(leader, now)) {
-    at.push(v.heard_ns / 1e6);
+    at.push(v.heard_ns / 1e6 + (now - leads.seen));
   }
   if (at.length === 0) {
     return link;

@@ -50,7 +50,7 @@ async function follow({ last, signal, report, event, alive, live }) {
   const headers = last ? { 'Last-Event-ID': last } : {};
   let timer = setTimeout(() => quiet.abort(), silence);
   try {
-    const response = await open('/api/v1/stream?every=1000', { headers, signal: AbortSignal.any([signal, quiet.signal]) });
+    const response = await open('/api/v1/stream?every=500', { headers, signal: AbortSignal.any([signal, quiet.signal]) });
     live();
     const take = parser(({ kind, id, data }) => {
       if (kind === 'status') {

@@ -1,0 +1,148 @@
+package dashboard_test
+
+// A failover and a failback of a real pair, three daemons with a simulated guest,
+// as the one sees it who looks at the page of the host that is left.
+
+import (
+	"context"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"understudy/config"
+	"understudy/demo/world"
+	"understudy/status"
+)
+
+// prefix begins the names of what the pair makes on the machine.
+const prefix = "usdash"
+
+// realPair is a pair whose hosts have the endpoint on loopback.
+func realPair(t *testing.T) (s *world.Sim, url map[string]string, token string) {
+	t.Helper()
+	programs, err := world.Programs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(programs) })
+	s, err = world.NewSim(world.Options{Daemon: filepath.Join(programs, "understudyd"), Prefix: prefix,
+		Guests: []world.Guest{{Name: "web", Home: world.HostA, Memory: 256 << 20}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		if left, err := world.Leftovers(prefix); err != nil || len(left) > 0 {
+			t.Errorf("left behind: %q, %v", left, err)
+		}
+	})
+	token, line, err := status.NewToken("eve", status.Operate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tokens := filepath.Join(s.Dir, "tokens")
+	if err := os.WriteFile(tokens, []byte(line.Line()+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	url = map[string]string{}
+	s.Config.API = config.API{Tokens: tokens, Cert: shown.cert, Key: shown.key}
+	for i, h := range s.Config.Hosts {
+		l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Config.Hosts[i].API = config.API{Listen: l.Addr().String()}
+		url[h.Name] = "https://" + l.Addr().String() + "/ui/"
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The backup asks at once and is granted the guest when the lease is over: so
+	// long can a person see it ask.
+	s.Config.Lease = config.Duration(4 * time.Second)
+	if err := os.WriteFile(s.ConfigFile(), s.Config.Render(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return s, url, token
+}
+
+// watched has the page remember each headline it showed.
+func (p *page) watched() {
+	p.t.Helper()
+	p.must(p.Eval(p.ctx, `(() => {
+		window.heads = [];
+		const note = () => { const h = document.querySelector('.guestpage h1').textContent.replace(/[0-9.]+ (µs|ms|s) behind/, 'behind').replace(/[0-9]+%/, 'N%'); if (heads.at(-1) !== h) heads.push(h); };
+		new MutationObserver(note).observe(document.querySelector('.guestpage h1'), { childList: true, characterData: true, subtree: true });
+		note();
+	})()`, nil))
+}
+
+func TestAFailoverAndAFailbackAsTheyAreSeen(t *testing.T) {
+	s, url, token := realPair(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(s.StartAll(ctx))
+	_, err := s.Protected(ctx, "web", world.HostA, time.Minute)
+	must(err)
+	client, _, err := s.Connect(ctx, "web") // so that there is output to be held
+	must(err)
+	defer client.Close()
+
+	p := open(t, url[world.HostB], token)
+	p.reads("h1", "web is protected: runs on a, b stands by,")
+	p.reads(".picture", "checkpoints, epoch")
+	p.reads(".picture", "web runs here")
+	p.reads(".events", "a · web")
+	p.reads(".events", "b · web")
+	p.watched()
+	p.within(20*time.Second, "plotting what the primary counts", "document.querySelectorAll('.plots .panel:last-child path.area').length === 6 && document.querySelector('.plots path.line.a').getAttribute('d').includes('L')")
+	p.picture("1-protected")
+	p.clean(url[world.HostB], refused)
+
+	must(s.Kill(world.HostA))
+	p.reads("h1", "web is failing over: b does not hear from a, and asks for the guest.")
+	p.hears("web: failing over, owned by a")
+	p.picture("2-failing-over")
+	p.reads("h1", "web is NOT protected: runs on b alone")
+	p.reads(".notes", "Taken over from a, which fell silent, at")
+	p.reads(".events", "first-output")
+	p.picture("3-unprotected")
+
+	must(s.Start(ctx, world.HostA))
+	p.reads("h1", "and a is being synchronised")
+	p.picture("4-synchronising")
+	p.reads("h1", "web is protected: runs on b, a stands by,")
+	p.hears("web: protected, runs on b, a stands by")
+	p.picture("5-protected-the-other-way-round")
+
+	p.within(10*time.Second, "offering a switchover", "!document.querySelector('.actions button').disabled")
+	p.must(p.Eval(p.ctx, "document.querySelector('.actions button').click()", nil))
+	p.reads("dialog", "web moves from b to a. Nothing is lost")
+	p.must(p.Eval(p.ctx, "document.querySelector('dialog .strong').click()", nil))
+	p.reads(".result", "web runs on a (generation 3).")
+	p.reads("h1", "web is protected: runs on a, b stands by,")
+	p.reads(".notes", "Handed over from b at")
+	p.picture("6-after-failback")
+	p.clean(url[world.HostB], refused)
+
+	var heads []string
+	p.must(p.Eval(p.ctx, "heads", &heads))
+	t.Logf("what was read:\n%s", strings.Join(heads, "\n"))
+
+	// The witness runs no guest, and its page tells the same.
+	w := open(t, url[world.Witness], token)
+	w.reads("h1", "web is protected: runs on a, b stands by,")
+	w.picture("7-from-the-witness")
+	w.clean(url[world.Witness], refused)
+}
