@@ -122,6 +122,8 @@ var treatments = map[string]rule{
 	"lease":     {Refused, "the ownership log keeps the lease that it began with, and raft's timing follows from it"},
 	"heartbeat": {Session, ""},
 
+	"drills.strikes": {Live, ""},
+
 	"host":           {Voters, ""},
 	"host.name":      {Voters, ""},
 	"host.address":   {Session, "on the host itself, start understudyd anew: it listens there then"},
@@ -340,6 +342,11 @@ func written(v reflect.Value) string {
 		}
 	}
 	switch v.Kind() {
+	case reflect.Pointer:
+		if v.IsNil() {
+			return ""
+		}
+		return written(v.Elem())
 	case reflect.Map, reflect.Slice:
 		if v.Len() == 0 {
 			return ""

@@ -44,6 +44,8 @@ func TestEveryKeyHasItsTreatment(t *testing.T) {
 		"guest.disk.path": RestartGuest, "guest.disk.paths": RestartGuest, "guest.disk.mode": RestartGuest, "guest.disk.size": RestartGuest,
 		"guest.disk.queues": RestartGuest, "guest.disk.unfenced": RestartGuest,
 
+		"drills.strikes": Live,
+
 		"guest.protection.epoch": Live, "guest.protection.floor": Live, "guest.protection.target": Live, "guest.protection.ceiling": Live,
 		"guest.protection.window": Live, "guest.protection.delta_cache": Session, "guest.protection.held_output": Live,
 		"guest.protection.held_writes": RestartGuest, "guest.protection.exclusion": RestartGuest, "guest.protection.rebuild": Live,
@@ -128,6 +130,12 @@ func change(v reflect.Value, at []int) {
 		v.SetInt(v.Int() + 4096)
 	case reflect.Bool:
 		v.SetBool(!v.Bool())
+	case reflect.Pointer: // a switch that is on where nothing is said
+		if v.IsNil() {
+			v.Set(reflect.New(v.Type().Elem()))
+		} else {
+			v.SetZero()
+		}
 	case reflect.Array:
 		v.Index(0).SetUint(v.Index(0).Uint() + 2)
 	case reflect.Map:

@@ -31,6 +31,8 @@ type Config struct {
 	Dirs
 	// API is the status endpoint on every host that does not have its own.
 	API API `toml:"api"`
+	// Drills are the settings of all drills.
+	Drills Drills `toml:"drills"`
 	// Hosts are the three voters.
 	Hosts []Host `toml:"host"`
 	// Guests are the protected virtual machines.

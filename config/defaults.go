@@ -97,6 +97,7 @@ func (c *Config) setDefaults() {
 	or(&c.Run, defaultRunDir)
 	or(&c.TLS, defaultTLSDir)
 	c.API.setDefaults()
+	c.Drills.setDefaults()
 	for i := range c.Hosts {
 		c.Hosts[i].API.setDefaults()
 	}

@@ -24,6 +24,7 @@ func (c *Config) Render() []byte {
 	w.option("run_dir", c.Run, defaultRunDir, "guests' memory: on a tmpfs with room for all of it")
 	w.option("tls_dir", c.TLS, defaultTLSDir, "ca.pem, <host>.pem, <host>-key.pem")
 	w.api(c.API)
+	w.drills(c.Drills)
 	w.text("", "# Exactly three hosts vote. The witness runs no guest.")
 	for _, h := range c.Hosts {
 		w.host(h)

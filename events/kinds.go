@@ -127,6 +127,15 @@ const (
 	KindBubbleEnded Kind = "bubble-ended"
 )
 
+// Of a drill's strike on this host.
+const (
+	// KindStruck: the host is about to be struck, for Guest's sake; Reason is kill,
+	// freeze or cut. Duration: until it is undone.
+	KindStruck Kind = "struck"
+	// KindStrikeUndone: it is. Duration: since it struck.
+	KindStrikeUndone Kind = "strike-undone"
+)
+
 const (
 	// KindMissed stands, in what Log.Follow gives, for Missed events that are
 	// not to be had any more. Seq is the last of them. It is not in the record.
@@ -148,6 +157,7 @@ var kinds = [...]Kind{
 	KindSwitchoverAsked, KindFailbackBegun, KindSurrendered, KindTakeoverAsked, KindTakeoverGranted, KindTakeoverRefused, KindTakeoverRunning,
 	KindActivated, KindFirstOutput, KindReturned, KindTakenBack,
 	KindBubbleBegun, KindBubbleEnded,
+	KindStruck, KindStrikeUndone,
 	KindMissed,
 }
 

@@ -47,7 +47,7 @@ var layers = map[string][]string{
 	"primary":  {"clock", "crashpoint", "epoch", "events", "exclusion", "hypervisor", "ownership", "protocol"},
 	"backup":   {"bubble", "clock", "crashpoint", "epoch", "events", "exclusion", "hypervisor", "ownership", "protocol", "rebuild"},
 	"failover": {"clock", "crashpoint", "epoch", "failover/leases", "ownership"},
-	"status":   {"backup", "bubble", "checkpoint", "clock", "disk", "drill", "epoch", "exclusion", "host", "hypervisor", "ownership", "primary", "protocol", "rebuild", "status/dashboard"},
+	"status":   {"backup", "bubble", "checkpoint", "clock", "disk", "drill", "epoch", "exclusion", "host", "hypervisor", "ownership", "primary", "protocol", "rebuild", "status/dashboard", "strike"},
 
 	// Drills: beside the endpoint that tells of them.
 	"drill": {"clock", "epoch", "events", "host", "ownership", "primary"},
@@ -59,6 +59,9 @@ var layers = map[string][]string{
 
 	// The page's files.
 	"status/dashboard": nil,
+
+	// What a drill does to a host.
+	"strike": nil,
 
 	// A leader's leases, pure.
 	"failover/leases": {"clock", "epoch", "ownership"},

@@ -43,6 +43,8 @@ func TestEveryRouteAndEverybody(t *testing.T) {
 					}
 					body := ""
 					switch {
+					case strings.HasSuffix(path, "/strike"):
+						body = `{"id":"x","kind":"cut"}`
 					case strings.Contains(path, "/checkpoint/"):
 						body = `{"file":"/f"}`
 					case strings.HasPrefix(path, "/api/v1/drills"):

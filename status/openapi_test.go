@@ -28,6 +28,7 @@ import (
 	"understudy/host"
 	"understudy/ownership"
 	"understudy/primary"
+	"understudy/strike"
 )
 
 var update = flag.Bool("update", false, "write the schemas in openapi.yaml, METRICS.md and the golden files anew")
@@ -43,6 +44,7 @@ var described = []reflect.Type{
 	reflect.TypeFor[drill.Plan](), reflect.TypeFor[drill.Forecast](),
 	reflect.TypeFor[FileRequest](), reflect.TypeFor[FileRemoved](), reflect.TypeFor[HostList](), reflect.TypeFor[Access](),
 	reflect.TypeFor[bubble.Spec](), reflect.TypeFor[bubble.Result](), reflect.TypeFor[BubbleEnds](),
+	reflect.TypeFor[strike.Spec](), reflect.TypeFor[strike.Struck](), reflect.TypeFor[StrikeList](),
 }
 
 // schemas collects the schemas of types and of all they hold, by name.

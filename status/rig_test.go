@@ -29,6 +29,7 @@ import (
 	"understudy/host"
 	"understudy/ownership"
 	"understudy/primary"
+	"understudy/strike"
 	"understudy/transport/pki"
 )
 
@@ -165,7 +166,7 @@ func known() Cluster {
 }
 
 func sourcesOf(f *fake) Sources {
-	return Sources{Operations: f, Bubbles: f, Cluster: known, Events: newRecorded(5), Drills: drills{f}, BootID: "a-boot", Report: func() Report {
+	return Sources{Operations: f, Bubbles: f, Strikes: struckBy{f}, Cluster: known, Events: newRecorded(5), Drills: drills{f}, BootID: "a-boot", Report: func() Report {
 		return Report{Host: "alpha", Leader: "witness", Lease: time.Second, Exits: map[string][]Exit{"web": {{Device: "serial", Treatment: "refused"}}}}
 	}}
 }
@@ -297,4 +298,17 @@ func (r *rig) ask(c *http.Client, pattern, method, path, token, body string, hea
 		fits(r.t, pattern, a.code, a.header, text)
 	}
 	return a
+}
+
+// struckBy is a host that is struck as it is told to.
+type struckBy struct{ *fake }
+
+func (struckBy) Allowed() bool { return true }
+
+func (s struckBy) Strike(ctx context.Context, guest string, spec strike.Spec) (strike.Struck, error) {
+	return strike.Struck{ID: spec.ID, Kind: spec.Kind, Guest: guest, Machines: []int{7}, Also: []string{"db"}}, s.do(ctx, fmt.Sprintf("strike %+v", spec), guest)
+}
+
+func (s struckBy) Strikes() ([]strike.Struck, error) {
+	return []strike.Struck{{ID: "y", Kind: strike.Cut, Guest: "web"}}, s.err
 }

@@ -144,6 +144,8 @@ type Sources struct {
 	BootID string
 	// Bubbles starts copies in isolation; nil: none here.
 	Bubbles Bubbles
+	// Strikes strikes this host; nil: nothing does.
+	Strikes Strikes
 	// Slog is told who was refused; nil: nobody is.
 	Slog *slog.Logger
 }
@@ -220,6 +222,7 @@ func (s *Server) routes() []route {
 	all = append(all, s.drillRoutes()...)
 	all = append(all, s.uiRoutes()...)
 	all = append(all, checkpointRoutes(ops)...)
+	all = append(all, s.strikeRoutes()...)
 	return append(all, s.bubbleRoutes()...)
 }
 

@@ -77,15 +77,7 @@ func checkpointRoutes(ops Checkpoints) []route {
 func streamed[Q, R any](f func(ctx context.Context, guest string, request Q, p host.Progress) (R, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		var q Q
-		d := json.NewDecoder(r.Body)
-		d.DisallowUnknownFields()
-		err := d.Decode(&q)
-		if err == nil {
-			if _, more := d.Token(); !errors.Is(more, io.EOF) {
-				err = errors.New("something follows it")
-			}
-		}
-		if err != nil {
+		if err := decode(r, &q); err != nil {
 			refuse(w, http.StatusBadRequest, fmt.Sprintf("the request's body: %v", err))
 			return
 		}

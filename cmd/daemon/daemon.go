@@ -39,6 +39,9 @@ type Options struct {
 	// Helper is the command that runs dirty.HelperMain; see package
 	// hypervisor/qemu.
 	Helper []string
+	// Strike is the command that runs StrikeMain, to which the path of a record
+	// is added; nil: the host cannot be struck.
+	Strike []string
 	Slog   *slog.Logger
 	// Linger makes the guests' disks faster; nil: not. See vhost.Linger.
 	Linger *vhost.Linger
@@ -67,6 +70,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	dirs := o.Config.DirsOf(self)
+	undone := undoStrikes(dirs.State, o.Slog)
 	id, err := transport.LoadIdentity(dirs.TLS, self.Name)
 	if err != nil {
 		return err
@@ -111,13 +115,15 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 	defer closeHost()
 	tellUp(o.record, status.Version)
+	tellUndone(o.record, undone)
+	var workers sync.WaitGroup
 	server := status.NewServer(status.Sources{Operations: h, Slog: o.Slog, Events: told{o.record}, Bubbles: h, Peers: newPeers(o.Config, self, dial), Owner: ownerIn(voter),
+		Strikes: newStrikes(ctx, o, self, &workers),
 		Cluster: func() status.Cluster { return clusterOf(voter.View()) },
 		Report: func() status.Report {
 			return status.Report{Host: ownership.HostID(self.Name), Leader: voter.Leader(), Lease: voter.Lease(), Exits: exits}
 		},
 	})
-	var workers sync.WaitGroup
 	var failure [2]error
 	workers.Go(func() { failure[0] = server.Serve(ctx, Socket(o.Config, self)); cancel() })
 	workers.Go(func() { failure[1] = h.Run(ctx); cancel() })

@@ -32,7 +32,14 @@ import (
 // make a userfaultfd inside a QEMU process; see package dirty.
 const helperWord = "userfaultfd-helper"
 
+// strikeWord is the hidden first argument by which the daemon calls itself to
+// strike this host for a drill; see package strike.
+const strikeWord = "strike"
+
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == strikeWord {
+		os.Exit(daemon.StrikeMain(os.Args[2:]))
+	}
 	if len(os.Args) > 1 && os.Args[1] == helperWord {
 		os.Exit(dirty.HelperMain(os.Args[2:]))
 	}
@@ -93,7 +100,7 @@ func command(understood *bool) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			o := daemon.Options{Config: c, Host: host, Helper: []string{self, helperWord}, Slog: log}
+			o := daemon.Options{Config: c, Host: host, Helper: []string{self, helperWord}, Strike: []string{self, strikeWord}, Slog: log}
 			if o.Supervisor, err = supervisor(); err != nil {
 				return usage{err}
 			}

@@ -62,3 +62,20 @@ func (d *Driver) killStray(pid int, mark string) error {
 	}
 	return err
 }
+
+// Machines returns the process numbers of the QEMUs whose memory file lies in
+// imageDir (Config.ImageDir): a guest's machine, or its standbys. They may have
+// ended since.
+func Machines(imageDir string) ([]int, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	var found []int
+	for _, e := range entries {
+		if pid, err := strconv.Atoi(e.Name()); err == nil && isOurs(pid, ",mem-path="+imageDir+"/") {
+			found = append(found, pid)
+		}
+	}
+	return found, nil
+}
