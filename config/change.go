@@ -55,6 +55,8 @@ type Item struct {
 	// Why is what to do about a change that cannot just be made, else what it
 	// brings about, "" if that is plain.
 	Why string `json:"why,omitempty"`
+	// Blocked: the daemon that was asked cannot make it now.
+	Blocked bool `json:"blocked,omitempty"`
 }
 
 func (i Item) String() string {
@@ -76,14 +78,17 @@ func orNone(s string) string {
 // the file.
 type Change struct {
 	Items []Item `json:"items"`
+	// Applied: it has been made. Notes say what of it takes effect later.
+	Applied bool     `json:"applied"`
+	Notes   []string `json:"notes,omitempty"`
 }
 
 // Empty reports that nothing is different.
 func (c Change) Empty() bool { return len(c.Items) == 0 }
 
-// Refused returns the items that cannot be changed at all.
-func (c Change) Refused() []Item {
-	return slices.DeleteFunc(slices.Clone(c.Items), func(i Item) bool { return i.Treatment != Refused })
+// Blocked returns the items that cannot be made now.
+func (c Change) Blocked() []Item {
+	return slices.DeleteFunc(slices.Clone(c.Items), func(i Item) bool { return !i.Blocked })
 }
 
 // Summary is one line for people.

@@ -182,8 +182,8 @@ func TestHostsAndGuestsComeAndGo(t *testing.T) {
 	if !slices.Equal(got.Items, want) {
 		t.Errorf("got\n%v\nwant\n%v", got.Items, want)
 	}
-	if len(got.Refused()) != 0 || !strings.Contains(got.Summary(), "guest.db") {
-		t.Errorf("refused %v, summary %s", got.Refused(), got.Summary())
+	if len(got.Blocked()) != 0 || !strings.Contains(got.Summary(), "guest.db") {
+		t.Errorf("blocked %v, summary %s", got.Blocked(), got.Summary())
 	}
 	back := Compare(is, was)
 	if len(back.Items) != len(want) || back.Items[len(want)-1].Key != "guest.db" || back.Items[len(want)-1].Is != "" {

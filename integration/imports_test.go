@@ -47,7 +47,7 @@ var layers = map[string][]string{
 	"primary":  {"clock", "crashpoint", "epoch", "events", "exclusion", "hypervisor", "ownership", "protocol"},
 	"backup":   {"bubble", "clock", "crashpoint", "epoch", "events", "exclusion", "hypervisor", "ownership", "protocol", "rebuild"},
 	"failover": {"clock", "crashpoint", "epoch", "failover/leases", "ownership"},
-	"status":   {"backup", "bubble", "checkpoint", "clock", "disk", "drill", "epoch", "exclusion", "host", "hypervisor", "ownership", "primary", "protocol", "rebuild", "status/dashboard", "strike"},
+	"status":   {"backup", "bubble", "checkpoint", "clock", "config", "disk", "drill", "epoch", "exclusion", "host", "hypervisor", "ownership", "primary", "protocol", "rebuild", "status/dashboard", "strike"},
 
 	// Drills: beside the endpoint that tells of them.
 	"drill": {"clock", "epoch", "events", "host", "ownership", "primary"},

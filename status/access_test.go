@@ -52,6 +52,9 @@ func TestEveryRouteAndEverybody(t *testing.T) {
 					case method == http.MethodPost:
 						body = "{}"
 					}
+					if method == http.MethodPost && path == "/api/v1/config" {
+						body = `{"reload":true}`
+					}
 					a := r.ask(asker, route.pattern, method, at, c.token, body)
 					want := http.StatusOK
 					switch {

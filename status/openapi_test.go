@@ -24,6 +24,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"understudy/bubble"
+	"understudy/config"
 	"understudy/drill"
 	"understudy/host"
 	"understudy/ownership"
@@ -45,6 +46,7 @@ var described = []reflect.Type{
 	reflect.TypeFor[FileRequest](), reflect.TypeFor[FileRemoved](), reflect.TypeFor[HostList](), reflect.TypeFor[Access](),
 	reflect.TypeFor[bubble.Spec](), reflect.TypeFor[bubble.Result](), reflect.TypeFor[BubbleEnds](),
 	reflect.TypeFor[strike.Spec](), reflect.TypeFor[strike.Struck](), reflect.TypeFor[StrikeList](),
+	reflect.TypeFor[RunningConfig](), reflect.TypeFor[ConfigRequest](), reflect.TypeFor[config.Change](),
 }
 
 // schemas collects the schemas of types and of all they hold, by name.

@@ -71,6 +71,8 @@ type Report struct {
 	Exits map[string][]Exit `json:"exits"`
 	// LogAge is how old what is said of the log may be: Cluster.Contact.
 	LogAge *time.Duration `json:"log_age_ns,omitempty"`
+	// Config is the configuration that the daemon runs.
+	Config ConfigBrief `json:"config"`
 }
 
 // Exit is one way out of a guest.
@@ -135,6 +137,8 @@ type Sources struct {
 	Events Events
 	// Peers are the hosts of the configuration; nil: no other host is asked.
 	Peers Peers
+	// Configuration is the daemon's; nil: it cannot be changed here.
+	Configuration Configuration
 	// Owner returns the owner of a guest, of any in the log, as far as it is
 	// known here; "" if it is not. nil: it never is.
 	Owner func(guest string) ownership.HostID
@@ -221,6 +225,7 @@ func (s *Server) routes() []route {
 	all = append(all, s.peerRoutes()...)
 	all = append(all, s.drillRoutes()...)
 	all = append(all, s.uiRoutes()...)
+	all = append(all, configRoutes(s.Configuration)...)
 	all = append(all, checkpointRoutes(ops)...)
 	all = append(all, s.strikeRoutes()...)
 	return append(all, s.bubbleRoutes()...)

@@ -39,24 +39,28 @@ func newGuest(o Options, self config.Host, g config.Guest, record recorder) (hos
 	if err != nil {
 		return host.Guest{}, err
 	}
-	me := ownership.HostID(self.Name)
-	return host.Guest{
+	made := host.Guest{
 		Name: g.Name, Home: ownership.HostID(g.Host), Driver: driver, Gate: gate,
 		FailbackAfter: failbackAfter(g),
 		Disks:         disks.orNone(), History: disks.history(), Copies: disks.copied(), Hypervisor: string(g.Hypervisor),
-		Primary: func(lease time.Duration) primary.Config {
+	}
+	made.Primary, made.Backup = rolesOf(ownership.HostID(self.Name), g, disks)
+	return made, nil
+}
+
+// rolesOf makes the settings of a guest's two roles.
+func rolesOf(me ownership.HostID, g config.Guest, disks *served) (func(time.Duration) primary.Config, func(time.Duration) backup.Config) {
+	return func(lease time.Duration) primary.Config {
 			c := primaryConfig(g, me, lease)
 			c.Disks, c.PrintKey = disks.shape()
 			return c
-		},
-		Backup: func(lease time.Duration) backup.Config {
+		}, func(lease time.Duration) backup.Config {
 			c := backup.DefaultConfig(g.Name, me, lease, uint64(g.Memory)+sideBlocks)
 			c.MaxStage = epoch.StageLimit((uint64(g.Memory)+sideBlocks)/epoch.PageSize, uint64(g.Protection.HeldWrites)+syncRoom)
 			c.Disks, _ = disks.shape()
 			c.Lazy = g.Protection.Rebuild == config.RebuildLazy
 			return c
-		},
-	}, nil
+		}
 }
 
 // failbackAfter is 0 where an operator brings the guest back.

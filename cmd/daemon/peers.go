@@ -28,15 +28,10 @@ type Peers struct {
 	dial   func(ctx context.Context, host ownership.HostID, proto string) (net.Conn, error)
 }
 
-// newPeers returns those of the configuration. dial reaches a host's port.
-func newPeers(c *config.Config, self config.Host, dial func(ctx context.Context, host ownership.HostID, proto string) (net.Conn, error)) *Peers {
-	return &Peers{self: ownership.HostID(self.Name), socket: Socket(c, self), dial: dial, hosts: func() []ownership.HostID {
-		all := make([]ownership.HostID, 0, len(c.Hosts))
-		for _, h := range c.Hosts {
-			all = append(all, ownership.HostID(h.Name))
-		}
-		return all
-	}}
+// newPeers returns the hosts that hosts names. dial reaches a host's port.
+func newPeers(self config.Host, socket string, hosts func() []ownership.HostID,
+	dial func(ctx context.Context, host ownership.HostID, proto string) (net.Conn, error)) *Peers {
+	return &Peers{self: ownership.HostID(self.Name), socket: socket, hosts: hosts, dial: dial}
 }
 
 // Self is this host.

@@ -4,7 +4,7 @@
 // Exit status: 0 done, and what was asked is so; 1 it failed; 2 a wrong command
 // line or configuration; 3 (status) a guest is not protected; 4 (verify) memory
 // differs, or (checkpoint verify) the file cannot be restored here; 5 no daemon answers,
-// or not the one that was to be asked.
+// or not the one that was to be asked; 7 (config diff) something would change, or differs.
 package main
 
 import (
@@ -32,6 +32,7 @@ const (
 	exitUnprotected = 3
 	exitDiffers     = 4
 	exitNoDaemon    = 5
+	exitChanges     = 7
 )
 
 // exitError carries an exit status.

@@ -111,27 +111,6 @@ func cutAddress(s string) (name, address string, err error) {
 	return "", "", fmt.Errorf("--host-address %q: want NAME=HOST:PORT", s)
 }
 
-func configCommand(f *common) *cobra.Command {
-	c := &cobra.Command{Use: "config", Short: "Work on the configuration"}
-	c.AddCommand(&cobra.Command{
-		Use:   "check",
-		Short: "Say everything that is wrong with the configuration",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := config.Load(f.config)
-			if err != nil {
-				return exitError{exitUsage, err}
-			}
-			return f.print(cmd.OutOrStdout(), map[string]any{"config": f.config, "valid": true, "hosts": len(c.Hosts), "guests": len(c.Guests)},
-				func(w io.Writer) error {
-					_, err := fmt.Fprintf(w, "%s is valid: cluster %s, lease %v, %d hosts, %d guests\n", f.config, c.Cluster, c.Lease, len(c.Hosts), len(c.Guests))
-					return err
-				})
-		},
-	})
-	return c
-}
-
 func checkHostCommand(f *common) *cobra.Command {
 	var against string
 	c := &cobra.Command{

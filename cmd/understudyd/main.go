@@ -4,7 +4,8 @@
 //	understudyd --config /etc/understudy/understudy.toml --host alpha
 //
 // It ends on SIGINT or SIGTERM, with status 0; guests under QEMU are left
-// running, to be adopted by the next daemon. Status 2 is a wrong command line
+// running, to be adopted by the next daemon. On SIGHUP it reads its configuration
+// again, and does at once what that changes, or nothing. Status 2 is a wrong command line
 // or configuration, 1 any other failure.
 package main
 
@@ -100,7 +101,10 @@ func command(understood *bool) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			o := daemon.Options{Config: c, Host: host, Helper: []string{self, helperWord}, Strike: []string{self, strikeWord}, Slog: log}
+			reload := make(chan os.Signal, 1)
+			signal.Notify(reload, syscall.SIGHUP)
+			defer signal.Stop(reload)
+			o := daemon.Options{Config: c, Host: host, Helper: []string{self, helperWord}, Strike: []string{self, strikeWord}, Slog: log, File: file, Reload: reload}
 			if o.Supervisor, err = supervisor(); err != nil {
 				return usage{err}
 			}
