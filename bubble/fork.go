@@ -46,6 +46,8 @@ type Disks interface {
 	// then Before has to be called for each of its writes before the epoch that
 	// has it is acknowledged. Otherwise the disks see to that themselves.
 	Shared() bool
+	// Err is why reads fail from now on; nil: they do not.
+	Err() error
 	// SetAside is what Before has kept, in bytes.
 	SetAside() uint64
 	Close()

@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"understudy/epoch"
 	"understudy/hypervisor"
 	"understudy/rebuild"
 )
@@ -267,9 +266,7 @@ func (b *run) confirm(ctx context.Context) error {
 		}
 	}
 	if d := b.forked.Disks; d != nil {
-		// A read that fails says that something is lost, whether or not the guest
-		// has noticed.
-		if err := d.ReadSectors(0, 0, make([]byte, epoch.SectorSize)); err != nil {
+		if err := d.Err(); err != nil { // whether or not the guest has noticed
 			return err
 		}
 		if d.Shared() {

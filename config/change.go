@@ -155,6 +155,7 @@ var treatments = map[string]rule{
 	"guest.append":              {RestartGuest, stopFirst},
 	"guest.user":                {RestartGuest, stopFirst},
 	"guest.free_page_reporting": {RestartGuest, stopFirst},
+	"guest.bubble_address":      {RestartDaemon, byDaemon},
 	"guest.nic":                 {RestartGuest, stopFirst},
 	"guest.disk":                {RestartGuest, stopFirst},
 

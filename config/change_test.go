@@ -40,7 +40,8 @@ func TestEveryKeyHasItsTreatment(t *testing.T) {
 		"guest.hypervisor": RestartGuest, "guest.memory": RestartGuest, "guest.cpus": RestartGuest, "guest.machine": RestartGuest,
 		"guest.cpu": RestartGuest, "guest.accel": RestartGuest, "guest.kernel": RestartGuest, "guest.initrd": RestartGuest,
 		"guest.append": RestartGuest, "guest.user": RestartGuest, "guest.free_page_reporting": RestartGuest,
-		"guest.nic.mac": RestartGuest, "guest.nic.bridge": RestartGuest, "guest.nic.tap": RestartGuest, "guest.nic.segment": RestartGuest,
+		"guest.bubble_address": RestartDaemon,
+		"guest.nic.mac":        RestartGuest, "guest.nic.bridge": RestartGuest, "guest.nic.tap": RestartGuest, "guest.nic.segment": RestartGuest,
 		"guest.disk.path": RestartGuest, "guest.disk.paths": RestartGuest, "guest.disk.mode": RestartGuest, "guest.disk.size": RestartGuest,
 		"guest.disk.queues": RestartGuest, "guest.disk.unfenced": RestartGuest,
 

@@ -126,6 +126,9 @@ type Guest struct {
 	// the host, by a virtio-balloon; such memory is not copied either. The
 	// guest's kernel has to know of it (Linux 5.7: PAGE_REPORTING).
 	FreePageReporting bool `toml:"free_page_reporting"`
+	// BubbleAddress is the host's own address, with its prefix length, in the
+	// network of a bubble of the guest: one of the guest's network that nobody has.
+	BubbleAddress string `toml:"bubble_address"`
 }
 
 // Failback says who brings a guest back to its own host.

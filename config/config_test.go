@@ -178,6 +178,7 @@ func TestEveryProblemIsTold(t *testing.T) {
 		{"hasty detach", func(c *Config) { first(c).Protection.DetachAfter = Duration(300 * time.Millisecond) }, "guest.web.protection.detach_after: 300ms is not between 400ms (two heartbeats, one epoch) and 10m0s"},
 		{"verify", func(c *Config) { first(c).Protection.VerifyEvery = Duration(time.Millisecond) }, "guest.web.protection.verify_every: "},
 		{"disk of a simulated guest", func(c *Config) { first(c).Hypervisor = Sim }, "guest.web.disk: is of no use to a simulated guest"},
+		{"address in a bubble", func(c *Config) { first(c).BubbleAddress = "192.0.2.1" }, "guest.web.bubble_address: \"192.0.2.1\" is not an address with its prefix length"},
 		{"free memory of a simulated guest", func(c *Config) { first(c).Hypervisor, first(c).FreePageReporting = Sim, true }, "guest.web.free_page_reporting: is of no use to a simulated guest"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -289,6 +290,7 @@ func TestRenderedFileReadsBackTheSame(t *testing.T) {
 		g.Memory = Size(rapid.Int64Range(int64(minMemory/pageSize), int64(maxMemory/pageSize)).Draw(t, "pages")) * pageSize
 		g.CPU = rapid.SampledFrom([]string{"", "max", "EPYC,-avx,tsc-frequency=1000"}).Draw(t, "cpu")
 		g.Kernel = "/boot/k"
+		g.BubbleAddress = rapid.SampledFrom([]string{"", "192.0.2.1/24", "2001:db8::1/64"}).Draw(t, "bubble")
 		g.Append = rapid.StringMatching(`[ -~äß]{0,60}`).Draw(t, "append")
 		p := &g.Protection
 		p.Epoch = Epoch(rapid.IntRange(0, 100).Draw(t, "epoch")) * Epoch(time.Millisecond)

@@ -99,6 +99,7 @@ func (w *writer) guest(g Guest, lease Duration) {
 		w.option("append", g.Append, "", "the kernel's command line")
 		w.option("user", g.User, d.User, "runs QEMU")
 		w.option("free_page_reporting", g.FreePageReporting, false, "the guest gives memory that it does not use back to the host")
+		w.option("bubble_address", g.BubbleAddress, "", "the host's own address in a bubble's network, like 192.0.2.1/24")
 	}
 	for _, disk := range g.Disks {
 		w.text("", "[[guest.disk]]")

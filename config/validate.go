@@ -240,6 +240,7 @@ func (v *validator) machine(key string, g Guest) {
 			{"machine", g.Machine != ""}, {"cpu", g.CPU != ""}, {"accel", g.Accel != ""},
 			{"kernel", g.Kernel != ""}, {"initrd", g.Initrd != ""}, {"append", g.Append != ""},
 			{"user", g.User != ""}, {"disk", len(g.Disks) > 0}, {"free_page_reporting", g.FreePageReporting},
+			{"bubble_address", g.BubbleAddress != ""},
 		} {
 			if one.set {
 				v.add(key+one.key, "is of no use to a simulated guest (hypervisor = %q)", Sim)
@@ -255,6 +256,9 @@ func (v *validator) machine(key string, g Guest) {
 		v.add(key+"cpu", "%.80q is not a processor model of QEMU, like EPYC or max,-avx512f", g.CPU)
 	}
 	oneOf(v, key+"accel", g.Accel, "auto", "kvm", "tcg")
+	if a, err := netip.ParsePrefix(g.BubbleAddress); g.BubbleAddress != "" && (err != nil || a.Addr().IsUnspecified() || a.Addr().IsMulticast()) {
+		v.add(key+"bubble_address", "%.60q is not an address with its prefix length, like 192.0.2.1/24", g.BubbleAddress)
+	}
 	switch {
 	case !users.MatchString(g.User):
 		v.add(key+"user", "%.40q is not the name of a user", g.User)

@@ -103,7 +103,8 @@ func (f *Fork) fail(err error) {
 	}
 }
 
-func (f *Fork) problem() error {
+// Err is why reads fail from now on; nil: they do not.
+func (f *Fork) Err() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.broken

@@ -43,6 +43,7 @@ func newGuest(o Options, self config.Host, g config.Guest, record recorder) (hos
 		Name: g.Name, Home: ownership.HostID(g.Host), Driver: driver, Gate: gate,
 		FailbackAfter: failbackAfter(g),
 		Disks:         disks.orNone(), History: disks.history(), Copies: disks.copied(), Hypervisor: string(g.Hypervisor),
+		Bubbles: newGround(o, self, g, disks),
 	}
 	made.Primary, made.Backup = rolesOf(ownership.HostID(self.Name), g, disks)
 	return made, nil

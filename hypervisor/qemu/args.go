@@ -15,11 +15,26 @@ type machine struct {
 }
 
 // The descriptors that QEMU is started with, in the order that os/exec passes
-// them on: its listening QMP socket, and the console's file if there is one.
+// them on: its listening QMP socket, the console's file if there is one, and the
+// TAPs (tapFD).
 const (
 	qmpFD     = 3
 	consoleFD = 4
 )
+
+// tapFD is the descriptor of a network card's TAP.
+func (c *Config) tapFD(nic int) int {
+	fd := consoleFD
+	if c.Console != "" {
+		fd++
+	}
+	for _, n := range c.NICs[:nic] {
+		if n.TAP != nil {
+			fd++
+		}
+	}
+	return fd
+}
 
 // arguments returns QEMU's arguments for the guest, paused at its start, or
 // waiting for its state if incoming is set.
@@ -49,6 +64,10 @@ func (c *Config) arguments(m machine, ramPath string, incoming bool) []string {
 		a = append(a, "-drive", fmt.Sprintf("if=none,id=disk%d,file=%s,format=%s,%s", i, d.Path, d.Format, d.mode()))
 	}
 	for i, n := range c.NICs {
+		if n.TAP != nil {
+			a = append(a, "-netdev", fmt.Sprintf("tap,id=net%d,fd=%d,vhost=off", i, c.tapFD(i)))
+			continue
+		}
 		a = append(a, "-netdev", fmt.Sprintf("dgram,id=net%d,local.type=unix,local.path=%s,remote.type=unix,remote.path=%s",
 			i, n.GuestSocket, n.HostSocket))
 	}

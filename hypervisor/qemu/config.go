@@ -86,6 +86,9 @@ type Config struct {
 
 	// QEMU is the program, "" for qemu-system-x86_64 on the PATH.
 	QEMU string
+	// Idle gives the QEMU processes the processor only when nobody else wants it
+	// (SCHED_IDLE, sched(7)).
+	Idle bool
 	// Helper is the command line, program first, of a process that calls
 	// dirty.HelperMain with the arguments that are appended.
 	Helper []string
@@ -144,6 +147,9 @@ type NIC struct {
 	// there. "" is RunDir/net/<index>.host. QEMU's account must be able to
 	// write to it.
 	HostSocket string
+	// TAP, if not nil, takes the sockets' place: an open TAP device, without a
+	// header of the kernel's before each frame. It stays the caller's.
+	TAP *os.File
 }
 
 const (

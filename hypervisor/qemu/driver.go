@@ -8,9 +8,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"understudy/epoch"
 	"understudy/hypervisor"
@@ -492,6 +495,11 @@ func (d *Driver) boot(ctx context.Context, m machine, at place, ram *ramFile, in
 	if v.client, err = qmp.Dial(limited, at.socket()); err != nil {
 		return nil, errors.Join(proc.explain(err), v.end())
 	}
+	if d.cfg.Idle {
+		if err := idle(proc.identity.PID); err != nil {
+			return nil, errors.Join(fmt.Errorf("make QEMU yield to others: %w", err), v.end())
+		}
+	}
 	d.log.Info("QEMU started", "pid", proc.identity.PID, "machine", m.Type, "accelerator", m.Accel, "incoming", incoming)
 	return v, nil
 }
@@ -518,6 +526,19 @@ func (d *Driver) openFiles(at place, incoming bool) ([]*os.File, error) {
 	if console != nil {
 		files = append(files, console)
 	}
+	for _, n := range d.cfg.NICs {
+		if n.TAP == nil {
+			continue
+		}
+		tap, err := duplicate(n.TAP)
+		if err != nil {
+			for _, f := range files {
+				err = errors.Join(err, f.Close())
+			}
+			return nil, err
+		}
+		files = append(files, tap)
+	}
 	if incoming {
 		// Without it memory is fetched before the machine runs.
 		if device, err := os.OpenFile("/dev/userfaultfd", os.O_RDWR, 0); err == nil {
@@ -525,6 +546,43 @@ func (d *Driver) openFiles(at place, incoming bool) ([]*os.File, error) {
 		}
 	}
 	return files, nil
+}
+
+// duplicate returns another descriptor of a file.
+func duplicate(f *os.File) (*os.File, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var fd int
+	var dupErr error
+	if err := raw.Control(func(old uintptr) { fd, dupErr = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
+		return nil, err
+	}
+	if dupErr != nil {
+		return nil, fmt.Errorf("duplicate the descriptor of %s: %w", f.Name(), dupErr)
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
+
+// idle makes every thread of a process yield to all others: one that wakes up does
+// not have to wait for it either. Threads that come later inherit that.
+func idle(pid int) error {
+	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil {
+		return err
+	}
+	for _, t := range tasks {
+		id, err := strconv.Atoi(t.Name())
+		if err != nil {
+			continue
+		}
+		attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}
+		if err := unix.SchedSetAttr(id, &attr, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+			return os.NewSyscallError("sched_setattr", err)
+		}
+	}
+	return nil
 }
 
 // end kills the QEMU and closes our connection. The place stays.

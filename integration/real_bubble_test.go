@@ -1,0 +1,168 @@
+package integration
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"understudy/bubble"
+	"understudy/bubble/isolate"
+	"understudy/config"
+	"understudy/demo/world"
+	"understudy/guest"
+	"understudy/guest/client"
+	"understudy/host"
+)
+
+// TestRealBubble starts the backup's copy in isolation beside a guest under load,
+// and shows that nobody outside of it notices.
+func TestRealBubble(t *testing.T) {
+	for _, mode := range []config.DiskMode{config.Replicated, config.Shared} {
+		t.Run(string(mode), func(t *testing.T) {
+			s := &stage{mode: mode}
+			defer func() {
+				if s.real != nil {
+					s.t = t
+					s.hangUp()
+					s.end(storyPrefix)
+				}
+				t.Log("measured:\n" + s.measures())
+			}()
+			s.play(t, aBubbleHarmsNobody)
+		})
+	}
+}
+
+// bubbleAddress is the host's own in the bubble's network.
+const bubbleAddress = "10.77.0.250/24"
+
+// lookInside asks the copy for its boot, whether its memory and its disk's files
+// are whole, and makes it write to its disk, by the guest's own service.
+const lookInside = `set -e
+exec 3<>/dev/tcp/%s/%d
+ask() { echo "$1" >&3; IFS= read -r -t 60 line <&3; echo "$line"; }
+ask boot
+ask "dirty stop"
+ask check
+ask "disk work stop"
+ask "disk check"
+ask "disk sync"
+ip -brief link
+timeout 2 bash -c 'exec 4<>/dev/tcp/%s/1' 2>/dev/null || echo "no way out"
+`
+
+func aBubbleHarmsNobody(s *stage) {
+	before := s.log(web, s.owner)
+	address := s.Address(web).String()
+	script := fmt.Sprintf(lookInside, address, guest.ControlPort, s.Lab.Host(world.ClientHost).Addr())
+
+	rate := s.pull(5 * time.Second)
+	began := time.Now()
+	type answer struct {
+		text   string
+		status int
+	}
+	said := make(chan answer, 1)
+	go func() {
+		text, status := s.cli(s.backup, "bubble", web, "--address", bubbleAddress, "--timeout", "90s", "--output", "json", "--", "/bin/bash", "-c", script)
+		said <- answer{text, status}
+	}()
+	during, a := pullUntil(s, said)
+	s.note("bubble: the command", time.Since(began))
+	var r bubble.Result
+	if err := json.Unmarshal([]byte(a.text), &r); err != nil || a.status != 0 {
+		s.t.Fatalf("bubble: status %d, %v: %s", a.status, err, a.text)
+	}
+	after := s.pull(5 * time.Second)
+	s.note("bubble: fork", r.ForkTime)
+	s.note("bubble: the backup kept waiting, in all", r.HeldUp)
+	s.note("bubble: the backup kept waiting, at most", r.HeldUpMost)
+	s.note("bubble: whole copy", r.CopyTime)
+	s.note("bubble: the copy runs", r.RunsAfter)
+	s.note("bubble: check", r.Check.Took)
+	s.t.Logf("throughput: %.0f KiB/s before, %.0f during (%+.1f%%), %.0f after; %+v", rate/1024, during/1024, 100*(during/rate-1), after/1024, r)
+
+	for _, want := range []string{"boot " + s.boot, "ok", "no way out"} {
+		if !strings.Contains(r.Check.Output, want) {
+			s.t.Errorf("the check did not find %q inside:\n%s", want, r.Check.Output)
+		}
+	}
+	if strings.Contains(r.Check.Output, "error") {
+		s.t.Errorf("something is wrong inside:\n%s", r.Check.Output)
+	}
+	if r.Commits == 0 || r.Written == 0 {
+		s.t.Errorf("%d epochs were committed, and %d bytes written inside", r.Commits, r.Written)
+	}
+	silence, _ := s.client.Outage(began)
+	s.note("bubble: longest silence at the client", silence)
+	s.must(s.client.Err())
+	spoke := map[string]int{}
+	for _, f := range s.wire.since(s.t, s.MAC(web), began) {
+		spoke[f.Host]++
+	}
+	if spoke[s.owner] == 0 || spoke[s.backup] != 0 {
+		s.t.Errorf("frames of the guest left %v: want all from %s", spoke, s.owner)
+	}
+	if now := s.log(web, s.owner); now.Generation != before.Generation || !now.InSync || now.Backup.Image != before.Backup.Image {
+		s.t.Errorf("the log says %+v, said %+v", now, before)
+	}
+	s.until(web, "protected", func(name string, g host.GuestStatus) bool { return name == s.owner && g.Protected == host.ProtectedYes })
+	s.noBubbleLeft()
+	verifyIdentical(s)
+}
+
+// pull takes bytes from the guest over one connection, and returns how many a
+// second.
+func (s *stage) pull(d time.Duration) float64 {
+	s.t.Helper()
+	end := time.After(d)
+	rate, _ := pullUntil(s, end)
+	return rate
+}
+
+// pullUntil is pull until something comes.
+func pullUntil[T any](s *stage, end <-chan T) (rate float64, last T) {
+	s.t.Helper()
+	conn, err := s.Dial(s.ctx, web, guest.ThroughputPort)
+	s.must(err)
+	defer func() { _ = conn.Close() }()
+	began, total := time.Now(), int64(0)
+	for {
+		select {
+		case last = <-end:
+			return float64(total) / time.Since(began).Seconds(), last
+		default:
+		}
+		const piece = 64 << 10
+		ctx, cancel := context.WithTimeout(s.ctx, soon)
+		_, err := client.Source(ctx, conn, piece)
+		cancel()
+		s.must(err) // a reset would show here
+		total += piece
+	}
+}
+
+// noBubbleLeft checks that nothing of a bubble is left on the backup's host.
+func (s *stage) noBubbleLeft() {
+	s.t.Helper()
+	if machines := s.machines(s.backup); len(machines) != 1 {
+		s.t.Errorf("QEMU processes on host %s: %v, want the waiting one", s.backup, machines)
+	}
+	h, _ := s.Config.Host(s.backup)
+	dir := filepath.Join(s.Config.DirsOf(h).Run, "guests", web)
+	if _, err := os.Stat(filepath.Join(dir, "bubble")); !os.IsNotExist(err) {
+		s.t.Errorf("%s/bubble is left (%v)", dir, err)
+	}
+	left, err := isolate.Left()
+	s.must(err)
+	for _, name := range left {
+		if name == isolate.Name(web, dir) {
+			s.t.Errorf("network %s is left", name)
+		}
+	}
+}
