@@ -136,6 +136,7 @@ func (b *Backup) Run(ctx context.Context) (Result, error) {
 		select {
 		case <-ctx.Done():
 			b.drop("the daemon goes down")
+			b.decline(ctx)
 			return Result{Outcome: OutcomeDetached}, b.destroy()
 		case <-timer.C:
 			ev = Tick{}
@@ -191,6 +192,8 @@ func (b *Backup) do(ctx context.Context, a Action) Event {
 		return b.prepare(ctx, a.Fresh)
 	case Refuse:
 		b.refuse(ctx, a.Reason)
+	case Agree:
+		b.agree(ctx, a.For)
 	case Commit:
 		return b.commit(ctx)
 	case Discard:
@@ -490,6 +493,24 @@ func (b *Backup) propose(ctx context.Context, c ownership.Command) {
 		crashpoint.At(crashpoint.Granted)
 	}
 	b.send(ctx, Proposed{Command: c, State: state, Err: err})
+}
+
+// declineTime bounds the telling that an image is given up.
+const declineTime = 500 * time.Millisecond
+
+// decline tells the log that the image is gone, which it is once this process has
+// ended: the primary need not wait for us, nor find out. Nothing is acknowledged
+// any more; a takeover that was asked for may yet be granted, and is left alone.
+func (b *Backup) decline(ctx context.Context) {
+	if !b.core.InSync() || b.core.asking {
+		return
+	}
+	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), declineTime)
+	defer cancel()
+	c := ownership.Command{ID: ownership.NewCommandID(), Guest: b.cfg.Guest, Kind: ownership.OutOfSync, Host: b.cfg.Self,
+		Generation: b.core.log.Generation, Revision: b.core.log.Revision, Backup: b.core.log.Backup}
+	_, err := b.Log.Propose(call, c)
+	b.Slog.Info("said that the image is given up: the daemon goes down", "image", c.Backup.Image, "err", err)
 }
 
 // start runs a goroutine that Run waits for.

@@ -79,7 +79,8 @@ type Core struct {
 	session   epoch.Generation // of the session that feeds the image; 0: none
 	preparing epoch.Generation // of the session being welcomed; 0: none
 	lostAt    clock.Instant
-	asking    bool // no acknowledgement any more
+	patient   clock.Instant // until when silence is no failure
+	asking    bool          // no acknowledgement any more
 	granted   bool
 	machine   machine
 	loads     int
@@ -145,6 +146,14 @@ func (c *Core) absorb(ev Event) {
 		c.absorbStaged(ev)
 	case CommitFailed:
 		c.giveUp(ev.Err)
+	case Away:
+		if c.session != 0 && !c.asking {
+			c.patient = 0
+			if ev.For > 0 {
+				c.patient = c.now.Add(ev.For)
+				c.emit(Agree(ev))
+			}
+		}
 	case SessionLost:
 		if c.session != 0 || c.preparing != 0 {
 			c.session, c.preparing, c.lostAt = 0, 0, c.now
@@ -213,7 +222,7 @@ func (c *Core) absorbGreeted(ev Greeted) {
 	default:
 		// The session before it, if any, ends here, and only here: a refused one
 		// harms nobody. The primary lives: the time of silence begins anew.
-		c.session, c.preparing, c.lostAt = 0, h.Generation, c.now
+		c.session, c.preparing, c.lostAt, c.patient = 0, h.Generation, c.now, 0
 		if !resumed {
 			c.at, c.whole, c.spoilt, c.machine = epoch.Position{}, false, false, machineFresh
 		}
@@ -348,7 +357,7 @@ func (c *Core) decideAsk() {
 		return
 	}
 	surrendered := c.log.Phase == ownership.PhaseSurrendered
-	silent := c.session == 0 && c.preparing == 0 && !c.now.Before(c.lostAt.Add(c.cfg.AskAfter))
+	silent := c.session == 0 && c.preparing == 0 && !c.now.Before(c.lostAt.Add(c.cfg.AskAfter)) && !c.now.Before(c.patient)
 	if !surrendered && !silent {
 		return
 	}
@@ -443,7 +452,7 @@ func (c *Core) emit(a ...Action) { c.out = append(c.out, a...) }
 // NextWake returns when Step wants a Tick if nothing else happens.
 func (c *Core) NextWake() clock.Instant {
 	wake := c.now.Add(time.Second)
-	for _, t := range []clock.Instant{c.lostAt.Add(c.cfg.AskAfter), c.retryAt} {
+	for _, t := range []clock.Instant{c.lostAt.Add(c.cfg.AskAfter), c.patient, c.retryAt} {
 		if c.now.Before(t) && t.Before(wake) {
 			wake = t
 		}

@@ -1,6 +1,8 @@
 package backup
 
 import (
+	"time"
+
 	"understudy/epoch"
 	"understudy/hypervisor"
 	"understudy/ownership"
@@ -31,6 +33,9 @@ type (
 	// CommitFailed: the image refused the staged epoch, or a page of an earlier
 	// one cannot be rebuilt.
 	CommitFailed struct{ Err error }
+	// Away: the primary will be silent for so long, and its guest stands still
+	// meanwhile: its daemon is started anew. 0: it stays after all.
+	Away struct{ For time.Duration }
 	// SessionLost: the session broke, or its peer broke the rules.
 	SessionLost struct{ Err error }
 	// Spoilt: the image cannot be made whole: a page that was left out of a
@@ -59,6 +64,7 @@ func (Greeted) isEvent()      {}
 func (Prepared) isEvent()     {}
 func (Staged) isEvent()       {}
 func (CommitFailed) isEvent() {}
+func (Away) isEvent()         {}
 func (SessionLost) isEvent()  {}
 func (Spoilt) isEvent()       {}
 func (Loaded) isEvent()       {}
@@ -75,6 +81,9 @@ type (
 	Prepare struct{ Fresh bool }
 	// Refuse: tell the peer why not, and close its session.
 	Refuse struct{ Reason string }
+	// Agree: tell the primary that its silence is not taken for a failure for so
+	// long.
+	Agree struct{ For time.Duration }
 	// Commit: acknowledge the staged epoch and apply it.
 	Commit struct{}
 	// Discard: throw the staged epoch away.
@@ -103,6 +112,7 @@ type (
 
 func (Prepare) isAction()  {}
 func (Refuse) isAction()   {}
+func (Agree) isAction()    {}
 func (Commit) isAction()   {}
 func (Discard) isAction()  {}
 func (GiveUp) isAction()   {}

@@ -124,6 +124,13 @@ func (s *session) message(m protocol.Message, open bool) (bool, error) {
 			return false, s.ctx.Err()
 		}
 	}
+	if m.Kind == protocol.KindPatience {
+		wait, err := protocol.ParsePatience(m.Payload)
+		if err == nil {
+			s.offer(Away{wait})
+		}
+		return open, err
+	}
 	if m.Kind == protocol.KindHashes {
 		h, err := protocol.ParseDiskHashes(m.Payload)
 		if err != nil {
@@ -190,6 +197,19 @@ func (s *session) compare() {
 func (s *session) complain(err error) {
 	text := err.Error()
 	_ = s.wire.Send(s.ctx, protocol.KindRefuse, []byte(text[:min(len(text), protocol.MaxReason)]))
+}
+
+// agree tells the primary that it is waited for. A failure shows as the loss of
+// the session.
+func (b *Backup) agree(ctx context.Context, wait time.Duration) {
+	s := b.session
+	if s == nil {
+		return
+	}
+	b.Slog.Info("the primary will be silent: its daemon is started anew", "wait", wait)
+	if err := s.wire.Send(ctx, protocol.KindPatient, protocol.AppendPatience(make([]byte, 0, protocol.PatienceSize), wait)); err != nil {
+		b.Slog.Debug("patience not promised", "err", err)
+	}
 }
 
 // ack acknowledges. A failure shows as the loss of the session.

@@ -38,6 +38,8 @@ const (
 	journalName    = "held"
 	journalMagic   = uint64(0x31444c4548444e55) // "UNDHELD1" in little endian
 	journalVersion = 1
+	// JournalVersion is journalVersion, for who starts another program on a journal.
+	JournalVersion = journalVersion
 	journalHeader  = 4096
 
 	recordMagic  = uint32(0x31574855) // "UHW1"

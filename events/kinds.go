@@ -18,6 +18,13 @@ const (
 	// KindLeaderChanged: this voter knows of another leader of the ownership log;
 	// Change has voters, an empty one is none.
 	KindLeaderChanged Kind = "leader-changed"
+	// KindUpgradeBegun: another daemon is ready to take this one's place; Change has
+	// versions.
+	KindUpgradeBegun Kind = "upgrade-begun"
+	// KindUpgraded: it has; Change has versions.
+	KindUpgraded Kind = "upgraded"
+	// KindUpgradeFailed: it has not, and the former daemon goes on. Text says why.
+	KindUpgradeFailed Kind = "upgrade-failed"
 	// KindConfigChanged: the pair's configuration is another one.
 	KindConfigChanged Kind = "config-changed"
 )
@@ -150,7 +157,7 @@ const (
 )
 
 var kinds = [...]Kind{
-	KindHostUp, KindHostDown, KindLeaderChanged, KindConfigChanged,
+	KindHostUp, KindHostDown, KindLeaderChanged, KindUpgradeBegun, KindUpgraded, KindUpgradeFailed, KindConfigChanged,
 	KindRoleChanged, KindOwnerChanged, KindProblem, KindProblemOver,
 	KindStarted, KindBooted, KindRestored, KindAdopted, KindStopAsked, KindStopped, KindGuestEvent, KindLeaseLost, KindLeaseRenewed,
 	KindModeChanged, KindProtected, KindUnprotected, KindProtectionChanged, KindMismatch, KindImageGivenUp, KindDiskTrouble, KindDiskWell,

@@ -89,6 +89,11 @@ type Guest struct {
 	Backup  func(lease time.Duration) backup.Config
 	// Bubbles is where copies of the guest can run in isolation; nil: nowhere.
 	Bubbles bubble.Ground
+	// LeftFile is a file on a tmpfs, of this guest alone, for what a daemon leaves
+	// to the next one; "": guests are not handed over. LeftPages is how many pages
+	// an image may have.
+	LeftFile  string
+	LeftPages uint64
 	// Dial opens a session to Peer.
 	Dial func(ctx context.Context) (protocol.Session, error)
 }
@@ -136,7 +141,7 @@ func New(cfg Config) (*Host, error) {
 func (h *Host) newManager(g Guest) *manager {
 	m := &manager{Guest: g, host: h, sessions: make(chan backup.Opened),
 		restores: make(chan *restoring), starts: make(chan *starting), slog: h.cfg.Slog.With("guest", g.Name),
-		said: sayings{read: make(chan struct{})}, ended: make(chan struct{}), bubbles: bubbles{cleaned: make(chan struct{})}}
+		goOn: make(chan struct{}, 1), said: sayings{read: make(chan struct{})}, ended: make(chan struct{}), bubbles: bubbles{cleaned: make(chan struct{})}}
 	m.settings.Store(&g)
 	return m
 }

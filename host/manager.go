@@ -29,6 +29,7 @@ type manager struct {
 	restores chan *restoring
 	starts   chan *starting
 	bubbles  bubbles
+	goOn     chan struct{}         // a handover was given up
 	settings atomic.Pointer[Guest] // as they are now, see Change
 
 	cancel context.CancelFunc // ends run
@@ -37,7 +38,8 @@ type manager struct {
 	// Owned by run.
 	guest    hypervisor.Guest // held by this host, nil if none
 	running  bool
-	giveBack func() // ends what the guest needs of a checkpoint file; nil: nothing
+	left     *primary.Left // of the guest that stands still; nil: nobody has left any
+	giveBack func()        // ends what the guest needs of a checkpoint file; nil: nothing
 	said     sayings
 
 	mu      sync.Mutex // the roles, for status and requests
@@ -103,9 +105,11 @@ func (m *manager) play(ctx context.Context, state ownership.Guest) error {
 
 // own runs the guest that this host holds.
 func (m *manager) own(ctx context.Context, state ownership.Guest) error {
+	left := m.left
+	m.left = nil
 	p, err := primary.New(m.settings.Load().Primary(m.lease()), primary.Deps{
 		Guest: m.guest, Gate: m.Gate, Disks: m.primaryDisks(), Log: m.host.cfg.Log, Clock: m.host.cfg.Clock, Slog: m.slog,
-		State: state, Running: m.running, Blocks: m.blocks(), Events: m.primaryEvents(),
+		State: state, Running: m.running, Left: left, Blocks: m.blocks(), Events: m.primaryEvents(),
 		Dial: func(ctx context.Context) (protocol.Session, ownership.HostID, error) {
 			g := m.settings.Load()
 			s, err := g.Dial(ctx)
@@ -123,6 +127,8 @@ func (m *manager) own(ctx context.Context, state ownership.Guest) error {
 	switch outcome {
 	case primary.OutcomeDetached:
 		return err
+	case primary.OutcomeHandedOver:
+		return errors.Join(err, m.handedOver(ctx, p.Left()))
 	case primary.OutcomeLost, primary.OutcomeStopped, primary.OutcomeSuperseded:
 		m.Gate.Shut()
 		m.Gate.Discard()
@@ -226,10 +232,13 @@ func (m *manager) end(ctx context.Context) error {
 		if err := m.guest.Destroy(); err != nil {
 			return fmt.Errorf("end the guest: %w", err)
 		}
-		m.guest = nil
+		m.guest, m.left = nil, nil
 	}
 	if m.giveBack != nil {
 		m.giveBack()
+	}
+	if err := removeLeft(m.LeftFile); err != nil {
+		return fmt.Errorf("clean up what is left of the guest: %w", err)
 	}
 	if err := m.Driver.Clean(ctx); err != nil {
 		return fmt.Errorf("clean up what is left of the guest: %w", err)
@@ -273,6 +282,9 @@ func (m *manager) leave() {
 	}()
 	if m.guest == nil {
 		return
+	}
+	if m.left != nil {
+		m.leaveLeft()
 	}
 	var err error
 	if m.host.cfg.AdoptLater {

@@ -3,6 +3,7 @@ package host
 // This file is for a host that the log names the owner while it holds no guest:
 // the daemon was restarted, or the host was, or the guest was lost.
 //
+//	the former daemon left it      go on with it as it was (left.go)
 //	a live guest is found here     adopt it: unprotected at first, full
 //	                               synchronisation follows (RULES 11)
 //	… and its held writes are lost it is ended, as if there were none
@@ -52,8 +53,16 @@ func (m *manager) recover(ctx context.Context, state ownership.Guest) error {
 		return err
 	}
 	crashpoint.At(crashpoint.AdoptionBegun)
-	guest, err := m.adopt(ctx)
+	left := m.takeLeft()
+	guest, exact, err := m.adopt(ctx, left != nil)
 	switch {
+	case err == nil && exact && left.Continues(state, m.host.cfg.Self):
+		m.slog.Info("the guest that the former daemon handed over goes on", "at", left.At)
+		crashpoint.At(crashpoint.Adopted)
+		m.tell(events.Event{Kind: events.KindAdopted, Generation: state.Generation, Peer: left.Backup, Epoch: left.At.Number,
+			Text: "the guest that the former daemon handed over goes on as it was"})
+		m.guest, m.running, m.left = guest, false, left
+		return m.own(ctx, state)
 	case err == nil:
 		m.slog.Info("adopted the running guest")
 		crashpoint.At(crashpoint.Adopted)
@@ -129,10 +138,17 @@ func (m *manager) put(ctx context.Context, c ownership.Command) (ownership.Guest
 
 // adopt takes a guest that a former process has left here, unless the writes that
 // were held for it are lost: it was told of them (RULES 11).
-func (m *manager) adopt(ctx context.Context) (hypervisor.Guest, error) {
-	guest, err := m.Driver.Adopt(ctx)
-	if err == nil && m.Disks != nil && m.Disks.Status().Recovered.Missing {
-		return nil, errors.Join(errors.New("the writes that were held for it are gone"), guest.Destroy())
+//
+// exact says that it is as a former process left it standing still, if asLeft asks
+// for that.
+func (m *manager) adopt(ctx context.Context, asLeft bool) (guest hypervisor.Guest, exact bool, err error) {
+	if r, ok := m.Driver.(hypervisor.Resumer); ok && asLeft {
+		guest, exact, err = r.Resume(ctx)
+	} else {
+		guest, err = m.Driver.Adopt(ctx)
 	}
-	return guest, err
+	if err == nil && m.Disks != nil && m.Disks.Status().Recovered.Missing {
+		return nil, false, errors.Join(errors.New("the writes that were held for it are gone"), guest.Destroy())
+	}
+	return guest, exact, err
 }

@@ -153,6 +153,15 @@ type Driver interface {
 	Clean(ctx context.Context) error
 }
 
+// Resumer is a Driver that can take a guest on as a former process of this host
+// left it.
+type Resumer interface {
+	// Resume is Adopt. exact says that the guest stood still all the time, and that
+	// its next CollectDirty reports what was written since the former process
+	// collected last, and nothing else; otherwise it reports every page.
+	Resume(ctx context.Context) (g Guest, exact bool, err error)
+}
+
 // Beginner is a Driver that hands a Standby out while its machine is being made.
 type Beginner interface {
 	// BeginStandby is Standby, but returns as soon as the image can be written.

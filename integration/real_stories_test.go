@@ -71,6 +71,7 @@ type stage struct {
 
 	measured []measure
 	mode     config.DiskMode // of the guest's disk
+	prefix   string          // "": storyPrefix
 	unfenced bool            // a shared disk is used before the other host is known to have let go
 }
 
@@ -97,8 +98,11 @@ func (s *stage) measures() string {
 
 // play tells one story. After one that failed the next gets a new pair.
 func (s *stage) play(t *testing.T, tell func(*stage)) {
+	if s.prefix == "" {
+		s.prefix = storyPrefix
+	}
 	if s.real == nil {
-		s.real = newReal(t, storyPrefix, world.Guest{Name: web, Home: world.HostA, Memory: 256 * config.MiB, Machine: "q35",
+		s.real = newReal(t, s.prefix, world.Guest{Name: web, Home: world.HostA, Memory: 256 * config.MiB, Machine: "q35",
 			Disk: s.mode, Unfenced: s.unfenced})
 	}
 	s.t, s.began = t, time.Now()
@@ -106,7 +110,7 @@ func (s *stage) play(t *testing.T, tell func(*stage)) {
 		if t.Failed() {
 			s.dump(s.began)
 			s.hangUp()
-			s.end(storyPrefix)
+			s.end(s.prefix)
 			s.real, s.boot = nil, ""
 		}
 	}()

@@ -71,6 +71,14 @@ func (c *Core) absorb(ev Event) {
 		if ev.Still {
 			c.leave, c.still, c.running = RequestStop, true, false
 		}
+	case Patient:
+		if c.bid && ev.For > 0 {
+			c.bid, c.patient = false, true
+		}
+	case Remain:
+		if c.leave == RequestHandover {
+			c.abandonLeave("handover given up: " + ev.Why)
+		}
 	case StayOn:
 		if c.still {
 			c.still = false
@@ -149,7 +157,7 @@ func (c *Core) absorbLinkUp(ev LinkUp) {
 // unlink notes the loss of the session. What was in flight is void; should the
 // backup have committed some of it, its next Welcome says so.
 func (c *Core) unlink() {
-	c.linked = false
+	c.linked, c.bid, c.patient = false, false, false
 	c.linkLost = c.now
 	if c.mode == ModeSyncing {
 		c.enter(ModeAlone)

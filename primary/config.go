@@ -57,6 +57,9 @@ type Config struct {
 	// lease. It must be 0 where the other could still write to a disk of both
 	// after its lease, a disk without a lock: its replay would come late.
 	TakeBackAfter time.Duration
+	// Patience is how long a backup in sync is asked to wait for the next daemon
+	// of this host when the guest is handed over to it.
+	Patience time.Duration
 	// Reconnect is the pause between two attempts to open a session, and
 	// before an unsettled proposal is repeated.
 	Reconnect time.Duration
@@ -99,6 +102,7 @@ func DefaultConfig(guest string, self ownership.HostID, lease time.Duration) Con
 		Window: 2, Floor: 5 * time.Millisecond, Target: 25 * time.Millisecond, Ceiling: 100 * time.Millisecond,
 		Lease: lease, PauseMargin: min(lease/10, 50*time.Millisecond), LeaseGrace: 2 * lease,
 		DetachAfter: lease / 2, AckTimeout: max(2*lease, 2*time.Second), ReclaimAfter: 2 * lease, TakeBackAfter: lease, RestAfter: 30 * time.Second,
+		Patience:  5 * time.Second,
 		Reconnect: 50 * time.Millisecond,
 		SyncStep:  8192, SyncEnough: 2048, SyncRounds: 10_000,
 		CaptureBytes: 96 << 20,
@@ -121,6 +125,7 @@ func (c Config) Validate() error {
 	check(c.Lease >= ownership.MinLease && c.Lease <= ownership.MaxLease, "lease %v: want %v to %v", c.Lease, ownership.MinLease, ownership.MaxLease)
 	check(c.PauseMargin > 0 && c.PauseMargin < c.Lease/2, "pause margin %v: want less than half the lease %v", c.PauseMargin, c.Lease)
 	check(c.DetachAfter > 0 && c.AckTimeout > 0 && c.ReclaimAfter > 0 && c.RestAfter > 0 && c.Reconnect > 0 && c.LeaseGrace > 0 && c.TakeBackAfter >= 0, "time limits must be positive")
+	check(c.Patience > 0 && c.Patience <= protocol.MaxPatience, "patience %v: want more than nothing and at most %v", c.Patience, protocol.MaxPatience)
 	check(c.SyncStep > 0 && c.SyncRounds > 0, "a sync step must send something")
 	check(c.CaptureBytes >= 4*slabBytes, "capture memory of %d bytes: want at least %d", c.CaptureBytes, 4*slabBytes)
 	check(uint64(c.CaptureBytes) >= c.SyncStep*epoch.PageSize/2, "capture memory of %d bytes is too small for sync steps of %d pages", c.CaptureBytes, c.SyncStep)

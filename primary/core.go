@@ -99,12 +99,13 @@ type Core struct {
 	generation epoch.Generation
 	leaseUntil clock.Instant
 
-	begun    bool          // the first Step has been taken
-	running  bool          // what the shell was last told
-	grace    clock.Instant // until when a guest that was taken over running may wait for its first lease
-	guestOff bool          // the guest powered itself off
-	guestErr bool          // the guest's process is gone
-	still    bool          // it stopped for good in the pause of its save
+	begun     bool          // the first Step has been taken
+	continues bool          // Continue was called, and the log agreed
+	running   bool          // what the shell was last told
+	grace     clock.Instant // until when a guest that was taken over running may wait for its first lease
+	guestOff  bool          // the guest powered itself off
+	guestErr  bool          // the guest's process is gone
+	still     bool          // it stopped for good in the pause of its save
 
 	linked     bool
 	connecting bool
@@ -133,6 +134,8 @@ type Core struct {
 	inSyncMaybe bool // an InSync of ours may be, or may become, applied
 
 	leave      Request
+	bid        bool         // the backup was asked for patience, and has not answered
+	patient    bool         // it has
 	final      epoch.Number // the last epoch of ModeLeaving; 0: not captured yet
 	reclaimAt  clock.Instant
 	takeBackAt clock.Instant // 0: the log does not say that another is taking it over
@@ -148,6 +151,22 @@ const maxWindow = 16
 // state. running tells whether the guest runs already (after a takeover).
 func NewCore(cfg Config, state ownership.Guest, running bool) *Core {
 	return &Core{cfg: cfg, log: state, generation: state.Generation, running: running, pace: pace{cfg: cfg}}
+}
+
+// Continue makes the core that of a guest which a former process of this host
+// left standing still (OutcomeHandedOver), protected, with everything up to at
+// acknowledged. It is called before the first Step. It returns false if the log
+// says otherwise by now: the guest then is one that was found here.
+func (c *Core) Continue(at epoch.Position) bool {
+	b := c.log.Backup
+	if c.begun || c.log.Owner != c.cfg.Self || c.log.Phase != ownership.PhaseActive || c.log.Desired != ownership.Running ||
+		!c.log.InSync || b.Image != at.Image || at.Number < b.Epoch {
+		return false
+	}
+	c.peer, c.image = b.Host, at.Image
+	c.sealed, c.acked, c.firstWhole = at.Number, at.Number, b.Epoch
+	c.continues = true
+	return true
 }
 
 // Mode returns where protection stands.
@@ -199,6 +218,12 @@ func (c *Core) decide() {
 	switch c.mode {
 	case 0:
 		switch {
+		case c.continues:
+			// The backup is patient: a new process takes longer to its first session
+			// than an old one to its next.
+			c.linkLost = c.now.Add(c.cfg.DetachAfter)
+			c.enter(ModeProtected)
+			c.emit(Hold{})
 		case c.log.Phase == ownership.PhaseActivating:
 			// Until the log knows that the guest runs here, a crash here gives
 			// it back to its former owner: nothing may leave before.
@@ -277,6 +302,7 @@ func (c *Core) owns() bool {
 		c.emit(UseGeneration{c.generation})
 		c.inSyncMaybe = false
 		c.leave, c.final, c.takeBackAt = 0, 0, 0
+		c.bid, c.patient = false, false
 		if c.guestOff || c.still {
 			c.leave = RequestStop
 		}
@@ -465,7 +491,11 @@ func (c *Core) proposeOutOfSync() {
 
 // decideLeave brings a switchover or a stop to its end.
 func (c *Core) decideLeave() {
-	if c.leave == 0 {
+	switch c.leave {
+	case 0:
+		return
+	case RequestHandover:
+		c.decideHandover()
 		return
 	}
 	switch c.mode {
@@ -485,11 +515,7 @@ func (c *Core) decideLeave() {
 			c.enter(ModeAlone) // not worth protecting any more
 		}
 	case ModeProtected:
-		if c.final == 0 && c.linked && !c.capturing && !c.unseal && !c.now.Before(c.againAt) && c.sealed-c.acked < epoch.Number(c.cfg.Window) && c.leaseHolds() {
-			c.final = c.next()
-			c.running = false
-			c.emit(Capture{Number: c.final, Final: true})
-		}
+		c.takeLast()
 		if c.final != 0 && c.acked >= c.final {
 			c.emit(Shut{})
 			c.enter(ModeLeaving)
@@ -503,6 +529,44 @@ func (c *Core) decideLeave() {
 	}
 }
 
+// takeLast takes the last epoch, as soon as one can be taken. The guest stands
+// still from then on.
+func (c *Core) takeLast() {
+	if c.final == 0 && c.linked && !c.capturing && !c.unseal && !c.now.Before(c.againAt) && c.sealed-c.acked < epoch.Number(c.cfg.Window) && c.leaseHolds() {
+		c.final = c.next()
+		c.running = false
+		c.emit(Capture{Number: c.final, Final: true})
+	}
+}
+
+// decideHandover leaves the guest to the next daemon. A protected one stays so:
+// the backup is asked for patience while the guest still runs, then a last epoch
+// is taken; once it is acknowledged everything that the guest has emitted may
+// leave, and nothing of it changes any more. Modes that do not last are waited
+// for.
+func (c *Core) decideHandover() {
+	switch c.mode {
+	case ModeAlone, ModeSyncing:
+		if c.linked {
+			c.drop("the guest is left to the next daemon")
+		}
+		c.final = c.sealed + 1 // it does not go on
+		c.stop("the guest is left to the next daemon")
+		c.end(OutcomeHandedOver)
+	case ModeProtected:
+		switch {
+		case !c.linked || c.bid:
+		case !c.patient:
+			c.bid = true
+			c.emit(Bid{c.cfg.Patience})
+		case c.final != 0 && c.acked >= c.final:
+			c.end(OutcomeHandedOver)
+		default:
+			c.takeLast()
+		}
+	}
+}
+
 func (c *Core) surrender(at epoch.Number) {
 	c.propose(ownership.Surrender, ownership.Backup{Host: c.log.Backup.Host, Image: c.log.Backup.Image, Epoch: at})
 }
@@ -510,7 +574,10 @@ func (c *Core) surrender(at epoch.Number) {
 // abandonLeave gives up a switchover or a stop; the guest runs on.
 func (c *Core) abandonLeave(why string) {
 	c.emit(Warn{why})
-	c.leave, c.final = 0, 0
+	if c.linked && (c.bid || c.patient) {
+		c.emit(Bid{})
+	}
+	c.leave, c.final, c.bid, c.patient = 0, 0, false, false
 	if c.mode == ModeLeaving {
 		c.enter(ModeProtected)
 		// The disks were let go of for the surrender, and the gate was shut.

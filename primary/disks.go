@@ -80,6 +80,9 @@ type Disks interface {
 	// SyncAll says that nothing is known of the backup's own copies of the disks
 	// (the replicated store): they are to be compared, see NextHashes.
 	SyncAll()
+	// Equal says the contrary of SyncAll: a former process of this host knew the
+	// backup's copies to be equal, and nothing was written since but what is held.
+	Equal()
 	// Unsynced returns how many bytes of the disks are known to differ or have
 	// not been compared. 0 for the shared store.
 	Unsynced() (differ, compare uint64)
@@ -118,6 +121,7 @@ func (noDisks) Materialised(epoch.Number)                                  {}
 func (noDisks) Void()                                                      {}
 func (noDisks) BackupHas([]epoch.BootFile)                                 {}
 func (noDisks) SyncAll()                                                   {}
+func (noDisks) Equal()                                                     {}
 func (noDisks) Unsynced() (differ, compare uint64)                         { return 0, 0 }
 func (noDisks) NextHashes(int) (epoch.DiskHashes, bool, error)             { return epoch.DiskHashes{}, false, nil }
 func (noDisks) Differ(epoch.DiskDiffers) error                             { return nil }

@@ -1,6 +1,8 @@
 package primary
 
 import (
+	"time"
+
 	"understudy/clock"
 	"understudy/epoch"
 	"understudy/hypervisor"
@@ -90,6 +92,12 @@ type (
 		Still   bool
 	}
 
+	// Patient: the backup does not take our silence for a failure for so long.
+	Patient struct{ For time.Duration }
+
+	// Remain: an operator's handover is given up.
+	Remain struct{ Why string }
+
 	// StayOn: the guest was to stop and stood still for it, but what had to be
 	// done before could not be: it runs on.
 	StayOn struct{}
@@ -101,6 +109,9 @@ type Request uint8
 const (
 	RequestSwitchover Request = iota + 1 // hand the guest to the backup, nothing lost
 	RequestStop                          // commit a last epoch, then end the guest
+	// RequestHandover: commit a last epoch, and leave the guest, standing still,
+	// to the next daemon of this host. A backup in sync stays so.
+	RequestHandover
 )
 
 func (Tick) isEvent()          {}
@@ -117,6 +128,8 @@ func (Mismatch) isEvent()      {}
 func (HeldFull) isEvent()      {}
 func (GuestDid) isEvent()      {}
 func (Asked) isEvent()         {}
+func (Patient) isEvent()       {}
+func (Remain) isEvent()        {}
 func (StayOn) isEvent()        {}
 
 // Action is what the shell must do next. Actions are carried out in the order
@@ -176,6 +189,10 @@ type (
 	// Disconnect: close the session and drop its epochs; no answer.
 	Disconnect struct{ Why string }
 
+	// Bid: ask the backup for patience; answer with Patient. 0 takes it back,
+	// and is not answered.
+	Bid struct{ For time.Duration }
+
 	// Warn: tell the operator.
 	Warn struct{ Text string }
 
@@ -198,6 +215,7 @@ func (Propose) isAction()       {}
 func (UseGeneration) isAction() {}
 func (Connect) isAction()       {}
 func (Disconnect) isAction()    {}
+func (Bid) isAction()           {}
 func (Warn) isAction()          {}
 func (End) isAction()           {}
 
@@ -218,6 +236,9 @@ const (
 	// OutcomeDetached: the daemon is going down; the guest stays for a later
 	// process to adopt.
 	OutcomeDetached
+	// OutcomeHandedOver: the guest stands still for a later process to go on
+	// with; what was acknowledged may leave still. See Primary.Left.
+	OutcomeHandedOver
 )
 
 func (o Outcome) String() string {
@@ -230,6 +251,8 @@ func (o Outcome) String() string {
 		return "lost"
 	case OutcomeDetached:
 		return "detached"
+	case OutcomeHandedOver:
+		return "handed over"
 	}
 	return "running"
 }

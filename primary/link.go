@@ -376,6 +376,12 @@ func (l *link) receive() ([]Event, error) {
 	case protocol.KindRefuse:
 		return nil, fmt.Errorf("backup %s refused: %s", l.peer, protocol.ParseRefuse(m.Payload))
 	case protocol.KindAck:
+	case protocol.KindPatient:
+		wait, err := protocol.ParsePatience(m.Payload)
+		if err != nil {
+			return nil, fmt.Errorf("backup %s: %w", l.peer, err)
+		}
+		return []Event{Patient{wait}}, nil
 	case protocol.KindDiffers:
 		if err := l.differ(m.Payload); err != nil {
 			return nil, fmt.Errorf("backup %s: %w", l.peer, err)

@@ -83,6 +83,9 @@ type Deps struct {
 	// owner. Running says that the guest runs already.
 	State   ownership.Guest
 	Running bool
+	// Left is what a former process has left of the guest, which it stands still
+	// since; nil, or of no use: every page counts as dirty.
+	Left *Left
 	// Events is told what happens to the guest; nil: nobody is.
 	Events Events
 	// Observe, if not nil, is told what each checkpoint cost, after the guest
@@ -126,6 +129,7 @@ type Primary struct {
 	stats       stats
 	said        sayings
 	outcome     Outcome
+	left        Left // with OutcomeHandedOver
 }
 
 // flight is one epoch that was captured and not yet acknowledged.
@@ -163,6 +167,9 @@ func New(cfg Config, d Deps) (*Primary, error) {
 	p.verifyEvery <- cfg.VerifyEvery
 	p.generation.Store(uint64(d.State.Generation))
 	p.pending.Fill()
+	if d.Left != nil {
+		p.goOn(*d.Left)
+	}
 	p.verifies.every = cfg.VerifyAll
 	return p, nil
 }
@@ -293,10 +300,17 @@ func (p *Primary) do(ctx context.Context, a Action) Event {
 		p.connect(ctx)
 	case Disconnect:
 		p.disconnect(errors.New(a.Why))
+	case Bid:
+		if l := p.link; l != nil {
+			p.start(ctx, func(ctx context.Context) { l.bid(ctx, a) })
+		}
 	case Warn:
 		p.Slog.Warn(a.Text)
 	case End:
 		p.outcome = a.Outcome
+		if a.Outcome == OutcomeHandedOver {
+			p.leaveAs()
+		}
 	}
 	if err != nil {
 		p.Slog.Error("action failed", "action", fmt.Sprintf("%T", a), "err", err)

@@ -9,6 +9,8 @@
 //	        <────────────────────────────── Ack | Refuse
 //	  Hashes ─────────────────────────────>           (disks.go)
 //	        <────────────────────────────── Differs
+//	  Patience ───────────────────────────>           (patience.go)
+//	        <────────────────────────────── Patient
 //
 // The two messages that open a session are JSON, bounded by MaxHello, because
 // they are rare and must be able to grow; everything in the epoch loop is
@@ -40,6 +42,8 @@ const (
 	KindHashes  uint8 = 8 // primary → backup: hashes of chunks of a disk
 	KindDiffers uint8 = 9 // backup → primary: which of those chunks differ there
 
+	KindPatience uint8 = 10 // primary → backup: I shall be away for a while (patience.go)
+	KindPatient  uint8 = 11 // backup → primary: I wait that long
 )
 
 const (

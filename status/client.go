@@ -128,6 +128,12 @@ func (c *Client) Operate(ctx context.Context, guest, operation string, result an
 	return c.call(ctx, http.MethodPost, "/api/v1/guests/"+url.PathEscape(guest)+"/"+operation, nil, result)
 }
 
+// Upgrade has another daemon take this one's place; see Upgrades.
+func (c *Client) Upgrade(ctx context.Context, binary string) (Upgrade, error) {
+	var u Upgrade
+	return u, c.call(ctx, http.MethodPost, "/api/v1/upgrade", UpgradeRequest{Binary: binary}, &u)
+}
+
 // ErrNoDaemon marks a daemon that does not answer.
 var ErrNoDaemon = errors.New("no daemon answers: is understudyd running, and are you root?")
 

@@ -47,6 +47,7 @@ var described = []reflect.Type{
 	reflect.TypeFor[bubble.Spec](), reflect.TypeFor[bubble.Result](), reflect.TypeFor[BubbleEnds](),
 	reflect.TypeFor[strike.Spec](), reflect.TypeFor[strike.Struck](), reflect.TypeFor[StrikeList](),
 	reflect.TypeFor[RunningConfig](), reflect.TypeFor[ConfigRequest](), reflect.TypeFor[config.Change](),
+	reflect.TypeFor[UpgradeRequest](), reflect.TypeFor[Upgrade](),
 }
 
 // schemas collects the schemas of types and of all they hold, by name.

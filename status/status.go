@@ -63,6 +63,7 @@ type Operations interface {
 // Report is the answer to GET /api/v1/status.
 type Report struct {
 	Version string             `json:"version"`
+	PID     int                `json:"pid"` // of the daemon
 	Host    ownership.HostID   `json:"host"`
 	Leader  ownership.HostID   `json:"leader"` // of the ownership log, "" if unknown
 	Lease   time.Duration      `json:"lease_ns"`
@@ -150,6 +151,8 @@ type Sources struct {
 	Bubbles Bubbles
 	// Strikes strikes this host; nil: nothing does.
 	Strikes Strikes
+	// Upgrades puts another daemon in this one's place; nil: not offered here.
+	Upgrades Upgrades
 	// Slog is told who was refused; nil: nobody is.
 	Slog *slog.Logger
 }
@@ -225,6 +228,7 @@ func (s *Server) routes() []route {
 	all = append(all, s.peerRoutes()...)
 	all = append(all, s.drillRoutes()...)
 	all = append(all, s.uiRoutes()...)
+	all = append(all, s.upgradeRoutes()...)
 	all = append(all, configRoutes(s.Configuration)...)
 	all = append(all, checkpointRoutes(ops)...)
 	all = append(all, s.strikeRoutes()...)

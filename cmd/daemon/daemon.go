@@ -54,8 +54,16 @@ type Options struct {
 	Ready func()
 	// Supervisor is told how this daemon does; nil: nobody is.
 	Supervisor Supervisor
+	// Command is how this daemon was started, the program's absolute path first;
+	// none: it cannot be upgraded in place.
+	Command []string
+	// From is the daemon that this one takes the place of; nil: none.
+	From *Predecessor
 
-	record *events.Log // of what happens here; Run's
+	record    *events.Log // of what happens here; Run's
+	failed    error       // why the upgrade of this daemon failed; nil: none has
+	inherited *inheritance
+	keeping   *keeping
 }
 
 // Socket returns the path of a host's status socket.
@@ -63,24 +71,53 @@ func Socket(c *config.Config, h config.Host) string {
 	return filepath.Join(c.DirsOf(h).Run, "understudy.sock")
 }
 
-// Run is the host until ctx ends.
-func Run(ctx context.Context, o Options) (err error) {
+// Run is the host until ctx ends, or until another daemon has taken its place.
+func Run(ctx context.Context, o Options) error {
 	self, ok := o.Config.Host(o.Host)
 	if !ok {
 		return fmt.Errorf("no [[host]] %q in the configuration", o.Host)
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	dirs := o.Config.DirsOf(self)
-	undone := undoStrikes(dirs.State, o.Slog)
-	id, err := transport.LoadIdentity(dirs.TLS, self.Name)
+	id, err := transport.LoadIdentity(o.Config.DirsOf(self).TLS, self.Name)
 	if err != nil {
 		return err
 	}
+	if o.From != nil {
+		if o.inherited, err = o.From.await(ctx); err != nil {
+			return err
+		}
+	}
+	for {
+		l, err := live(ctx, o, self, id)
+		if l == nil || l.next == nil {
+			return err
+		}
+		if err != nil {
+			o.Slog.Warn("not everything was closed cleanly", "err", err)
+		}
+		if o.inherited, err = l.handOn(ctx); err == nil {
+			o.Slog.Info("another daemon has taken this one's place", "version", l.next.version, "pid", l.next.cmd.Process.Pid)
+			return nil
+		}
+		// It is gone, and whatever it has opened with it.
+		o.Slog.Error("the new daemon did not come up: this one goes on", "err", err)
+		o.From, o.failed = nil, err
+	}
+}
+
+// live is one life of the daemon: more than one has only a daemon whose upgrade
+// failed late.
+func live(signals context.Context, o Options, self config.Host, id *transport.Identity) (l *leaver, err error) {
+	// A signal ends it, too, but in good order.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(signals))
+	defer cancel()
+	o.keeping = &keeping{}
+	defer o.inherited.rest()
+	dirs := o.Config.DirsOf(self)
+	undone := undoStrikes(dirs.State, o.Slog)
 	book := newBook(o.Config)
 	port, err := transport.Listen(ctx, self.Address, id, book.names(), o.Slog)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, port.Close()) }()
 	dial := func(ctx context.Context, peer ownership.HostID, proto string) (net.Conn, error) {
@@ -94,44 +131,47 @@ func Run(ctx context.Context, o Options) (err error) {
 		Lease:    o.Config.Lease.Std(), Log: o.Slog,
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, voter.Close()) }()
 	// Now that the voter has its files to itself, so has the record.
 	if o.record, err = openRecord(dirs.State, ownership.HostID(self.Name), o.Slog); err != nil {
-		return err
+		return nil, err
 	}
 	began := clock.Boot{}.Now()
 	defer func() { tellDown(o.record, began, err, o.Slog) }()
 
 	hosting, err := newHosting(o, self, port, voter, dial)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer hosting.close()
+	o.inherited.rest()
 	h := hosting.host
 	endpoint := newEndpointKeeper(o, self)
 	peers := newPeers(self, Socket(o.Config, self), book.ids, dial)
 	changing := newChanging(o, self, hosting, book, port, endpoint)
 	tellUp(o.record, status.Version)
 	tellUndone(o.record, undone)
+	l = &leaver{o: o, self: ownership.HostID(self.Name), voter: voter, host: h, keeping: o.keeping, upgrades: make(chan *upgrade), log: o.Slog}
 	var workers sync.WaitGroup
 	server := status.NewServer(status.Sources{Operations: h, Slog: o.Slog, Events: told{o.record}, Bubbles: h, Peers: peers, Owner: ownerIn(voter),
 		Configuration: changing, Strikes: newStrikes(ctx, o, self, &workers),
-		Cluster: func() status.Cluster { return clusterOf(voter.View()) },
+		Cluster: func() status.Cluster { return clusterOf(voter.View()) }, Upgrades: l,
 		Report: func() status.Report {
-			return status.Report{Host: ownership.HostID(self.Name), Leader: voter.Leader(), Lease: voter.Lease(), Exits: hosting.ways(), Config: changing.brief()}
+			return status.Report{PID: os.Getpid(), Host: ownership.HostID(self.Name), Leader: voter.Leader(), Lease: voter.Lease(), Exits: hosting.ways(), Config: changing.brief()}
 		},
 	})
 	var failure [2]error
 	workers.Go(func() { failure[0] = server.Serve(ctx, Socket(o.Config, self)); cancel() })
 	workers.Go(func() { failure[1] = h.Run(ctx); cancel() })
+	workers.Go(func() { l.run(ctx, signals.Done(), cancel) })
 	workers.Go(func() { tellLeaders(ctx, o.record, voter) })
 	workers.Go(func() { endpoint.serve(ctx, server) })
 	workers.Go(func() { changing.listen(ctx) })
 	if o.Supervisor != nil {
 		workers.Go(func() {
-			supervise(ctx, o.Supervisor, supervised{guests: h, voter: voter, endpoint: answers{status.NewClient(Socket(o.Config, self))},
+			supervise(ctx, supervisor{o.Supervisor, l}, supervised{guests: h, voter: voter, endpoint: answers{status.NewClient(Socket(o.Config, self))},
 				states: h.Status, leader: voter.Leader, slog: o.Slog})
 		})
 	}
@@ -145,11 +185,12 @@ func Run(ctx context.Context, o Options) (err error) {
 		}
 	})
 	o.Slog.Info("understudy is up", "host", self.Name, "address", self.Address, "witness", self.Witness, "version", status.Version)
+	l.tellBegan()
 	if o.Ready != nil {
 		o.Ready()
 	}
 	workers.Wait()
-	return errors.Join(failure[0], failure[1], voter.Failure())
+	return l, errors.Join(failure[0], failure[1], voter.Failure())
 }
 
 // prepareDir makes a directory that must exist.

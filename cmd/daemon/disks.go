@@ -132,9 +132,12 @@ const bootPages = 1 << 16
 // be served, and no boot files.
 func newDisks(o Options, self config.Host, g config.Guest, driver *qemu.Driver, c qemu.Config) (_ *served, err error) {
 	s := &served{key: newPrintKey(), linger: o.Linger}
+	if left, err := host.ReadLeft(leftFile(o, self, g), imagePages(g)); err == nil {
+		s.key = left.PrintKey // the backup goes on with it
+	}
 	dirs := o.Config.DirsOf(self)
 	cfg := disk.SetConfig{
-		Pages:     uint64(g.Memory)/epoch.PageSize + sideBlocks/epoch.PageSize,
+		Pages:     imagePages(g),
 		HeldBytes: int(g.Protection.HeldWrites), JournalDir: filepath.Join(c.RunDir, "writes"),
 		Clock: clock.Boot{}, Log: o.Slog.With("guest", g.Name), Trouble: tellDisks(o.record, g.Name),
 	}
@@ -189,7 +192,7 @@ func newDisks(o Options, self config.Host, g config.Guest, driver *qemu.Driver, 
 		return nil, err
 	}
 	for i := range c.Served {
-		if err := s.serve(g, driver, c, i, cfg); err != nil {
+		if err := s.serve(o, g, driver, c, i, cfg); err != nil {
 			return nil, fmt.Errorf("disk %d: %w", i, err)
 		}
 	}
@@ -214,17 +217,19 @@ func openStore(d config.Disk, c store.Config, dir string) (*store.File, error) {
 }
 
 // serve opens the socket of one disk.
-func (s *served) serve(g config.Guest, driver *qemu.Driver, c qemu.Config, i int, cfg disk.SetConfig) error {
+func (s *served) serve(o Options, g config.Guest, driver *qemu.Driver, c qemu.Config, i int, cfg disk.SetConfig) error {
 	path := c.DiskSocket(i)
 	if err := prepareDir(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
 	device := s.Disk(epoch.DiskID(i))
-	front, err := vhost.Listen(vhost.Config{Path: path, Backend: device, Queues: c.Served[i].Queues, QueueSize: c.Served[i].QueueSize, Linger: s.linger, Log: cfg.Log})
+	front, err := vhost.Listen(vhost.Config{Path: path, Backend: device, Queues: c.Served[i].Queues, QueueSize: c.Served[i].QueueSize, Linger: s.linger,
+		Inherited: o.inherited.take(diskName(g.Name, i)), Log: cfg.Log})
 	if err != nil {
 		return err
 	}
 	s.servers = append(s.servers, front)
+	o.keeping.add(diskName(g.Name, i), front.Keep)
 	if err := driver.Grant(path); err != nil {
 		return err
 	}

@@ -41,6 +41,7 @@ func newGuest(o Options, self config.Host, g config.Guest, record recorder) (hos
 	}
 	made := host.Guest{
 		Name: g.Name, Home: ownership.HostID(g.Host), Driver: driver, Gate: gate,
+		LeftFile: leftFile(o, self, g), LeftPages: imagePages(g),
 		FailbackAfter: failbackAfter(g),
 		Disks:         disks.orNone(), History: disks.history(), Copies: disks.copied(), Hypervisor: string(g.Hypervisor),
 		Bubbles: newGround(o, self, g, disks),
@@ -70,6 +71,20 @@ func failbackAfter(g config.Guest) time.Duration {
 		return 0
 	}
 	return g.FailbackAfter.Std()
+}
+
+// leftFile is where a guest's daemon leaves word to the next one; only a guest that
+// outlives its daemon has one.
+func leftFile(o Options, self config.Host, g config.Guest) string {
+	if g.Hypervisor != config.QEMU {
+		return ""
+	}
+	return filepath.Join(guestDir(o.Config, self, g), "left")
+}
+
+// imagePages is how many pages a guest's image may have.
+func imagePages(g config.Guest) uint64 {
+	return uint64(g.Memory)/epoch.PageSize + sideBlocks/epoch.PageSize
 }
 
 // sideBlocks is room for a machine's other RAM blocks in one epoch.
@@ -124,7 +139,7 @@ func newQEMU(o Options, self config.Host, g config.Guest, record recorder) (hype
 // qemuConfig is what package qemu wants to know of a guest. Its memory is beside
 // its sockets, in the run directory, which is on a tmpfs.
 func qemuConfig(all *config.Config, self config.Host, g config.Guest, helper []string) qemu.Config {
-	dir := filepath.Join(all.DirsOf(self).Run, "guests", g.Name)
+	dir := guestDir(all, self, g)
 	c := qemu.Config{
 		Name: g.Name, Memory: uint64(g.Memory), CPUs: g.CPUs, Machine: g.Machine, CPU: g.CPU, Accel: g.Accel,
 		Kernel: g.Kernel, Initrd: g.Initrd, Append: g.Append, User: g.User,
@@ -142,6 +157,10 @@ func qemuConfig(all *config.Config, self config.Host, g config.Guest, helper []s
 		c.NICs = append(c.NICs, qemu.NIC{MAC: n.MAC.String()})
 	}
 	return c
+}
+
+func guestDir(all *config.Config, self config.Host, g config.Guest) string {
+	return filepath.Join(all.DirsOf(self).Run, "guests", g.Name)
 }
 
 // diskFormat goes by the file's name: what is in it may be the guest's doing.
@@ -171,11 +190,12 @@ func qemuGate(o Options, driver *qemu.Driver, c qemu.Config, g config.Guest, n c
 	if err := driver.Grant(hostSide); err != nil {
 		return nil, err
 	}
-	tap, err := egress.OpenTAP(egress.TAPConfig{Name: n.Tap, Bridge: n.Bridge})
+	tap, err := openTAP(o, egress.TAPConfig{Name: n.Tap, Bridge: n.Bridge}, tapName(g.Name, i))
 	if err != nil {
 		return nil, err
 	}
 	undo = append(undo, tap.Close)
+	o.keeping.add(tapName(g.Name, i), tap.Keep)
 	limit, err := egress.NewKernelGate(n.Tap)
 	if err != nil {
 		return nil, err
@@ -183,6 +203,14 @@ func qemuGate(o Options, driver *qemu.Driver, c qemu.Config, g config.Guest, n c
 	undo = append(undo, limit.Close)
 	return egress.NewGate(egress.Config{Guest: frames, Network: tap, Limit: limit, Clock: clock.Boot{},
 		MAC: n.MAC.Hardware(), HeldBytes: int(g.Protection.HeldOutput), Log: o.Slog.With("guest", g.Name), Recorder: record})
+}
+
+// openTAP makes the TAP, or takes the former daemon's.
+func openTAP(o Options, c egress.TAPConfig, name string) (*egress.TAP, error) {
+	if f := o.inherited.take(name); f != nil {
+		return egress.InheritTAP(f, c)
+	}
+	return egress.OpenTAP(c)
 }
 
 // newSim makes a simulated guest, which lives inside this process.

@@ -111,7 +111,7 @@ func root(f *common) *cobra.Command {
 	c.AddCommand(initCommand(f), configCommand(f), checkHostCommand(f), statusCommand(f),
 		switchoverCommand(f), stopCommand(f), startCommand(f), verifyCommand(f), checkpointCommand(f), demoCommand(f), selftestCommand(f), simulateCommand(f))
 	c.AddCommand(bubbleCommand(f), pauseCommand(f), resumeCommand(f), unprotectCommand(f), protectCommand(f), failbackCommand(f))
-	c.AddCommand(versionCommand(f), manCommand(f, c))
+	c.AddCommand(upgradeCommand(f), versionCommand(f), manCommand(f, c))
 	explain(c)
 	f.complete(c)
 	return c

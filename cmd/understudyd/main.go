@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -69,6 +70,7 @@ func run() int {
 
 func command(understood *bool) *cobra.Command {
 	var file, host, format, level string
+	var takeOver int
 	var t trial
 	c := &cobra.Command{
 		Use:           "understudyd",
@@ -104,7 +106,13 @@ func command(understood *bool) *cobra.Command {
 			reload := make(chan os.Signal, 1)
 			signal.Notify(reload, syscall.SIGHUP)
 			defer signal.Stop(reload)
-			o := daemon.Options{Config: c, Host: host, Helper: []string{self, helperWord}, Strike: []string{self, strikeWord}, Slog: log, File: file, Reload: reload}
+			o := daemon.Options{Config: c, Host: host, Helper: []string{self, helperWord}, Strike: []string{self, strikeWord}, Slog: log, File: file, Reload: reload,
+				Command: commandLine(self, os.Args[1:])}
+			if takeOver > 0 {
+				if o.From, err = daemon.NewPredecessor(takeOver); err != nil {
+					return err
+				}
+			}
 			if o.Supervisor, err = supervisor(); err != nil {
 				return usage{err}
 			}
@@ -121,6 +129,10 @@ func command(understood *bool) *cobra.Command {
 	c.Flags().StringVar(&host, "host", "", "which of the configured hosts this is (default: the host name)")
 	c.Flags().StringVar(&format, "log-format", "text", "text or json")
 	c.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	c.Flags().IntVar(&takeOver, daemon.TakeOverFlag, 0, "the descriptor of a daemon to take the place of")
+	if err := c.Flags().MarkHidden(daemon.TakeOverFlag); err != nil {
+		panic(err) // it was defined just now
+	}
 	t.flags(c)
 	c.CompletionOptions.DisableDefaultCmd = true
 	c.SetHelpCommand(&cobra.Command{Hidden: true})
@@ -135,6 +147,18 @@ func supervisor() (daemon.Supervisor, error) {
 		return nil, err // no interface around a nil
 	}
 	return n, err
+}
+
+// commandLine is how the next daemon is started: as this one was, but for what
+// this one was told of the one before.
+func commandLine(self string, args []string) []string {
+	line := []string{self}
+	for _, a := range args {
+		if !strings.HasPrefix(a, "--"+daemon.TakeOverFlag+"=") {
+			line = append(line, a)
+		}
+	}
+	return line
 }
 
 func logger(format, level string) (*slog.Logger, error) {

@@ -64,6 +64,9 @@ type Config struct {
 	// guest's main memory; the hypervisor may hand over no other. nil allows
 	// any one file. Offsets in it are the image: GFN = offset / 4096.
 	Memory func(dev, ino uint64) error
+	// Inherited is the connection of a hypervisor that a former process has kept
+	// (Server.Keep); nil: none. The Server takes it over.
+	Inherited *os.File
 	// Log is told of connections and of what ends them.
 	Log *slog.Logger
 }
@@ -161,8 +164,12 @@ func (s *Server) listen() error {
 func (s *Server) accept() {
 	var session sync.WaitGroup
 	defer session.Wait()
+	inherited := s.inherit()
 	for {
-		conn, err := s.ln.AcceptUnix()
+		conn, err := inherited, error(nil)
+		if inherited = nil; conn == nil {
+			conn, err = s.ln.AcceptUnix()
+		}
 		if err != nil {
 			if !errors.Is(err, net.ErrClosed) {
 				s.log.Error("the disk takes no connections any more", "socket", s.cfg.Path, "error", err)

@@ -29,6 +29,12 @@ func queryStatus(ctx context.Context, client *qmp.Client) (runStatus, error) {
 	return s, err
 }
 
+// standsStill reports whether a machine was stopped, and by nothing but a stop.
+func standsStill(ctx context.Context, client *qmp.Client) (bool, error) {
+	s, err := queryStatus(ctx, client)
+	return err == nil && !s.Running && s.Status == "paused", err
+}
+
 type humanArguments struct {
 	CommandLine string `json:"command-line"`
 }

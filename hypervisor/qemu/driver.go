@@ -122,7 +122,7 @@ func (d *Driver) established(ctx context.Context, v *vm, m machine, l *local) (*
 	if err != nil {
 		return nil, err
 	}
-	err = g.attach(ctx)
+	err = g.attach(ctx, false)
 	if err == nil {
 		err = g.saveRecord(roleGuest, fillDone)
 	}
@@ -145,7 +145,27 @@ func (d *Driver) established(ctx context.Context, v *vm, m machine, l *local) (*
 // QEMU 7.2 does not notice that a connection is lost while the guest stands
 // still, and goes on with the new one at the next Resume without greeting its
 // back end again. A back end has to take that (package disk/vhost).
-func (d *Driver) Adopt(ctx context.Context) (_ hypervisor.Guest, err error) {
+func (d *Driver) Adopt(ctx context.Context) (hypervisor.Guest, error) {
+	g, err := d.adopt(ctx, false)
+	if err != nil {
+		return nil, err // and no guest that is nil and does not look like it
+	}
+	return g, nil
+}
+
+// Resume is Adopt of a guest that was detached from while it stood still. Its
+// pages were tracked by the descriptor that QEMU has kept; a guest that gives
+// memory back is not exact, since what it gave back in the meantime is not in the
+// kernel's answer (RULES 21).
+func (d *Driver) Resume(ctx context.Context) (_ hypervisor.Guest, exact bool, err error) {
+	g, err := d.adopt(ctx, true)
+	if err != nil {
+		return nil, false, err
+	}
+	return g, g.resumed, nil
+}
+
+func (d *Driver) adopt(ctx context.Context, resume bool) (_ *Guest, err error) {
 	defer d.explain(&err, "adopt guest %q")
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -172,7 +192,7 @@ func (d *Driver) Adopt(ctx context.Context) (_ hypervisor.Guest, err error) {
 		if err != nil {
 			return nil, err
 		}
-		g, err := d.takeOn(ctx, at, r, proc)
+		g, err := d.takeOn(ctx, at, r, proc, resume)
 		if err != nil {
 			proc.letGo()
 			return nil, err
@@ -210,7 +230,7 @@ func (d *Driver) sweep(found []place) error {
 }
 
 // takeOn makes a paused Guest of a machine found running.
-func (d *Driver) takeOn(ctx context.Context, at place, r record, proc *process) (*Guest, error) {
+func (d *Driver) takeOn(ctx context.Context, at place, r record, proc *process, resume bool) (*Guest, error) {
 	if r.Fill == fillMissing {
 		return nil, &hypervisor.Refusal{
 			What:   "the process that activated this guest ended before all of its memory was there, and nobody else knows what is missing",
@@ -246,6 +266,12 @@ func (d *Driver) takeOn(ctx context.Context, at place, r record, proc *process) 
 	if err := d.awaitDisks(ctx, client); err != nil {
 		return nil, errors.Join(err, client.Close())
 	}
+	resume = resume && r.Fill == fillDone && !d.cfg.FreePageReporting
+	if resume {
+		if resume, err = standsStill(ctx, client); err != nil {
+			return nil, errors.Join(err, client.Close())
+		}
+	}
 	if err := client.Execute(ctx, "stop", nil, nil); err != nil {
 		return nil, errors.Join(err, client.Close())
 	}
@@ -260,7 +286,7 @@ func (d *Driver) takeOn(ctx context.Context, at place, r record, proc *process) 
 	if err != nil {
 		return nil, errors.Join(err, client.Close(), v.ram.close())
 	}
-	err = g.attach(ctx)
+	err = g.attach(ctx, resume)
 	if err == nil && r.Fill != fillDone {
 		err = g.saveRecord(roleGuest, fillDone)
 	}

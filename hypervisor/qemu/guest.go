@@ -38,6 +38,7 @@ type Guest struct {
 
 	tracking sync.Mutex // over tracker
 	tracker  *dirty.Tracker
+	resumed  bool // tracking went on since a former process collected last; of the first attachment
 
 	saving sync.Mutex // over what follows
 	state  *stateFile
@@ -217,7 +218,7 @@ func (g *Guest) CollectDirty(set *epoch.PageSet) error {
 	if g.tracker == nil {
 		ctx, cancel := context.WithTimeout(context.Background(), attachLimit)
 		defer cancel()
-		if err := g.attachLocked(ctx); err != nil {
+		if err := g.attachLocked(ctx, false); err != nil {
 			return g.failed("collect dirty pages", err)
 		}
 	}
@@ -287,13 +288,15 @@ func (g *Guest) endFill(f *filler) error {
 }
 
 // attach begins to track writes.
-func (g *Guest) attach(ctx context.Context) error {
+func (g *Guest) attach(ctx context.Context, resume bool) error {
 	g.tracking.Lock()
 	defer g.tracking.Unlock()
-	return g.attachLocked(ctx)
+	return g.attachLocked(ctx, resume)
 }
 
-func (g *Guest) attachLocked(ctx context.Context) error {
+// attachLocked goes on where a former process left off if resume says so and that
+// is possible; resumed tells.
+func (g *Guest) attachLocked(ctx context.Context, resume bool) error {
 	if g.driver.cfg.FreePageReporting {
 		if err := g.vm.ram.watch(); err != nil {
 			return err
@@ -307,7 +310,8 @@ func (g *Guest) attachLocked(ctx context.Context) error {
 	for _, s := range g.side {
 		regions = append(regions, dirty.Region{Addr: s.addr, Length: s.pages * epoch.PageSize, FirstPage: epoch.GFN(s.first)})
 	}
-	g.tracker, err = dirty.Attach(ctx, dirty.Config{PID: pid, Helper: g.driver.cfg.Helper, Regions: regions})
+	g.tracker, err = dirty.Attach(ctx, dirty.Config{PID: pid, Helper: g.driver.cfg.Helper, Regions: regions, Resume: resume})
+	g.resumed = err == nil && g.tracker.Resumed()
 	return err
 }
 

@@ -1,0 +1,84 @@
+package main
+
+// upgrade: another daemon takes the place of this host's, under running guests.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"understudy/status"
+)
+
+// upgradeLimit is how long the new daemon may take to take part.
+const upgradeLimit = time.Minute
+
+func upgradeCommand(f *common) *cobra.Command {
+	var binary string
+	c := &cobra.Command{
+		Use:   "upgrade",
+		Short: "Put another daemon in this one's place, under running guests",
+		Long: "Start the daemon's program anew (or another, with --binary) beside the one that runs, and have it take everything over:\n" +
+			"no failover, no connection is reset. A guest that runs here stands still for some tenths of a second, and stays protected.\n" +
+			"On its backup's host it is not protected until its image is made anew; upgrade one host at a time, and wait for \"protected\".\n" +
+			"A new daemon that cannot start, or refuses what the old one would leave to it, changes nothing.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := f.client()
+			if err != nil {
+				return err
+			}
+			if binary != "" {
+				if binary, err = filepath.Abs(binary); err != nil {
+					return err
+				}
+			}
+			u, err := c.Upgrade(cmd.Context(), binary)
+			if err != nil {
+				return err
+			}
+			took, err := awaitUpgrade(cmd.Context(), c, u)
+			if err != nil {
+				return err
+			}
+			return f.print(cmd.OutOrStdout(), u, func(w io.Writer) error {
+				_, err := fmt.Fprintf(w, "version %s has taken the place of version %s, as process %d, in %v\n", u.To, u.From, u.PID, took.Round(time.Millisecond))
+				return err
+			})
+		},
+	}
+	c.Flags().StringVar(&binary, "binary", "", "the new daemon's `program` (default: the path that the old one was started from)")
+	return c
+}
+
+// awaitUpgrade waits until a daemon answers again, and says whether it is the new
+// one.
+func awaitUpgrade(ctx context.Context, c *status.Client, u status.Upgrade) (time.Duration, error) {
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, upgradeLimit)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	gone := false // the old one does not answer any more
+	for {
+		r, err := c.Status(ctx)
+		switch {
+		case err == nil && r.PID == u.PID:
+			return time.Since(began), nil
+		case err == nil && gone:
+			return 0, errors.New("the new daemon did not come up, and the old one goes on: see `understudy events` and the daemon's log")
+		case err != nil && ctx.Err() == nil:
+			gone = true
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return 0, fmt.Errorf("the new daemon, process %d, does not answer: %w", u.PID, ctx.Err())
+		}
+	}
+}
