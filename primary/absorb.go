@@ -159,6 +159,9 @@ func (c *Core) absorbLinkUp(ev LinkUp) {
 func (c *Core) unlink() {
 	c.linked, c.bid, c.patient = false, false, false
 	c.linkLost = c.now
+	if c.holds() {
+		c.owe()
+	}
 	if c.mode == ModeSyncing {
 		c.enter(ModeAlone)
 	}
@@ -198,7 +201,10 @@ func (c *Core) absorbAcked(n epoch.Number) {
 	if n <= c.acked && n != 0 || n > c.sealed {
 		return
 	}
-	c.acked = n
+	c.acked, c.owed = n, 0
+	if c.acked < c.sealed && c.holds() {
+		c.owed = c.sealedAt[(c.acked+1)%maxWindow]
+	}
 	c.emit(Forget{n})
 	if c.mode.commits() && c.mode != ModeYielded && c.firstWhole != 0 && n >= c.firstWhole {
 		c.emit(Release{n})

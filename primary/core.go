@@ -127,6 +127,8 @@ type Core struct {
 	againAt       clock.Instant // a capture that failed or was postponed is not tried again before
 	pace          pace
 	heldFull      bool
+	owed          clock.Instant // since when output waits, over however many sessions; 0: none does
+	silentAt      clock.Instant // when a backup was last given up because it waited too long
 
 	proposing   bool
 	retry       *ownership.Command // outcome unknown: asked again with the same ID
@@ -466,7 +468,7 @@ func (c *Core) outOfSync() string {
 // lost reports whether the backup can no longer be counted on.
 func (c *Core) lost() bool {
 	switch {
-	case c.mismatched || c.stalled || c.givenUp() || !c.wanted():
+	case c.mismatched || c.stalled || c.givenUp() || c.overdue() || !c.wanted():
 		return true
 	case !c.linked:
 		return c.deserted || c.mode == ModeEntering && !c.inSyncMaybe || !c.now.Before(c.linkLost.Add(c.cfg.DetachAfter))
@@ -476,6 +478,12 @@ func (c *Core) lost() bool {
 		return !c.now.Before(c.sealedAt[(c.acked+1)%maxWindow].Add(c.cfg.AckTimeout))
 	}
 	return false
+}
+
+// overdue reports whether output has waited too long for an acknowledgement: also
+// of a backup that comes back each time, and each time refuses the same epoch.
+func (c *Core) overdue() bool {
+	return c.owed != 0 && !c.now.Before(c.owed.Add(c.cfg.AckTimeout))
 }
 
 // givenUp reports whether captures have failed for so long that waiting for one
@@ -625,6 +633,7 @@ func (c *Core) decideEpoch() {
 			c.firstWhole = n
 		}
 		c.epochAt = c.now.Add(c.cfg.Ceiling) // until Captured sets it
+		c.owe()
 		c.emit(Capture{Number: n})
 	}
 }
@@ -660,6 +669,7 @@ func (c *Core) enter(m Mode) {
 	switch m {
 	case ModeAlone:
 		c.firstWhole, c.stalled = 0, false
+		c.rest()
 		if c.givenUp() {
 			c.emit(Warn{"the guest cannot be captured: it runs unprotected, and is tried again later"})
 			c.connectAt, c.failing = c.now.Add(c.cfg.RestAfter), 0
@@ -671,12 +681,32 @@ func (c *Core) enter(m Mode) {
 			c.epochAt = 0
 		}
 	case ModeEntering:
-		c.firstWhole = 0
+		c.firstWhole, c.owed = 0, 0
 		c.emit(Hold{})
 	case ModeYielded:
 		c.reclaimAt = c.now.Add(c.cfg.ReclaimAfter)
 		c.emit(Shut{})
 	}
+}
+
+// owe notes that output waits from now on, if none did.
+func (c *Core) owe() {
+	if c.owed == 0 {
+		c.owed = c.now
+	}
+}
+
+// rest leaves a backup alone for a while that is given up for its silence the
+// second time in short: output would stand still again and again.
+func (c *Core) rest() {
+	if c.overdue() {
+		if c.silentAt != 0 && c.now.Before(c.silentAt.Add(2*c.cfg.RestAfter)) {
+			c.emit(Warn{"the backup acknowledges nothing, again: the guest runs unprotected, and it is tried again later"})
+			c.connectAt = c.now.Add(c.cfg.RestAfter)
+		}
+		c.silentAt = c.now
+	}
+	c.owed = 0
 }
 
 func (c *Core) end(o Outcome) {
@@ -708,6 +738,9 @@ func (c *Core) NextWake() clock.Instant {
 	sooner(c.leaseUntil.Add(c.cfg.LeaseGrace))
 	if c.failing != 0 {
 		sooner(c.failing.Add(c.cfg.AckTimeout))
+	}
+	if c.owed != 0 {
+		sooner(c.owed.Add(c.cfg.AckTimeout))
 	}
 	if c.linked && (c.mode == ModeEntering || c.mode == ModeProtected || c.mode == ModeSyncing) {
 		sooner(c.epochAt)

@@ -115,6 +115,8 @@ func (p *Primary) uncovered() (events.Reason, string) {
 		return events.ReasonNoCapture, fmt.Sprintf("no checkpoint of the guest could be taken for %v", events.About(c.now.Sub(c.failing)))
 	case c.acked < c.sealed && !c.now.Before(oldest.Add(c.cfg.AckTimeout)):
 		return events.ReasonNoAck, fmt.Sprintf("%s has not acknowledged epoch %d for %v", c.peer, c.acked+1, events.About(c.now.Sub(oldest)))
+	case c.overdue():
+		return events.ReasonNoAck, fmt.Sprintf("%s has acknowledged nothing for %v", c.peer, events.About(c.now.Sub(c.owed)))
 	case !c.linked && c.deserted:
 		return events.ReasonBackupGone, fmt.Sprintf("nobody listens at %s: its daemon has died, and the image with it", c.peer)
 	}
