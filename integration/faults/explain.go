@@ -28,6 +28,8 @@ type times struct {
 	Notice time.Duration `json:"notice_ns"`
 	// Detach is how long output waits for a backup that is silent.
 	Detach time.Duration `json:"detach_ns"`
+	// Ack is how long output waits for an acknowledgement.
+	Ack time.Duration `json:"ack_ns"`
 	// Refused is how long until the next session to a dead daemon is refused.
 	Refused time.Duration `json:"refused_ns"`
 	// Reclaim is how long a guest that was surrendered waits for its new owner.
@@ -48,7 +50,7 @@ func timesOf(c *config.Config, guest string) times {
 	return times{
 		Lease: lease, Drift: lease/200 + time.Millisecond, Renew: lease / 4,
 		Ask: b.AskAfter, Notice: max(lease*3/4, 3*c.Heartbeat.Std()), Detach: g.Protection.DetachAfter.Std(),
-		Refused: p.Reconnect, Reclaim: p.ReclaimAfter, TakeBack: p.TakeBackAfter, Elect: 2*raft.Heartbeat + raft.Election,
+		Ack: p.AckTimeout, Refused: p.Reconnect, Reclaim: p.ReclaimAfter, TakeBack: p.TakeBackAfter, Elect: 2*raft.Heartbeat + raft.Election,
 	}
 }
 
@@ -93,6 +95,8 @@ func (c cell) explain(t times, mode config.DiskMode) (explanation, bool) {
 		return explanation{0, "nobody waits for the waiting machine"}, true
 	case f.strikes(standby) && f.silent:
 		return explanation{t.Notice + t.Detach, "a session without a word, then the wait for it to come back; OutOfSync"}, true
+	case f.refuses:
+		return explanation{t.Ack + t.Renew, "the wait for an acknowledgement, over however many sessions; OutOfSync"}, true
 	case f.disguised:
 		return explanation{t.Detach, "the wait for a session to the backup; OutOfSync"}, true
 	case f.strikes(standby) || s.strikes(standby):

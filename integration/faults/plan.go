@@ -99,6 +99,8 @@ type fault struct {
 	copies bool
 	// unreadable: the guest's reads may fail meanwhile.
 	unreadable bool
+	// refuses: the backup may take up every session and refuse the same epoch.
+	refuses bool
 	// lies: somebody in the backup's place acknowledges out of turn.
 	lies bool
 	// fine: it is one of a kind of which another strikes everywhere; this one
@@ -145,6 +147,7 @@ var faults = []fault{
 	{name: "ENOSPC on backup's writes", anyTime: true, copies: true, lasts: 2, strike: on(standby, sicken(ail{write: syscall.ENOSPC})), mend: (*stage).healAll},
 	{name: "torn writes, backup", anyTime: true, copies: true, lasts: 2, strike: on(standby, sicken(ail{write: syscall.EIO, torn: true})), mend: (*stage).healAll},
 	{name: "short writes, backup", anyTime: true, copies: true, lasts: 2, strike: on(standby, sicken(ail{short: true})), mend: (*stage).healAll},
+	{name: "EIO on backup's reads", anyTime: true, copies: true, refuses: true, lasts: 2, strike: on(standby, sicken(ail{read: syscall.EIO})), mend: (*stage).healAll},
 	{name: "EIO on backup's sync", anyTime: true, copies: true, lasts: 2, strike: on(standby, sicken(ail{sync: syscall.EIO})), mend: (*stage).healAll},
 	{name: "slow disk, backup", anyTime: true, copies: true, lasts: 3, strike: on(standby, sicken(ail{slow: 200 * time.Millisecond})), mend: (*stage).healAll},
 	{name: "backup's certificate of another authority", out: []role{standby}, disguised: true, anyTime: true, backupGone: true, strike: wearForeign, mend: (*stage).undress},
