@@ -27,7 +27,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const imagePages = 64
+const imagePages = 512
 
 // stillLog is an ownership log in which nothing happens.
 type stillLog struct{ state ownership.Guest }
@@ -197,7 +197,7 @@ func (f *feed) epoch(at epoch.Position, gen epoch.Generation, ask protocol.Verif
 		return nil
 	}))
 	f.page++
-	must(enc.Pages(epoch.GFN(f.page%imagePages), bytes.Repeat([]byte{f.page, 1, 2, 3}, epoch.PageSize/4)))
+	must(enc.Pages(epoch.GFN(f.page)%imagePages, bytes.Repeat([]byte{f.page, 1, 2, 3}, epoch.PageSize/4)))
 	must(enc.DeviceState([]byte("registers")))
 	trailer, next, _, err := enc.End()
 	must(err)

@@ -222,7 +222,7 @@ func (f *Fork) Copy(progress func(done, total uint64)) error {
 	for {
 		began := time.Now()
 		for time.Since(began) < busyFor && f.urgent.Load() == 0 {
-			done, err := f.some()
+			done, err := f.Step()
 			if done || err != nil {
 				f.tell(progress)
 				return err
@@ -244,8 +244,8 @@ func (f *Fork) tell(progress func(done, total uint64)) {
 	}
 }
 
-// some copies at most atOnce pages, and reports whether none is left.
-func (f *Fork) some() (done bool, err error) {
+// Step copies at most a few pages that are left, and reports whether there were none.
+func (f *Fork) Step() (done bool, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.from == nil {
