@@ -146,7 +146,7 @@ func (p *pair) up(name string) {
 			return daemon.Session{Session: s}, ownership.HostID(s.Peer()), nil
 		},
 		Guests: []host.Guest{{
-			Name: "web", Home: "a", Peer: peer, Driver: driver, Gate: gate,
+			Name: "web", Home: "a", Peer: peer, Driver: driver, Gate: gate, Bubbles: &simGround{p},
 			Primary: func(l time.Duration) primary.Config {
 				c := primary.DefaultConfig("web", ownership.HostID(name), l)
 				c.CaptureBytes, c.SyncStep = 8<<20, 1024
@@ -181,13 +181,19 @@ func (p *pair) guest(n *node) (*egress.Gate, *sim.Driver) {
 	inner, outer := egress.NewPipe(256)
 	gate, err := egress.NewGate(egress.Config{Guest: outer, Network: network, Clock: clock.Boot{}, MAC: guestMAC, Log: n.log})
 	p.must(err)
-	cfg := sim.DefaultConfig("web")
-	cfg.MAC, cfg.Pages, cfg.Interval = guestMAC, 2048, 2*time.Millisecond
+	cfg := pairGuest()
 	n.link = sim.NewLink(inner, egress.ErrEmpty)
 	cfg.NIC = n.link
 	driver, err := sim.NewDriver(n.machine, cfg)
 	p.must(err)
 	return gate, driver
+}
+
+// pairGuest is the pair's guest, without a network.
+func pairGuest() sim.Config {
+	cfg := sim.DefaultConfig("web")
+	cfg.MAC, cfg.Pages, cfg.Interval = guestMAC, 2048, 2*time.Millisecond
+	return cfg
 }
 
 // kill takes a host away at once: nothing of it says goodbye.
