@@ -128,6 +128,7 @@ var treatments = map[string]rule{
 	"heartbeat": {Session, ""},
 
 	"drills.strikes": {Live, ""},
+	"drill":          {Live, ""},
 
 	"host":           {Voters, ""},
 	"host.name":      {Voters, ""},
@@ -251,6 +252,8 @@ func (d *differ) fields(key, plain string, was, is reflect.Value) {
 			d.named(name, a, b, &d.host)
 		case f.Type == reflect.TypeFor[[]Guest]():
 			d.named(name, a, b, &d.guest)
+		case f.Type == reflect.TypeFor[[]Drill]():
+			d.named(name, a, b, new(string))
 		case f.Type.Kind() == reflect.Struct && !isText(f.Type):
 			d.fields(join(key, name), join(plain, name), a, b)
 		default:
@@ -298,6 +301,8 @@ func describe(v reflect.Value) string {
 		return "a host at " + v.Address
 	case Guest:
 		return fmt.Sprintf("a guest of %s on %s and %s", v.Memory, v.Host, v.Backup)
+	case Drill:
+		return fmt.Sprintf("a %s of %s", v.Kind, v.Guest)
 	}
 	return "set"
 }

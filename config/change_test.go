@@ -1,6 +1,7 @@
 package config
 
 import (
+	"encoding"
 	"maps"
 	"reflect"
 	"slices"
@@ -17,6 +18,8 @@ func full() *Config {
 	g.Kernel, g.Initrd, g.Append = "/boot/vmlinuz", "/boot/initrd", "quiet"
 	g.Disks[0].Paths = map[string]string{"beta": "/srv/other.img"}
 	c.API = API{Listen: "0.0.0.0:7443", Anonymous: AnonymousHealth}
+	c.Drill = []Drill{{Name: "weekly", Guest: "web", Kind: DrillFailover}}
+	c.setDefaults()
 	return c
 }
 
@@ -46,6 +49,8 @@ func TestEveryKeyHasItsTreatment(t *testing.T) {
 		"guest.disk.queues": RestartGuest, "guest.disk.unfenced": RestartGuest,
 
 		"drills.strikes": Live,
+		"drill.name":     Live, "drill.guest": Live, "drill.kind": Live, "drill.fault": Live, "drill.fault_for": Live, "drill.check": Live,
+		"drill.check_timeout": Live, "drill.probe": Live, "drill.max_outage": Live, "drill.return": Live, "drill.patience": Live, "drill.schedule": Live,
 
 		"guest.protection.epoch": Live, "guest.protection.floor": Live, "guest.protection.target": Live, "guest.protection.ceiling": Live,
 		"guest.protection.window": Live, "guest.protection.delta_cache": Session, "guest.protection.held_output": Live,
@@ -136,6 +141,10 @@ func change(v reflect.Value, at []int) {
 			v.Set(reflect.New(v.Type().Elem()))
 		} else {
 			v.SetZero()
+		}
+	case reflect.Struct: // one value in the file
+		if err := v.Addr().Interface().(encoding.TextUnmarshaler).UnmarshalText([]byte("every 6h")); err != nil {
+			panic(err)
 		}
 	case reflect.Array:
 		v.Index(0).SetUint(v.Index(0).Uint() + 2)

@@ -37,6 +37,8 @@ type Config struct {
 	Hosts []Host `toml:"host"`
 	// Guests are the protected virtual machines.
 	Guests []Guest `toml:"guest"`
+	// Drill are the drills that are known by name.
+	Drill []Drill `toml:"drill"`
 }
 
 // Dirs are absolute paths of directories.

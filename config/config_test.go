@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -319,10 +320,19 @@ func checkReadsBack(t interface{ Fatalf(string, ...any) }, c *Config) {
 
 // normal shows two configurations as the same text if only nil and empty lists
 // differ.
-func normal(c *Config) string { return fmt.Sprintf("%+v", *c) }
+func normal(c *Config) string {
+	n, returns := *c, []bool(nil)
+	n.Drill = slices.Clone(c.Drill)
+	for i := range n.Drill { // what is behind a pointer is not shown
+		returns = append(returns, n.Drill[i].Returns())
+		n.Drill[i].Return = nil
+	}
+	return fmt.Sprintf("%+v %v", n, returns)
+}
 
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(simFile))
+	f.Add([]byte(drillFile))
 	f.Add(Example().Render())
 	f.Add([]byte("cluster = [[[{a = 1}]]]\n[[guest]]\n[[guest.nic]]\nmac = \"x\""))
 	f.Fuzz(func(t *testing.T, file []byte) {

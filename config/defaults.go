@@ -52,6 +52,19 @@ const (
 	defaultCompression = CompressionAuto
 	// detach_after = one lease, verify_every = 0 (never)
 
+	defaultFault        = FaultKill
+	defaultCheckTimeout = Duration(30 * time.Second)
+	defaultPatience     = Duration(15 * time.Minute)
+	minCheckTimeout     = Duration(1 * time.Millisecond)
+	maxCheckTimeout     = Duration(1 * time.Hour)
+	minPatience         = Duration(1 * time.Second)
+	maxPatience         = Duration(24 * time.Hour)
+	minOutage           = Duration(1 * time.Millisecond)
+	minFault            = Duration(100 * time.Millisecond)
+	maxFault            = Duration(5 * time.Minute)
+	maxDrills           = 64
+	maxArguments        = 64
+
 	minEpoch       = Duration(1 * time.Millisecond)
 	maxEpoch       = Duration(10 * time.Second)
 	maxDetachAfter = Duration(10 * time.Minute)
@@ -103,6 +116,9 @@ func (c *Config) setDefaults() {
 	}
 	for i := range c.Guests {
 		c.Guests[i].setDefaults(c.Lease)
+	}
+	for i := range c.Drill {
+		c.Drill[i].setDefaults()
 	}
 }
 

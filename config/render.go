@@ -32,6 +32,7 @@ func (c *Config) Render() []byte {
 	for _, g := range c.Guests {
 		w.guest(g, c.Lease)
 	}
+	w.drillList(c.Drill)
 	return []byte(w.b.String())
 }
 

@@ -46,6 +46,7 @@ func (c *Config) Validate() error {
 	v.hosts(c)
 	v.apis(c)
 	v.guests(c)
+	v.drillList(c)
 	if len(v.problems) > 0 {
 		return &Invalid{v.problems}
 	}

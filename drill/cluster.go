@@ -37,8 +37,9 @@ type Cluster interface {
 	// result.
 	Operate(ctx context.Context, at ownership.HostID, guest, operation string, result any) error
 	Strike(ctx context.Context, at ownership.HostID, guest string, order StrikeOrder) (Struck, error)
-	// Strikes are those that are not undone yet.
-	Strikes(ctx context.Context, at ownership.HostID) ([]Struck, error)
+	// Strikes are those that are not undone yet; allowed: the host lets itself be
+	// struck.
+	Strikes(ctx context.Context, at ownership.HostID) (allowed bool, left []Struck, err error)
 	// Bubble returns when the bubble has ended; progress is told of each step.
 	Bubble(ctx context.Context, at ownership.HostID, guest string, order BubbleOrder, progress func(string)) (Bubbled, error)
 	// EndBubble ends a guest's bubble; that there is none is no error.
@@ -67,12 +68,11 @@ type Facts struct {
 
 // Seen is what a host said of itself when it was asked.
 type Seen struct {
-	Host    ownership.HostID   `json:"host"`
-	Leader  ownership.HostID   `json:"leader"` // of the ownership log, "" if unknown
-	Lease   time.Duration      `json:"lease_ns"`
-	LogAge  *time.Duration     `json:"log_age_ns,omitempty"` // since it heard of the log
-	Guests  []host.GuestStatus `json:"guests"`
-	Strikes bool               `json:"strikes"` // it lets itself be struck
+	Host   ownership.HostID   `json:"host"`
+	Leader ownership.HostID   `json:"leader"` // of the ownership log, "" if unknown
+	Lease  time.Duration      `json:"lease_ns"`
+	LogAge *time.Duration     `json:"log_age_ns,omitempty"` // since it heard of the log
+	Guests []host.GuestStatus `json:"guests"`
 }
 
 // Guest returns what the host says of a guest.

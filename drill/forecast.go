@@ -197,6 +197,10 @@ func (t *teller) tell(guest string) {
 		return
 	}
 	t.fate.Owner = log.Owner
+	if owner, ok := t.v.at(log.Owner, guest); ok && !log.InSync && owner.Protected == host.ProtectedYes {
+		// The owner was told before what it has applied said so.
+		log.InSync, log.Backup.Host = true, owner.Primary.Backup
+	}
 	if log.Phase != ownership.PhaseActive {
 		t.is(NotKnown, "not known")
 		t.why("it is changing hosts just now (%s): ask again in a moment", log.Phase)

@@ -57,7 +57,8 @@ func NewID(t time.Time, s Spec, random string) string {
 		what = string(s.Kind)
 	}
 	what = strings.Trim(what[:min(32, len(what))], "-")
-	return strings.ToLower(t.UTC().Format("20060102T150405Z")) + "-" + what + "-" + random
+	when := strings.Replace(t.UTC().Format("20060102t150405.000z"), ".", "", 1) // sorts by time
+	return when + "-" + what + "-" + random
 }
 
 // CheckID says what is wrong with an ID.

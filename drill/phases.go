@@ -19,10 +19,14 @@ const (
 	moveTime = time.Minute
 	// heardTime bounds the wait for the first output behind it; a guest need not
 	// have anything to say.
-	heardTime = 10 * time.Second
+	heardTime = 5 * time.Second
 	// quiet is how long is watched before the drill acts, so that there is
 	// something to compare with.
 	quiet = time.Second
+	// looks is how often it is looked whether all is well before, lookAgain how
+	// long after another.
+	looks     = 3
+	lookAgain = 300 * time.Millisecond
 	// drainTime bounds the wait for held output.
 	drainTime = 30 * time.Second
 	// strikeCall bounds the order for a strike, openTime the wait for a probe to
@@ -33,14 +37,22 @@ const (
 
 // preconditions looks whether the drill may be begun at all.
 func (r *run) preconditions(ctx context.Context) error {
-	r.view = Look(ctx, r.c, r.spec.Guest)
-	if cause := context.Cause(ctx); cause != nil {
-		return cause
+	var c Condition
+	wrong := true
+	for try := 0; wrong && try < looks; try++ {
+		// What a host has applied of the log may be a moment old.
+		if err := sleep(ctx, time.Duration(min(try, 1))*lookAgain); err != nil {
+			return err
+		}
+		r.view = Look(ctx, r.c, r.spec.Guest)
+		if cause := context.Cause(ctx); cause != nil {
+			return cause
+		}
+		r.report.Conditions = Conditions(r.spec, r.view)
+		c, wrong = missing(r.report.Conditions)
 	}
-	r.report.Conditions = Conditions(r.spec, r.view)
 	r.before, _ = r.view.log(r.spec.Guest)
 	r.report.From, r.report.To = r.before.Owner, r.before.Backup.Host
-	c, wrong := missing(r.report.Conditions)
 	switch {
 	case wrong:
 		return refusal{c.Name + ": " + c.Text}
@@ -57,6 +69,18 @@ func (r *run) preconditions(ctx context.Context) error {
 		r.marks[m.Host] = last
 	}
 	return nil
+}
+
+// sleep waits, unless ctx ends.
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // measureClocks measures the clocks, and watches for a while what goes on.
@@ -316,7 +340,7 @@ func (r *run) awaitUndone(ctx context.Context, within time.Duration) error {
 	defer tick.Stop()
 	for {
 		call, cancel := context.WithTimeout(ctx, askTime)
-		left, err := r.c.Strikes(call, r.report.From)
+		_, left, err := r.c.Strikes(call, r.report.From)
 		cancel()
 		if err == nil && !strikeIn(left, r.struck.ID) {
 			r.undone = true

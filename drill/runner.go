@@ -18,6 +18,7 @@ import (
 	"sync"
 	"time"
 
+	"understudy/config"
 	"understudy/events"
 )
 
@@ -353,7 +354,7 @@ func (r *Runner) schedule(ctx context.Context) {
 func (r *Runner) next(now time.Time) (first *Spec, at time.Time) {
 	c := r.cfg.Cluster
 	for _, s := range r.cfg.Specs() {
-		when, err := ParseSchedule(s.Schedule)
+		when, err := config.ParseSchedule(s.Schedule)
 		facts, known := c.Facts(s.Guest)
 		if err != nil || when.Never() || !known || Engine(c.Members(), facts) != c.Self() {
 			continue

@@ -11,7 +11,7 @@
 // Beside it stand what a drill would do (MakePlan) and what a failure would do
 // (Foretell), both pure functions of what the hosts say of themselves; the
 // report as table, JSON, JUnit XML and one HTML page; the history of reports
-// (History); and Runner, which runs one drill at a time, by hand or by Schedule.
+// (History); and Runner, which runs one drill at a time, by hand or by schedule.
 package drill
 
 import (
@@ -23,6 +23,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"understudy/config"
 )
 
 // Kind says what a drill does.
@@ -68,7 +70,7 @@ type Spec struct {
 	Stay bool `json:"stay,omitempty"`
 	// Patience bounds each wait for the guest to be protected, and the verify.
 	Patience time.Duration `json:"patience_ns,omitempty"`
-	// Schedule is when it runs by itself, see ParseSchedule; "" for never.
+	// Schedule is when it runs by itself, see config.Schedule; "" for never.
 	Schedule string `json:"schedule,omitempty"`
 }
 
@@ -143,7 +145,7 @@ func (s *Spec) Validate() error {
 		}
 	}
 	if s.Schedule != "" {
-		if _, err := ParseSchedule(s.Schedule); err != nil {
+		if _, err := config.ParseSchedule(s.Schedule); err != nil {
 			bad("%w", err)
 		}
 	}

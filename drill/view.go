@@ -23,7 +23,10 @@ type View struct {
 	Seen    map[ownership.HostID]Seen
 	Silent  map[ownership.HostID]string // who did not answer, and why
 	Busy    map[ownership.HostID]string // drills under way
-	Facts   map[string]Facts            // of guests
+	// Strikes are the hosts that let themselves be struck, Struck those that are
+	// being struck just now.
+	Strikes, Struck map[ownership.HostID]bool
+	Facts           map[string]Facts // of guests
 }
 
 // askTime bounds one question to one host.
@@ -32,7 +35,7 @@ const askTime = 2 * time.Second
 // Look asks all hosts at once about some guests.
 func Look(ctx context.Context, c Cluster, guests ...string) View {
 	v := View{At: time.Now(), Members: c.Members(), Seen: map[ownership.HostID]Seen{}, Silent: map[ownership.HostID]string{},
-		Busy: map[ownership.HostID]string{}, Facts: map[string]Facts{}}
+		Busy: map[ownership.HostID]string{}, Facts: map[string]Facts{}, Strikes: map[ownership.HostID]bool{}, Struck: map[ownership.HostID]bool{}}
 	for _, g := range guests {
 		if f, ok := c.Facts(g); ok {
 			v.Facts[g] = f
@@ -45,7 +48,10 @@ func Look(ctx context.Context, c Cluster, guests ...string) View {
 			call, cancel := context.WithTimeout(ctx, askTime)
 			defer cancel()
 			seen, err := c.Status(call, m.Host)
-			busy := ""
+			busy, allowed, left := "", false, []Struck(nil)
+			if err == nil {
+				allowed, left, err = c.Strikes(call, m.Host)
+			}
 			if err == nil && m.Host != c.Self() {
 				busy, err = c.Busy(call, m.Host)
 			}
@@ -55,7 +61,7 @@ func Look(ctx context.Context, c Cluster, guests ...string) View {
 				v.Silent[m.Host] = err.Error()
 				return
 			}
-			v.Seen[m.Host] = seen
+			v.Seen[m.Host], v.Strikes[m.Host], v.Struck[m.Host] = seen, allowed, len(left) > 0
 			if busy != "" {
 				v.Busy[m.Host] = busy
 			}
@@ -133,6 +139,11 @@ func Conditions(s Spec, v View) []Condition {
 	} else {
 		is("no other drill runs", true, "no host that answers runs one")
 	}
+	for _, m := range v.Members {
+		if v.Struck[m.Host] {
+			is("no host is being struck", false, "%s is: it ends by itself, or with its daemon's next start", m.Host)
+		}
+	}
 	log, known := v.log(s.Guest)
 	switch {
 	case !known:
@@ -148,11 +159,10 @@ func Conditions(s Spec, v View) []Condition {
 	is("the guest runs", true, "on %s, generation %d", log.Owner, log.Generation)
 	protection(is, s.Guest, log, v)
 	if s.Kind == Failover {
-		seen, ok := v.Seen[log.Owner]
-		switch {
+		switch _, ok := v.Seen[log.Owner]; {
 		case !ok:
 			is("the owner lets itself be struck", false, "%s does not answer", log.Owner)
-		case !seen.Strikes:
+		case !v.Strikes[log.Owner]:
 			is("the owner lets itself be struck", false, "%s has strikes = false in [drills]", log.Owner)
 		default:
 			is("the owner lets itself be struck", true, "%s does", log.Owner)

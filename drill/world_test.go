@@ -161,7 +161,7 @@ func (w *world) Status(ctx context.Context, h ownership.HostID) (Seen, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	age := 10 * time.Millisecond
-	s := Seen{Host: h, Leader: witness, Lease: aLease, LogAge: &age, Strikes: true}
+	s := Seen{Host: h, Leader: witness, Lease: aLease, LogAge: &age}
 	if h == witness {
 		return s, nil
 	}
@@ -401,16 +401,16 @@ func (w *world) Strike(ctx context.Context, h ownership.HostID, _ string, o Stri
 	return s, nil
 }
 
-func (w *world) Strikes(ctx context.Context, h ownership.HostID) ([]Struck, error) {
+func (w *world) Strikes(ctx context.Context, h ownership.HostID) (bool, []Struck, error) {
 	if err := w.call(ctx, h); err != nil {
-		return nil, err
+		return false, nil, err
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if s, ok := w.strikes[h]; ok {
-		return []Struck{s}, nil
+		return true, []Struck{s}, nil
 	}
-	return nil, nil
+	return true, nil, nil
 }
 
 func (w *world) Bubble(ctx context.Context, h ownership.HostID, _ string, o BubbleOrder, progress func(string)) (Bubbled, error) {

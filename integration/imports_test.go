@@ -50,7 +50,7 @@ var layers = map[string][]string{
 	"status":   {"backup", "bubble", "checkpoint", "clock", "config", "disk", "drill", "epoch", "exclusion", "host", "hypervisor", "ownership", "primary", "protocol", "rebuild", "status/dashboard", "strike"},
 
 	// Drills: beside the endpoint that tells of them.
-	"drill": {"clock", "epoch", "events", "host", "ownership", "primary"},
+	"drill": {"clock", "config", "epoch", "events", "host", "ownership", "primary"},
 	"host":  {"backup", "bubble", "checkpoint", "clock", "crashpoint", "disk", "epoch", "events", "exclusion", "hypervisor", "ownership", "primary", "protocol", "rebuild"},
 
 	// The backup's copy, in isolation.

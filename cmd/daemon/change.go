@@ -32,6 +32,7 @@ type changing struct {
 	book     *book
 	port     *transport.Port
 	endpoint *endpointKeeper
+	changed  func() // told of each change that was made; nil: nobody is
 
 	busy sync.Mutex // one change at a time
 
@@ -98,6 +99,9 @@ func (c *changing) Reload(ctx context.Context) (config.Change, error) {
 		return change, fmt.Errorf("the configuration stays as it is: %w", err)
 	}
 	change.Applied, change.Notes = true, notes
+	if c.changed != nil {
+		c.changed()
+	}
 	c.o.Slog.Info("the configuration has changed", "what", change.Summary(), "hash", next.Hash(), "notes", notes)
 	if c.o.record != nil {
 		c.o.record.Add(events.Event{Kind: events.KindConfigChanged, Change: events.Change{From: was.Hash(), To: next.Hash()}, Text: change.Summary()})

@@ -155,8 +155,13 @@ func live(signals context.Context, o Options, self config.Host, id *transport.Id
 	tellUndone(o.record, undone)
 	l = &leaver{o: o, self: ownership.HostID(self.Name), voter: voter, host: h, keeping: o.keeping, upgrades: make(chan *upgrade), log: o.Slog}
 	var workers sync.WaitGroup
+	drills, err := newRunner(o, self, changing.now, peers)
+	if err != nil {
+		return nil, err
+	}
+	changing.changed = drills.Changed
 	server := status.NewServer(status.Sources{Operations: h, Slog: o.Slog, Events: told{o.record}, Bubbles: h, Peers: peers, Owner: ownerIn(voter),
-		Configuration: changing, Strikes: newStrikes(ctx, o, self, &workers),
+		Drills: drills, BootID: bootID(), Configuration: changing, Strikes: newStrikes(ctx, o, self, &workers),
 		Cluster: func() status.Cluster { return clusterOf(voter.View()) }, Upgrades: l,
 		Report: func() status.Report {
 			return status.Report{PID: os.Getpid(), Host: ownership.HostID(self.Name), Leader: voter.Leader(), Lease: voter.Lease(), Exits: hosting.ways(), Config: changing.brief()}
@@ -169,6 +174,7 @@ func live(signals context.Context, o Options, self config.Host, id *transport.Id
 	workers.Go(func() { tellLeaders(ctx, o.record, voter) })
 	workers.Go(func() { endpoint.serve(ctx, server) })
 	workers.Go(func() { changing.listen(ctx) })
+	workers.Go(func() { drills.Run(ctx) })
 	if o.Supervisor != nil {
 		workers.Go(func() {
 			supervise(ctx, supervisor{o.Supervisor, l}, supervised{guests: h, voter: voter, endpoint: answers{status.NewClient(Socket(o.Config, self))},

@@ -72,6 +72,7 @@ until then.`,
 		example: "  understudy verify web",
 		exits:   "4 Memory differs.",
 	},
+	"drill run": {exits: "6 It ran, and a check or a guarantee did not hold."},
 	"checkpoint": {
 		long: `A checkpoint file holds a guest's memory and devices, but not what is on its disks:
 pages that are on a disk are referred to. So it is worth something only with the

@@ -4,7 +4,8 @@
 // Exit status: 0 done, and what was asked is so; 1 it failed; 2 a wrong command
 // line or configuration; 3 (status) a guest is not protected; 4 (verify) memory
 // differs, or (checkpoint verify) the file cannot be restored here; 5 no daemon answers,
-// or not the one that was to be asked; 7 (config diff) something would change, or differs.
+// or not the one that was to be asked; 6 (drill) it ran, and a check or a guarantee
+// did not hold; 7 (config diff) something would change, or differs.
 package main
 
 import (
@@ -32,6 +33,7 @@ const (
 	exitUnprotected = 3
 	exitDiffers     = 4
 	exitNoDaemon    = 5
+	exitDrillFailed = 6
 	exitChanges     = 7
 )
 
@@ -111,6 +113,7 @@ func root(f *common) *cobra.Command {
 	c.AddCommand(initCommand(f), configCommand(f), checkHostCommand(f), statusCommand(f),
 		switchoverCommand(f), stopCommand(f), startCommand(f), verifyCommand(f), checkpointCommand(f), demoCommand(f), selftestCommand(f), simulateCommand(f))
 	c.AddCommand(bubbleCommand(f), pauseCommand(f), resumeCommand(f), unprotectCommand(f), protectCommand(f), failbackCommand(f))
+	c.AddCommand(drillCommand(f))
 	c.AddCommand(upgradeCommand(f), versionCommand(f), manCommand(f, c))
 	explain(c)
 	f.complete(c)

@@ -12,6 +12,8 @@ package main
 //	nobody PROGRAM ARG…         runs a program without any rights
 //	checkpointfile FILE         makes a checkpoint file of a guest "lonely"
 //	damage FILE OFFSET          turns a byte of a file over
+//	struck HOST                 a strike starts that host's daemon again: it is ended, too
+//	abort FILE                  gives up the drill that FILE names, and waits for its end
 
 import (
 	"bytes"
@@ -70,7 +72,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"exits": exits, "isjson": isJSON, "nobody": nobody, "pair": all.command,
-			"checkpointfile": checkpointFile, "damage": damage,
+			"checkpointfile": checkpointFile, "damage": damage, "abort": abort, "struck": struck,
 		},
 	})
 }

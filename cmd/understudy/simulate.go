@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"understudy/drill"
 	"understudy/simulation"
 )
 
@@ -21,6 +22,8 @@ type simulateFlags struct {
 	seeds, workers int
 	from, seed     uint64
 	story, teeth   bool
+
+	fail, guest string // of the pair that runs
 }
 
 func simulateCommand(f *common) *cobra.Command {
@@ -35,11 +38,24 @@ made by the same code as in the daemon; after every event all guarantees are
 checked. A seed is a whole story, and the same one each time.
 
 Printed is how often each fault has struck at each step of the protocol. After
-20000 seeds or more a cell that nobody came to is a failure.`,
+20000 seeds or more a cell that nobody came to is a failure.
+
+With --fail it is about the pair that runs: what would happen if a host or a link
+failed now, and why. All hosts are asked; nothing is done.`,
 		Example: `  understudy simulate --seeds 100000
-  understudy simulate --seed 4711 --story`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return s.run(cmd, f) },
+  understudy simulate --seed 4711 --story
+  understudy simulate --fail host alpha
+  understudy simulate --fail link alpha beta --guest web`,
+		Args: cobra.MaximumNArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if s.fail != "" || s.guest != "" {
+				return s.foretell(cmd, f, args)
+			}
+			if len(args) > 0 {
+				return exitError{exitUsage, fmt.Errorf("unknown argument %q", args[0])}
+			}
+			return s.run(cmd, f)
+		},
 	}
 	c.Flags().IntVar(&s.seeds, "seeds", 1000, "how many stories to play")
 	c.Flags().Uint64Var(&s.from, "from", 1, "the first of them")
@@ -48,9 +64,53 @@ Printed is how often each fault has struck at each step of the protocol. After
 	c.Flags().BoolVar(&s.story, "story", false, "with --seed: tell the story")
 	c.Flags().BoolVar(&s.teeth, "teeth", false, "break one rule at a time and count the seeds until that is noticed")
 	_ = c.Flags().MarkHidden("teeth") // it is there
+	c.Flags().StringVar(&s.fail, "fail", "", "host NAME, or link NAME NAME: what if that failed now")
+	c.Flags().StringVar(&s.guest, "guest", "", "with --fail: this guest alone (default: all)")
 	c.MarkFlagsMutuallyExclusive("seed", "seeds")
+	c.MarkFlagsMutuallyExclusive("fail", "seeds", "seed", "teeth")
 	c.MarkFlagsMutuallyExclusive("seed", "teeth")
 	return c
+}
+
+// foretell asks what a failure would do to the pair that runs.
+func (s *simulateFlags) foretell(cmd *cobra.Command, f *common, args []string) error {
+	var fail string
+	switch {
+	case s.fail == "host" && len(args) == 1:
+		fail = args[0]
+	case s.fail == "link" && len(args) == 2:
+		fail = "link:" + args[0] + "-" + args[1]
+	default:
+		return exitError{exitUsage, errors.New("say --fail host NAME, or --fail link NAME NAME")}
+	}
+	c, err := f.client()
+	if err != nil {
+		return err
+	}
+	guests := []string{s.guest}
+	if s.guest == "" {
+		conf, _, err := f.load()
+		if err != nil {
+			return err
+		}
+		guests = nil
+		for _, g := range conf.Guests {
+			guests = append(guests, g.Name)
+		}
+	}
+	var all drill.Forecast
+	for i, g := range guests {
+		one, err := c.Simulate(cmd.Context(), g, fail)
+		if err != nil {
+			return err
+		}
+		if i == 0 {
+			all = one
+			continue
+		}
+		all.Guests = append(all.Guests, one.Guests...)
+	}
+	return f.print(cmd.OutOrStdout(), all, all.WriteTable)
 }
 
 func (s *simulateFlags) run(cmd *cobra.Command, f *common) error {

@@ -1,4 +1,4 @@
-package drill
+package config
 
 // When a drill runs by itself: "Sun 03:00", "daily 03:00", "every 6h". Days and
 // hours are local time, as a wall clock shows it.
@@ -113,6 +113,15 @@ func wall(year int, month time.Month, day, hour, minute int, at *time.Location) 
 		return earlier
 	}
 	return t
+}
+
+// MarshalText writes it as it is written in the file.
+func (s Schedule) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText reads it.
+func (s *Schedule) UnmarshalText(text []byte) (err error) {
+	*s, err = ParseSchedule(string(text))
+	return err
 }
 
 // String is the schedule as it is written.
