@@ -220,10 +220,11 @@ func (p *Page) Type(ctx context.Context, text string) error {
 	return p.Do(ctx, "Input.insertText", map[string]any{"text": text}, nil)
 }
 
-// Picture writes what the whole page looks like into a PNG file.
-func (p *Page) Picture(ctx context.Context, file string) error {
+// Picture writes what the page looks like into a PNG file: all of it, or what is
+// in the window.
+func (p *Page) Picture(ctx context.Context, file string, all bool) error {
 	var shot struct{ Data string }
-	if err := p.Do(ctx, "Page.captureScreenshot", map[string]any{"format": "png", "captureBeyondViewport": true}, &shot); err != nil {
+	if err := p.Do(ctx, "Page.captureScreenshot", map[string]any{"format": "png", "captureBeyondViewport": all}, &shot); err != nil {
 		return err
 	}
 	png, err := base64.StdEncoding.DecodeString(shot.Data)

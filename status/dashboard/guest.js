@@ -24,7 +24,8 @@ export class GuestPage {
     this.plots = new Plots();
     this.facts = el('dl', { class: 'facts' });
     this.exits = el('ul', { class: 'plainlist' });
-    this.root = el('div', { class: 'guestpage' }, this.banner, this.picture.root, this.actions.root,
+    this.root = el('div', { class: 'guestpage' }, this.banner,
+      el('div', { class: 'main' }, this.picture.root, this.actions.root),
       el('section', { class: 'panel', 'aria-labelledby': 'figures' }, el('h2', { id: 'figures' }, 'Figures'), this.facts,
         el('details', {}, el('summary', {}, 'Ways out of the guest'), this.exits)),
       this.plots.root);

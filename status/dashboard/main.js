@@ -35,6 +35,8 @@ class Page {
     $('view').append(this.overview.root, this.guest.root, this.events.root, this.drills.root);
     $('signin').addEventListener('submit', (e) => this.signIn(e));
     $('signout').addEventListener('click', () => this.signOut());
+    // The address says which guest: it is no place to jump to.
+    $('skip').addEventListener('click', (e) => { e.preventDefault(); $('view').focus(); });
     $('reload').addEventListener('click', () => location.reload());
     window.addEventListener('hashchange', () => { this.render(); this.plot(); $('view').querySelector('h1:not([hidden] *)')?.focus(); });
     document.addEventListener('visibilitychange', () => document.hidden || (this.render(), this.plot()));

@@ -392,7 +392,7 @@ func (p *page) picture(name string) {
 	}
 	dir := filepath.Join("..", "..", "build", "dashboard")
 	p.must(os.MkdirAll(dir, 0o755))
-	p.must(p.Page.Picture(p.ctx, filepath.Join(dir, name+".png")))
+	p.must(p.Page.Picture(p.ctx, filepath.Join(dir, name+".png"), !strings.HasPrefix(name, "phone")))
 }
 
 // refused are lines that Chromium itself writes about answers that a test wants.

@@ -81,6 +81,9 @@ function ofOwner(model, log, views, fresh, now) {
   }
   const { guest } = view;
   const p = guest.primary;
+  if (!p && (guest.log.generation < log.generation || guest.log.revision < log.revision)) {
+    return { key: 'arriving', tone: 'busy', view }; // it does not know yet that it is the owner
+  }
   if (!p) {
     const busy = ['booting', 'recovering', 'restoring', 'starting', ''].includes(guest.role);
     return { key: busy ? guest.role || 'starting' : 'no-primary', tone: busy ? 'busy' : 'bad', view };

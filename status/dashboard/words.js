@@ -68,6 +68,7 @@ const texts = {
     head: `is moving: ${s.owner} commits a last epoch`,
     todo: 'Nothing to do: that takes a moment.',
   }),
+  arriving: (s) => ({ head: `is moving: the log names ${s.owner} its owner, and ${s.owner} takes it`, todo: 'Nothing to do: that takes a moment.' }),
   stopping: (s) => ({ head: `is being stopped on ${s.owner}`, todo: 'Nothing to do: a last epoch is committed.' }),
   stopped: (s) => ({ head: 'is stopped, as it was told to', todo: `To start it again: understudy start ${s.guest}, on the host it is to run on.` }),
   never: (s) => ({
@@ -124,7 +125,7 @@ function behind(s) {
 // shorts are the words for a state where there is little room.
 const shorts = {
   protected: 'protected', syncing: 'synchronising', alone: 'not protected', waiting: 'waits for its backup', detaching: 'waits for the log',
-  paused: 'protection paused', off: 'protection off', asking: 'failing over', activating: 'failing over', surrendered: 'moving', leaving: 'moving',
+  paused: 'protection paused', off: 'protection off', asking: 'failing over', activating: 'failing over', surrendered: 'moving', leaving: 'moving', arriving: 'moving',
   stopping: 'stopping', stopped: 'stopped', never: 'never started', booting: 'booting', starting: 'starting', recovering: 'recovering',
   restoring: 'restoring', 'no-primary': 'does not run', superseded: 'superseded', 'no-lease': 'stands still: no lease', 'owner-silent': 'unknown: no answer',
   'backup-only': 'unknown here', unknown: 'unknown',

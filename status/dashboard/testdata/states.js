@@ -40,6 +40,7 @@ for (const [what, said, key] of [
   ['never started', { a: { name: 'web', role: 'waiting', protected: 'unknown', log: log({ generation: 0, owner: '' }) } }, 'never'],
   ['restoring', { a: { name: 'web', role: 'restoring', protected: 'unknown', log: log() } }, 'restoring'],
   ['an owner without a primary', { a: { name: 'web', role: 'stopped', protected: 'unknown', log: log() } }, 'no-primary'],
+  ['an owner that does not know it yet', { a: { ...backup(), host: 'a' }, b: owner({ mode: 'ended' }, { generation: 2 }) }, 'arriving'],
   ['only the backup is heard', { b: backup() }, 'backup-only'],
   ['nobody knows of it', { w: null }, 'unknown'],
 ]) {
