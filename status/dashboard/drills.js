@@ -15,7 +15,7 @@ export class Drills {
     this.root = el('section', { class: 'panel', 'aria-labelledby': 'drills', hidden: true }, el('h2', { id: 'drills' }, 'Drills'),
       this.none = el('p', { class: 'hint' }),
       this.scroll = el('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-labelledby': 'drills' }, el('table', {},
-        el('thead', {}, el('tr', {}, ...['Began', 'Guest', 'Drill', 'Outcome', 'Outage', 'Run by', 'Why'].map((h) => el('th', { scope: 'col' }, h)))), this.body)));
+        el('caption', {}, 'Drills, the newest first'), el('thead', {}, el('tr', {}, ...['Began', 'Guest', 'Drill', 'Outcome', 'Outage', 'Run by', 'Why'].map((h) => el('th', { scope: 'col' }, h)))), this.body)));
   }
 
   // load asks for the history: each host has that of the drills that it ran. A 404

@@ -147,6 +147,9 @@ class Page {
     if (state === 'lost') {
       this.model.silent(this.model.self, why);
     }
+    if (state === 'refused') {
+      this.running.abort(); // nothing more is asked for until somebody signs in
+    }
     if (state === 'refused' && token()) {
       forget();
       say($('signinwhy'), `The token was not taken: ${why || 'it may not read'}.`);

@@ -21,6 +21,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"understudy/drill"
 	"understudy/host"
 	"understudy/lab/browser"
 	"understudy/ownership"
@@ -104,6 +105,7 @@ type stage struct {
 	more    chan struct{}
 	asked   []string
 	refuse  error
+	drilled []drill.Summary
 	stop    func() // ends the endpoint
 	address string
 	tokens  string
@@ -140,7 +142,7 @@ func (s *stage) up() {
 	}
 	s.address = l.Addr().String()
 	s.url = "https://" + s.address + "/ui/"
-	server := status.NewServer(status.Sources{Operations: s, Events: s, Cluster: func() status.Cluster { s.mu.Lock(); defer s.mu.Unlock(); return s.cluster() },
+	server := status.NewServer(status.Sources{Operations: s, Events: s, Drills: drills{all: s.drilled}, Cluster: func() status.Cluster { s.mu.Lock(); defer s.mu.Unlock(); return s.cluster() },
 		Report: func() status.Report {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -205,6 +207,20 @@ func (s *stage) Switchover(_ context.Context, guest string) (ownership.Guest, er
 func (s *stage) Verify(_ context.Context, guest string) (primary.VerifyResult, error) {
 	return primary.VerifyResult{Identical: true, Pages: 65536, Epochs: 7}, s.did("verify " + guest)
 }
+
+// Resume implements status.Operations.
+func (s *stage) Resume(_ context.Context, guest string) (ownership.Guest, error) {
+	return ownership.Guest{Owner: "alpha"}, s.did("resume " + guest)
+}
+
+// drills are a history that is made up.
+type drills struct {
+	status.Drills // what is not below is not asked for
+	all           []drill.Summary
+}
+
+// List implements status.Drills.
+func (d drills) List(int) (drill.List, error) { return drill.List{Drills: d.all}, nil }
 
 // tell adds an event, of so long ago.
 func (s *stage) tell(ago time.Duration, event map[string]any) {

@@ -3,6 +3,10 @@
 
 import { age, bytes, plural } from './units.js';
 
+// silent is after how long without a word a link to the log's leader counts as
+// silent, in milliseconds.
+const silent = 3000;
+
 // scene returns
 //
 //	guest   its name
@@ -115,7 +119,7 @@ function heardOf(model, name, now) {
   }
   return best.ago < 5000
     ? { tone: 'good', text: `heard by ${best.by}` }
-    : { tone: 'unknown', text: `last heard by ${best.by} ${age(best.ago)} ago` };
+    : { tone: 'unknown', text: `heard ${age(best.ago)} ago by ${best.by}` };
 }
 
 // checkpoints is the link between the pair: which way, and whether they flow.
@@ -154,8 +158,12 @@ function checkpoints(model, state, [a, b], now) {
 // something to say.
 function logLink(model, host, witness, leader, now) {
   const link = { from: host, to: witness, kind: 'log', tone: 'unknown', flows: false, text: 'unknown' };
+  if (leader === '') {
+    const ago = heardBy(model, host, witness, now) ?? heardBy(model, witness, host, now);
+    return ago !== null && ago > silent ? { ...link, tone: 'bad', text: `silent for ${age(ago)}` } : link;
+  }
   if (leader !== host && leader !== witness) {
-    return { ...link, text: leader ? 'little to say' : 'unknown' };
+    return { ...link, text: 'little to say' };
   }
   const follower = leader === host ? witness : host;
   const at = [];
@@ -163,16 +171,23 @@ function logLink(model, host, witness, leader, now) {
   if (led?.cluster && led.cluster.leader === leader && led.cluster.contact_ns !== undefined && !model.isQuiet(follower, now)) {
     at.push(led.cluster.contact_ns / 1e6 + (now - led.seen));
   }
-  const leads = model.hosts.get(leader);
-  const v = leads?.cluster?.voters?.find((x) => x.host === follower);
-  if (v && v.heard_ns !== undefined && !model.isQuiet(leader, now)) {
-    at.push(v.heard_ns / 1e6 + (now - leads.seen));
+  const heard = heardBy(model, leader, follower, now);
+  if (heard !== null) {
+    at.push(heard);
   }
   if (at.length === 0) {
     return link;
   }
   const ago = Math.min(...at);
-  return ago < 3000 ? { ...link, tone: 'good', text: 'log' } : { ...link, tone: 'bad', text: `silent for ${age(ago)}` };
+  return ago < silent ? { ...link, tone: 'good', text: 'log' } : { ...link, tone: 'bad', text: `silent for ${age(ago)}` };
+}
+
+// heardBy is how long ago one voter heard another, in milliseconds; null if that
+// is not known.
+function heardBy(model, by, voter, now) {
+  const h = model.hosts.get(by);
+  const v = h?.cluster?.voters?.find((x) => x.host === voter);
+  return v && v.heard_ns !== undefined && v.heard_ns !== null && !model.isQuiet(by, now) ? v.heard_ns / 1e6 + (now - h.seen) : null;
 }
 
 function heldOf(state, model, now) {

@@ -114,13 +114,22 @@ func TestEveryStateIsToldInWords(t *testing.T) {
 			head: "web waits: beta does not answer, and output is held until it does."},
 		{name: "no-majority", guest: func(g *host.GuestStatus) { g.Primary.LeaseLeft, g.Primary.Running = 0, false }, cluster: lost,
 			head: "web stands still: alpha holds no lease, so nothing may leave it.",
-			also: map[string]string{".todo": "No majority: alpha knows no leader of the ownership log.", ".picture": "stands still here"}, spoken: "stands still: no lease"},
+			also: map[string]string{".todo": "No majority: alpha knows no leader of the ownership log.", ".picture": "stands still here", ".link.log": "silent for 4"}, spoken: "stands still: no lease"},
 		{name: "failing-over", guest: standsBy("asking", true), head: "web is failing over: alpha does not hear from beta, and asks for the guest.",
 			also: map[string]string{".todo": "once the lease of the old host has run out"}, spoken: "web: failing over, owned by beta"},
 		{name: "activating", guest: func(g *host.GuestStatus) {
 			unprotected(primary.ModeAlone, false)(g)
 			g.Log.Phase, g.Log.Generation, g.Primary.Generation = ownership.PhaseActivating, 4, 4
 		}, head: "web is failing over: alpha brings it up from the last commit."},
+		{name: "paused", guest: func(g *host.GuestStatus) {
+			unprotected(primary.ModeAlone, false)(g)
+			g.Log.Protection, g.Primary.LinkError = ownership.ProtectionPaused, ""
+		}, head: "web is NOT protected: an operator paused its protection; it runs on alpha alone.",
+			also: map[string]string{".todo": "understudy resume web", ".picture": "nothing flows, as told"}, spoken: "web: protection paused"},
+		{name: "off", guest: func(g *host.GuestStatus) {
+			unprotected(primary.ModeAlone, false)(g)
+			g.Log.Protection = ownership.ProtectionOff
+		}, head: "web is NOT protected: an operator switched its protection off; it runs on alpha alone.", also: map[string]string{".todo": "understudy protect web"}},
 		{name: "superseded", guest: func(g *host.GuestStatus) {
 			unprotected(primary.ModeYielded, false)(g)
 			g.Primary.Running, g.Primary.LeaseLeft = false, 0

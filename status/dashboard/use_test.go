@@ -11,7 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"understudy/drill"
 	"understudy/host"
+	"understudy/ownership"
 	"understudy/primary"
 )
 
@@ -120,7 +122,7 @@ func TestWithAKeyboardAlone(t *testing.T) {
 	}
 
 	p.walk("Pause: values over time")
-	p.within(testTime, "plotting", "document.activeElement.getAttribute('aria-valuetext').includes('mean')")
+	p.within(testTime, "plotting", "document.activeElement.querySelector('path.line.a').getAttribute('d').split('L').length > 3")
 	p.press("Home")
 	var first, next string
 	const valueText = "document.activeElement.getAttribute('aria-valuetext')"
@@ -142,6 +144,61 @@ func TestWithAKeyboardAlone(t *testing.T) {
 			t.Errorf("the keyboard does not come to %q; it came to %q", want, passed)
 		}
 	}
+	p.clean(s.url, refused)
+}
+
+func TestAProtectionThatIsPausedIsResumed(t *testing.T) {
+	s := newStage(t)
+	s.is(with(func(g *host.GuestStatus) {
+		unprotected(primary.ModeAlone, false)(g)
+		g.Log.Protection = ownership.ProtectionPaused
+	}))
+	p := open(t, s.url, s.operator)
+	p.reads("h1", "web is NOT protected: an operator paused its protection")
+	p.walk("Resume protection")
+	p.press("Enter")
+	p.reads("dialog", "web is protected again, as soon as its backup has its memory.")
+	p.press("Tab", "Enter")
+	p.reads(".result", "The protection of web is on again.")
+	if got := s.done(); !slices.Equal(got, []string{"resume web"}) {
+		t.Errorf("the host was asked for %q", got)
+	}
+	// A question that is open while the state changes under it is taken back.
+	s.is(with(func(*host.GuestStatus) {}))
+	p.within(testTime, "offering a switchover", "!document.querySelector('.actions button').disabled")
+	p.walk("Switch over")
+	p.press("Enter")
+	p.reads("dialog", "Nothing is lost")
+	s.is(with(unprotected(primary.ModeAlone, false)))
+	p.reads(".result", "Not asked for: that is possible only while it is protected.")
+	p.clean(s.url, refused)
+}
+
+func TestTheHistoryOfDrills(t *testing.T) {
+	s := newStage(t)
+	s.stop()
+	at := time.Now().Add(-24 * time.Hour)
+	evil := "<b>the guest was rebooted</b>"
+	s.drilled = []drill.Summary{
+		{ID: "2", Name: "weekly", Guest: "web", Kind: drill.Failover, Fault: drill.Kill, State: drill.Held, Host: "witness", Began: at, Outage: ptr(1077 * time.Millisecond)},
+		{ID: "1", Guest: "web", Kind: drill.Bubble, State: drill.Failed, Why: evil, Host: "witness", Began: at.Add(-time.Hour)},
+		{ID: "0", Guest: "db", Kind: drill.Switchover, State: drill.Refused, Host: "witness", Began: at.Add(-2 * time.Hour)},
+	}
+	s.up()
+	s.is(func() []host.GuestStatus { return []host.GuestStatus{busy("db"), busy("web")} })
+	p := open(t, s.url, s.reader)
+	p.reads("h1", "All 2 guests are well.")
+	p.within(testTime, "showing three drills", "document.querySelectorAll('[aria-labelledby=drills] tbody tr').length === 3")
+	p.must(p.Eval(p.ctx, "location.hash = '#/guest/web'", nil))
+	p.within(testTime, "showing two drills", "document.querySelectorAll('[aria-labelledby=drills] tbody tr').length === 2")
+	for i, want := range []string{"weekly: failover, kill|all held|1.1 s|witness|", "bubble|FAILED|unknown|witness|" + evil} {
+		var row string
+		p.must(p.Eval(p.ctx, fmt.Sprintf("[...document.querySelectorAll('[aria-labelledby=drills] tbody tr')[%d].cells].slice(2).map((c) => c.textContent).join('|')", i), &row))
+		if row != want {
+			t.Errorf("drill %d reads %q, want %q", i, row, want)
+		}
+	}
+	p.picture("drills")
 	p.clean(s.url, refused)
 }
 
