@@ -193,7 +193,12 @@ func (p *patients) mountDisks(dir string) (unmount func() error, err error) {
 		return nil, errors.Join(err, os.RemoveAll(under))
 	}
 	return func() error {
-		err := unix.Unmount(dir, unix.MNT_DETACH)
+		// By force: whoever on this machine has copied our mounts into a namespace of
+		// its own meanwhile would otherwise keep the file system, and us, alive.
+		err := unix.Unmount(dir, unix.MNT_FORCE)
+		if err != nil {
+			err = unix.Unmount(dir, unix.MNT_DETACH)
+		}
 		server.Wait()
 		return errors.Join(err, os.RemoveAll(under))
 	}, nil
