@@ -113,6 +113,12 @@ func (n *narrator) line(words []string) {
 		n.step(Staged{At: n.at(epoch.Number(num(1))), Kind: epoch.KindSync})
 	case "checkpoint":
 		n.step(Staged{At: n.at(epoch.Number(num(1))), Kind: epoch.KindCheckpoint})
+	case "away": // the primary, for so long
+		d, err := time.ParseDuration(words[1])
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		n.step(Away{d})
 	case "lost":
 		n.step(SessionLost{errors.New("connection reset")})
 	case "wait":
@@ -204,6 +210,8 @@ func (n *narrator) step(ev Event) {
 					n.noStandby, p = false, Prepared{Err: errors.New("no machine")}
 				}
 				queue = append(queue, p)
+			case Agree:
+				n.say("agree to wait %v", a.For)
 			case Refuse:
 				n.say("refuse: %s", a.Reason)
 			case Drop:

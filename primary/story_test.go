@@ -86,7 +86,7 @@ func (n *narrator) line(words []string) {
 		cfg := DefaultConfig("web", "a", time.Second)
 		cfg.SyncEnough, cfg.Floor, cfg.Target, cfg.Ceiling = 100, 25*time.Millisecond, 25*time.Millisecond, 25*time.Millisecond
 		running := false
-		if words[0] == "start-in-sync" {
+		if words[0] == "start-in-sync" || words[0] == "continue" {
 			n.log.InSync, n.log.Backup = true, ownership.Backup{Host: "b", Image: n.image, Epoch: 3}
 		}
 		if words[0] == "takeover" {
@@ -94,6 +94,12 @@ func (n *narrator) line(words []string) {
 			n.log.Generation, n.log.Revision, n.log.Phase, n.log.Previous = 2, 7, ownership.PhaseActivating, "b"
 		}
 		n.core = NewCore(cfg, n.log, running)
+		if words[0] == "continue" {
+			if !n.core.Continue(epoch.Position{Image: n.image, Number: 7}) {
+				n.say("not continued")
+			}
+			words[0] = "start"
+		}
 		if words[0] == "start" || words[0] == "start-in-sync" || words[0] == "takeover" {
 			n.step(Tick{})
 			return
@@ -145,6 +151,12 @@ func (n *narrator) line(words []string) {
 		n.step(Asked{Request: RequestSwitchover})
 	case "stop":
 		n.step(Asked{Request: RequestStop})
+	case "handover":
+		n.step(Asked{Request: RequestHandover})
+	case "patient":
+		n.step(Patient{For: n.core.cfg.Patience})
+	case "remain":
+		n.step(Remain{Why: "it took too long"})
 	case "applied": // the last proposal was applied, and we hear of it
 		next, err := ownership.Apply(n.log, *n.asked)
 		if err == nil {
@@ -242,6 +254,8 @@ func (n *narrator) step(ev Event) {
 				n.say("release through %d", a.Through)
 			case Warn:
 				n.say("warn: %s", a.Text)
+			case Bid:
+				n.say("bid for patience: %v", a.For)
 			case PauseGuest:
 				n.say("pause: %s", a.Why)
 			case Disconnect:

@@ -65,6 +65,16 @@ record that it is meant to be stopped, so that nobody takes it over.`,
 last: only that host's disks are known to be complete.`,
 		example: "  understudy start web",
 	},
+	"upgrade": {
+		long: `Start the daemon's program anew, or another with --binary, beside the one that runs, and
+have it take everything over: no failover, no connection is reset. A guest that runs
+here stands still for some tenths of a second, and stays protected all the time. One
+whose backup is here is unprotected until its image is made anew: so upgrade one host
+after the other, and wait for "protected" in between. A new daemon that cannot start,
+refuses the configuration or cannot read what the old one would leave to it changes
+nothing.`,
+		example: "  understudy upgrade\n  understudy upgrade --binary /opt/understudy-1.1/understudyd",
+	},
 	"verify": {
 		long: `Compare a guest's whole memory on both hosts, page by page, while it runs. If it
 differs, the backup's image is given up and made anew; the guest is unprotected

@@ -23,11 +23,7 @@ func upgradeCommand(f *common) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "upgrade",
 		Short: "Put another daemon in this one's place, under running guests",
-		Long: "Start the daemon's program anew (or another, with --binary) beside the one that runs, and have it take everything over:\n" +
-			"no failover, no connection is reset. A guest that runs here stands still for some tenths of a second, and stays protected.\n" +
-			"On its backup's host it is not protected until its image is made anew; upgrade one host at a time, and wait for \"protected\".\n" +
-			"A new daemon that cannot start, or refuses what the old one would leave to it, changes nothing.",
-		Args: cobra.NoArgs,
+		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := f.client()
 			if err != nil {

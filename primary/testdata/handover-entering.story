@@ -1,0 +1,34 @@
+# What does not last is waited for: here the guest becomes protected first.
+> start
+    pass
+    = alone
+> lease
+    resumeguest
+    connect
+    = alone
+> link-fresh
+    refill
+    sync 1
+    sync 2
+    hold
+    = entering
+> handover
+    = entering
+> ack 1
+    forget through 1
+    capture 3
+    = entering
+> ack 2
+    forget through 2
+    = entering
+> ack 3
+    forget through 3
+    release through 3
+    propose in-sync (generation 1, revision 1, epoch 3)
+    = entering
+> applied
+    bid for patience: 5s
+    = protected
+> patient
+    capture 4, the guest stays paused
+    = protected
