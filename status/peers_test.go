@@ -36,20 +36,21 @@ var known3 = []ownership.HostID{"alpha", "beta", "witness"}
 
 // trio is three hosts, of which each can be started and ended.
 type trio struct {
-	t     *testing.T
-	keys  string
-	mu    sync.Mutex
-	at    map[ownership.HostID]string
-	fakes map[ownership.HostID]*fake
-	ends  map[ownership.HostID]func()
-	unix  map[ownership.HostID]http.Handler // what its socket answers
-	owner ownership.HostID                  // of every guest
+	t        *testing.T
+	keys     string
+	mu       sync.Mutex
+	at       map[ownership.HostID]string
+	fakes    map[ownership.HostID]*fake
+	ends     map[ownership.HostID]func()
+	unix     map[ownership.HostID]http.Handler // what its socket answers
+	owner    ownership.HostID                  // of every guest
+	recorded map[ownership.HostID]*recorded
 }
 
 func newTrio(t *testing.T) *trio {
 	t.Helper()
 	three := &trio{t: t, keys: t.TempDir(), owner: "beta", at: map[ownership.HostID]string{}, fakes: map[ownership.HostID]*fake{},
-		ends: map[ownership.HostID]func(){}, unix: map[ownership.HostID]http.Handler{}}
+		ends: map[ownership.HostID]func(){}, unix: map[ownership.HostID]http.Handler{}, recorded: map[ownership.HostID]*recorded{}}
 	if err := pki.Init(three.keys, []string{"alpha", "beta", "witness", "mallory"}, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +60,7 @@ func newTrio(t *testing.T) *trio {
 		}
 	})
 	for _, h := range known3 {
-		three.fakes[h] = newFake()
+		three.fakes[h], three.recorded[h] = newFake(), newRecorded(5)
 		three.begin(h)
 	}
 	return three
@@ -97,7 +98,7 @@ func (three *trio) begin(h ownership.HostID) {
 	three.at[h] = port.Addr().String()
 	from := sourcesOf(three.fakes[h])
 	from.Report = func() Report { return Report{Host: h, Leader: "witness", Lease: time.Second} }
-	from.Peers = &asked{three, id}
+	from.Peers, from.Events = &asked{three, id}, three.recorded[h]
 	from.Owner = func(string) ownership.HostID { return three.owner }
 	s := NewServer(from)
 	three.unix[h] = s.unix.Handler

@@ -115,6 +115,8 @@ func root(f *common) *cobra.Command {
 	c.AddCommand(bubbleCommand(f), pauseCommand(f), resumeCommand(f), unprotectCommand(f), protectCommand(f), failbackCommand(f))
 	c.AddCommand(drillCommand(f))
 	c.AddCommand(upgradeCommand(f), versionCommand(f), manCommand(f, c))
+	c.AddCommand(eventsCommand(f), raftCommand(f), tokenCommand(f), bundleCommand(f))
+	c.AddCommand(versionCommand(f), manCommand(f, c))
 	explain(c)
 	f.complete(c)
 	return c

@@ -20,11 +20,18 @@ import (
 )
 
 func statusCommand(f *common) *cobra.Command {
-	return &cobra.Command{
+	var all bool
+	c := &cobra.Command{
 		Use:   "status",
 		Short: "Is my guest protected, how far behind is the backup, since when",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if all && f.at != "" {
+				return exitError{exitUsage, errAtAndAll}
+			}
+			if all {
+				return statusOfAll(cmd, f)
+			}
 			c, err := f.client()
 			if err != nil {
 				return err
@@ -36,18 +43,11 @@ func statusCommand(f *common) *cobra.Command {
 			if err := f.print(cmd.OutOrStdout(), r, func(w io.Writer) error { return printStatus(w, r) }); err != nil {
 				return err
 			}
-			for _, g := range r.Guests {
-				if g.Protected == host.ProtectedNo {
-					why := ""
-					if said := notWanted(g, time.Now()); said != "" {
-						why = ": its " + said
-					}
-					return exitError{exitUnprotected, fmt.Errorf("guest %s is not protected%s", g.Name, why)}
-				}
-			}
-			return nil
+			return unprotected(r)
 		},
 	}
+	c.Flags().BoolVar(&all, "all", false, "ask every host, and show where they differ")
+	return c
 }
 
 func printStatus(w io.Writer, r status.Report) error {
@@ -59,7 +59,7 @@ func printStatus(w io.Writer, r status.Report) error {
 	}
 	p("host %s, ownership led by %s, lease %v\n\n", r.Host, leader, r.Lease)
 	for _, g := range r.Guests {
-		p("guest\t%s\n", g.Name)
+		p("guest\t%s: %s\n", g.Name, summary(g, r.Lease))
 		p("  protected\t%s\n", protectedText(g))
 		if said := notWanted(g, time.Now()); said != "" {
 			p("  switched\t%s\n", said)
