@@ -8,6 +8,7 @@ package main
 //	pair up|start HOST|kill HOST|protected HOST|unprotected HOST
 //	                            a pair of real daemons with a simulated guest
 //	                            "web"; its configuration is $CONFIG
+//	tokens CONFIG               gives a configuration a file of tokens
 //	isjson                      the last output is one JSON value and nothing else
 //	nobody PROGRAM ARG…         runs a program without any rights
 //	checkpointfile FILE         makes a checkpoint file of a guest "lonely"
@@ -72,7 +73,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"exits": exits, "isjson": isJSON, "nobody": nobody, "pair": all.command,
-			"checkpointfile": checkpointFile, "damage": damage, "abort": abort, "struck": struck,
+			"checkpointfile": checkpointFile, "damage": damage, "tokens": tokensFile, "abort": abort, "struck": struck,
 		},
 	})
 }
@@ -93,6 +94,18 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	if got != want {
 		ts.Fatalf("exit status %d, want %d", got, want)
 	}
+}
+
+// tokensFile gives a configuration a file of tokens.
+func tokensFile(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: tokens CONFIG")
+	}
+	path := ts.MkAbs(args[0])
+	c, err := config.Load(path)
+	ts.Check(err)
+	c.API.Tokens = filepath.Join(filepath.Dir(path), "tokens")
+	ts.Check(os.WriteFile(path, c.Render(), 0o600))
 }
 
 func isJSON(ts *testscript.TestScript, neg bool, args []string) {

@@ -59,7 +59,8 @@ func printStatus(w io.Writer, r status.Report) error {
 	}
 	p("host %s, ownership led by %s, lease %v\n\n", r.Host, leader, r.Lease)
 	for _, g := range r.Guests {
-		p("guest\t%s: %s\n", g.Name, summary(g, r.Lease))
+		p("guest\t%s\n", g.Name)
+		p("  now\t%s\n", summary(g, r.Lease))
 		p("  protected\t%s\n", protectedText(g))
 		if said := notWanted(g, time.Now()); said != "" {
 			p("  switched\t%s\n", said)

@@ -70,16 +70,19 @@ func TestStatusTable(t *testing.T) {
 	const want = `host alpha, ownership led by witness, lease 1s
 
 guest          db
+  now          stands by here, 12ms behind the owner beta; a failover now would go on from epoch 77
   protected    unknown here (ask host beta, the owner)
   owner        beta, generation 3, active, meant to be running
   here         backup
   image        fed, epoch 77, committed 12ms ago, could take over: true
 guest          mail
+  now          booting here, NOT protected
   protected    unknown here (ask host alpha, the owner)
   owner        alpha, generation 1, active, meant to be running
   here         booting
   problem      start the guest: no such kernel
 guest          web
+  now          protected by beta, 21ms behind; a failover now: granted within 1s (what is left of the lease), set back by 21ms at most; no output that was seen is lost
   protected    yes, by host beta, for 1m30s
   owner        alpha, generation 2, active, meant to be running
   here         primary

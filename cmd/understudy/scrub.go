@@ -13,16 +13,22 @@ const removed = "[removed]"
 // says what it was.
 var secrets = []*regexp.Regexp{
 	// PEM, as it is and inside JSON or a log's quotes; also one that lost its end.
-	regexp.MustCompile(`(-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----)(?s:.*?)(?:-----END [A-Z0-9 ]*PRIVATE KEY-----|\z)`),
+	regexp.MustCompile(`()-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----(?s:.*?)(?:-----END [A-Z0-9 ]*PRIVATE KEY-----|\z)`),
 	// Our tokens (status.NewToken).
 	regexp.MustCompile(`()\bus_[A-Za-z0-9_-]{20,}`),
 	// Anybody's, in a header.
 	regexp.MustCompile(`(?i)(\b(?:bearer|basic)[ \t]+)[A-Za-z0-9._~+/=-]{8,}`),
 	// In URLs.
 	regexp.MustCompile(`([a-z][a-z0-9+.-]*://[^/\s:@"']*:)[^/\s@"']+(?:@)`),
-	// On command lines, in settings and in environments.
-	regexp.MustCompile(`(?i)([\w.-]*(?:passw(?:or)?d|passphrase|secret|token|api[_-]?key|private[_-]?key)\\?["']?[ \t]*[=:][ \t]*)(?:\\?"(?:[^"\\\n]|\\[^"])*\\?"|'[^'\n]*'|[^\s"',;]+)`),
+	// In settings, in environments and on command lines, quoted or not.
+	regexp.MustCompile(`(?i)(` + secretWord + `\\?["']?[ \t]*[=:][ \t]*\\?")(?:[^"\\\n]|\\[^"])+`),
+	regexp.MustCompile(`(?i)(--?[\w-]*` + secretWord + `[ \t]+)[^\s"',;\\-][^\s"',;\\]*`),
+	regexp.MustCompile(`(?i)(` + secretWord + `["']?[ \t]*[=:][ \t]*')[^'\n]+`),
+	regexp.MustCompile(`(?i)(` + secretWord + `[ \t]*[=:][ \t]*)[^\s"',;\\]+`),
 }
+
+// secretWord ends the name of what is secret.
+const secretWord = `(?:passw(?:or)?d|passphrase|secret|token|api[_-]?key|private[_-]?key)`
 
 // scrub removes secrets from text and returns how many.
 func scrub(text []byte) ([]byte, int) {

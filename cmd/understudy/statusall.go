@@ -195,6 +195,8 @@ func summary(g host.GuestStatus, lease time.Duration) string {
 		return fmt.Sprintf("stands by here for %s, not in sync (%s): could not take over", g.Log.Owner, b.State)
 	case g.Log.Desired == ownership.Stopped:
 		return "stopped"
+	case g.Log.Owner == g.Host:
+		return fmt.Sprintf("%s here, NOT protected", roleOf(g))
 	}
 	return fmt.Sprintf("%s here; ask host %s, the owner", roleOf(g), orNone(g.Log.Owner))
 }

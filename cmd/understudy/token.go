@@ -84,7 +84,6 @@ is not to be had again: give it to who is to use it, in a header
 		},
 	}
 	c.Flags().StringVar(&level, "level", "", "what it is good for: `read` or operate")
-	_ = c.MarkFlagRequired("level")
 	_ = c.RegisterFlagCompletionFunc("level", cobra.FixedCompletions([]string{"read", "operate"}, cobra.ShellCompDirectiveNoFileComp))
 	return c
 }
