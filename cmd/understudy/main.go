@@ -116,7 +116,6 @@ func root(f *common) *cobra.Command {
 	c.AddCommand(drillCommand(f))
 	c.AddCommand(upgradeCommand(f), versionCommand(f), manCommand(f, c))
 	c.AddCommand(eventsCommand(f), raftCommand(f), tokenCommand(f), bundleCommand(f))
-	c.AddCommand(versionCommand(f), manCommand(f, c))
 	explain(c)
 	f.complete(c)
 	return c
