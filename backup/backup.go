@@ -69,6 +69,8 @@ type Backup struct {
 	events  chan Event
 	fed     chan sessionEvent
 	asked   chan struct{} // Alive
+	forces  chan *forcing // Force
+	forcing *forcing      // who waits; the loop's
 	looping chan struct{} // closed when the loop begins
 	over    chan struct{} // closed when Run returns
 	workers sync.WaitGroup
@@ -100,7 +102,7 @@ func New(cfg Config, d Deps) *Backup {
 	}
 	b := &Backup{cfg: cfg, Deps: d, core: NewCore(cfg, d.State),
 		events: make(chan Event, 16), fed: make(chan sessionEvent), forks: make(chan forking),
-		asked: make(chan struct{}), looping: make(chan struct{}), over: make(chan struct{})}
+		asked: make(chan struct{}), forces: make(chan *forcing), looping: make(chan struct{}), over: make(chan struct{})}
 	b.lazy.Store(cfg.Lazy)
 	return b
 }
@@ -143,6 +145,8 @@ func (b *Backup) Run(ctx context.Context) (Result, error) {
 		case ev = <-b.events:
 		case <-b.asked:
 			continue
+		case f := <-b.forces:
+			ev = b.force(f)
 		case o := <-b.Sessions:
 			b.greeted = &o
 			ev = Greeted{o.Hello}
@@ -214,13 +218,15 @@ func (b *Backup) do(ctx context.Context, a Action) Event {
 		}
 	case Activate:
 		table, fill := b.table, b.standby.Fill
-		b.start(func() { b.send(ctx, Activated{b.activate(ctx, a.Generation, table, fill)}) })
+		b.start(func() { b.send(ctx, Activated{b.activate(ctx, a, table, fill)}) })
 	case Propose:
 		b.tellProposal(a.Command)
 		b.start(func() { b.propose(ctx, a.Command) })
 	case Run:
 		guest, err := b.run(ctx)
 		return Ran{guest, err}
+	case Answer:
+		b.answer(a.Err)
 	case Warn:
 		b.Slog.Warn(a.Text)
 	case End:
@@ -316,9 +322,10 @@ func (b *Backup) load(ctx context.Context) error {
 }
 
 // activate makes the disks this host's, as the last commit left them.
-func (b *Backup) activate(ctx context.Context, g epoch.Generation, table *rebuild.Table, fill func(first epoch.GFN, count uint64) error) error {
+func (b *Backup) activate(ctx context.Context, a Activate, table *rebuild.Table, fill func(first epoch.GFN, count uint64) error) error {
 	b.Disks.SetFiller(fill)
-	b.Disks.Own(g)
+	b.Disks.PeerOff(a.PeerOff)
+	b.Disks.Own(a.Generation)
 	call, cancel := context.WithTimeout(ctx, b.cfg.DiskWait)
 	defer cancel()
 	if err := b.Disks.Activate(call, table.BeforeOverwrite); err != nil {
@@ -479,7 +486,7 @@ func (b *Backup) propose(ctx context.Context, c ownership.Command) {
 			return
 		}
 	}
-	if c.Kind == ownership.Takeover {
+	if c.Kind == ownership.Takeover || c.Kind == ownership.Force {
 		crashpoint.At(crashpoint.TakeoverAsked)
 	} else {
 		crashpoint.At(crashpoint.ReturnProposed)

@@ -81,6 +81,7 @@ type Core struct {
 	lostAt    clock.Instant
 	patient   clock.Instant // until when silence is no failure
 	asking    bool          // no acknowledgement any more
+	forced    bool          // an operator asks, for an image that the log need not name
 	granted   bool
 	machine   machine
 	loads     int
@@ -167,6 +168,8 @@ func (c *Core) absorb(ev Event) {
 		} else {
 			c.giveUp(ev.Err)
 		}
+	case Forced:
+		c.absorbForced()
 	case Loaded:
 		c.machine = machineLoaded
 		if ev.Err != nil {
@@ -196,6 +199,25 @@ func (c *Core) absorb(ev Event) {
 func (c *Core) absorbLog(g ownership.Guest) {
 	if g.Revision > c.log.Revision {
 		c.log = g
+	}
+}
+
+// absorbForced begins what an operator has asked for, if there is an image to go
+// on from. From here on nothing is acknowledged, as for any takeover.
+func (c *Core) absorbForced() {
+	switch {
+	case c.asking:
+		c.emit(Answer{errors.New("a takeover is being asked for already")})
+	case c.at.Image.IsZero() || !c.whole || c.spoilt:
+		c.emit(Answer{errors.New("there is no whole image here")})
+	case c.log.Desired != ownership.Running:
+		c.emit(Answer{fmt.Errorf("the guest is meant to be %s", c.log.Desired)})
+	default:
+		c.asking, c.forced = true, true
+		if c.session != 0 || c.preparing != 0 {
+			c.session, c.preparing, c.lostAt = 0, 0, c.now
+			c.emit(Drop{"an operator forces a failover"})
+		}
 	}
 }
 
@@ -265,6 +287,9 @@ func (c *Core) absorbProposed(ev Proposed) {
 		switch ev.Command.Kind {
 		case ownership.Takeover:
 			c.granted = true
+		case ownership.Force:
+			c.granted = true
+			c.emit(Answer{})
 		case ownership.Return:
 			if !c.granted {
 				break // the log has told of it, see decide: what is here now is another image
@@ -277,11 +302,17 @@ func (c *Core) absorbProposed(ev Proposed) {
 	case errors.As(ev.Err, &refused):
 		c.retry = nil
 		c.absorbLog(refused.State)
-		if ev.Command.Kind == ownership.Takeover {
-			c.emit(Warn{"takeover: " + refused.Error()})
+		if k := ev.Command.Kind; k == ownership.Takeover || k == ownership.Force {
+			c.emit(Warn{fmt.Sprintf("%s: %v", k, refused)})
+			c.giveUpForce(refused)
 			c.stopAsking()
 		}
 		c.retryAt = c.now.Add(c.cfg.Retry)
+	case ev.Command.Kind == ownership.Force && errors.Is(ev.Err, ownership.ErrNotProposed):
+		// The owner's lease did not run out in time: whoever forces is told so.
+		c.retry = nil
+		c.giveUpForce(ev.Err)
+		c.stopAsking()
 	default:
 		cmd := ev.Command
 		c.retry, c.retryAt = &cmd, c.now.Add(c.cfg.Retry)
@@ -298,15 +329,24 @@ func (c *Core) giveUp(err error) {
 	c.emit(GiveUp{err})
 }
 
+// giveUpForce tells the operator that nothing comes of it.
+func (c *Core) giveUpForce(err error) {
+	if c.forced {
+		c.forced = false
+		c.emit(Answer{err})
+	}
+}
+
 // stopAsking goes back to standing by. A machine that was loaded is of no use
 // any more: the next load is of a later commit.
 func (c *Core) stopAsking() {
-	c.asking, c.granted, c.loads = false, false, 0
+	c.asking, c.granted, c.forced, c.loads = false, false, false, 0
 	c.lostAt = c.now
 }
 
 func (c *Core) decide() {
 	if c.spoilt && c.asking && !c.granted && !c.proposing {
+		c.giveUpForce(errSpoilt)
 		c.stopAsking()
 		c.retry = nil
 		c.giveUp(errSpoilt)
@@ -343,7 +383,7 @@ func (c *Core) decide() {
 	case c.spoilt:
 	case c.granted && c.machine == machineLoaded:
 		c.machine = machineActivating
-		c.emit(Activate{c.log.Generation})
+		c.emit(Activate{c.log.Generation, c.log.Fenced != "" && c.log.Fenced == c.log.Previous})
 	case c.granted && c.machine == machineReady:
 		c.machine = machineSpoilt // until Ran says otherwise
 		c.emit(Run{})
@@ -411,7 +451,15 @@ func (c *Core) decideProposal() {
 	if !c.asking || c.proposing || c.now.Before(c.retryAt) && c.retry != nil {
 		return
 	}
+	if c.forced && c.loads >= c.cfg.Loads && c.machine == machineSpoilt && !c.granted && c.retry == nil {
+		c.giveUpForce(errors.New("no machine here takes the image's device state"))
+		c.stopAsking()
+		return
+	}
 	kind, b := ownership.Takeover, ownership.Backup{Host: c.cfg.Self, Image: c.at.Image, Epoch: c.at.Number}
+	if c.forced {
+		kind = ownership.Force
+	}
 	if c.granted {
 		switch c.machine {
 		case machineLoading, machineActivating:

@@ -40,6 +40,9 @@ type Disks interface {
 	// let go of the stores, as far as that is asked for. Nothing is written
 	// before Allow.
 	Activate(ctx context.Context, overwrite func(disk epoch.DiskID, sector uint64, sectors uint32) error) error
+	// PeerOff says that the former owner's host is known to be off: the guest need
+	// not wait until it has let go of the stores. StandBy forgets it.
+	PeerOff(off bool)
 	// SetFiller names what makes sure that pages of the guest are in its memory
 	// before a front end touches them (hypervisor.Guest.Fill); nil: all are.
 	SetFiller(fill func(first epoch.GFN, count uint64) error)
@@ -57,5 +60,6 @@ func (noDisks) Commit(epoch.Number, []epoch.DiskWrite, []byte) error            
 func (noDisks) BootFiles() []epoch.BootFile                                              { return nil }
 func (noDisks) Compare(epoch.DiskHashes) (d epoch.DiskDiffers, _ error)                  { return d, errNoDisk }
 func (noDisks) ReadSectors(epoch.DiskID, uint64, []byte) error                           { return errNoDisk }
+func (noDisks) PeerOff(bool)                                                             {}
 func (noDisks) SetFiller(func(first epoch.GFN, count uint64) error)                      {}
 func (noDisks) Activate(context.Context, func(epoch.DiskID, uint64, uint32) error) error { return nil }

@@ -41,6 +41,9 @@ type (
 	// Spoilt: the image cannot be made whole: a page that was left out of a
 	// checkpoint is not on the disk any more.
 	Spoilt struct{ Err error }
+	// Forced: an operator wants the guest to go on from the image here, although
+	// the log does not name it.
+	Forced struct{}
 	// Loaded: the device state is in the waiting machine, or Err.
 	Loaded struct{ Err error }
 	// Activated: the disks are this host's, as the last commit left them, or Err.
@@ -67,6 +70,7 @@ func (CommitFailed) isEvent() {}
 func (Away) isEvent()         {}
 func (SessionLost) isEvent()  {}
 func (Spoilt) isEvent()       {}
+func (Forced) isEvent()       {}
 func (Loaded) isEvent()       {}
 func (Activated) isEvent()    {}
 func (Proposed) isEvent()     {}
@@ -100,8 +104,15 @@ type (
 	// Propose: put a command to the ownership log.
 	Propose struct{ Command ownership.Command }
 	// Activate: make the disks this host's in Generation, as the last commit left
-	// them. It may wait for the former owner's locks.
-	Activate struct{ Generation epoch.Generation }
+	// them. It may wait for the former owner's locks, unless that host is known to
+	// be off.
+	Activate struct {
+		Generation epoch.Generation
+		PeerOff    bool
+	}
+	// Answer: tell the operator who forces a failover that the log has granted it,
+	// or why nothing comes of it.
+	Answer struct{ Err error }
 	// Run: let the machine run.
 	Run struct{}
 	// Warn: tell the operator.
@@ -121,6 +132,7 @@ func (Load) isAction()     {}
 func (Reset) isAction()    {}
 func (Propose) isAction()  {}
 func (Activate) isAction() {}
+func (Answer) isAction()   {}
 func (Run) isAction()      {}
 func (Warn) isAction()     {}
 func (End) isAction()      {}

@@ -35,6 +35,13 @@ type stats struct {
 // heard is a session that knows when it heard of its peer.
 type heard interface{ LastHeard() time.Time }
 
+// age is since the last commit.
+func (s *stats) age(now clock.Instant) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return now.Sub(s.commitAt)
+}
+
 func (s *stats) update(c *Core, open *session, now clock.Instant) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

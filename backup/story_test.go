@@ -128,6 +128,18 @@ func (n *narrator) line(words []string) {
 		}
 		n.now += d
 		n.step(Tick{})
+	case "forced":
+		n.step(Forced{})
+	case "in-vain": // the owner's lease did not run out
+		n.step(Proposed{Command: *n.asked, Err: fmt.Errorf("%w: the owner's lease may live for another 1s", ownership.ErrNotProposed)})
+	case "fenced": // the other host says that the owner is off
+		next, err := ownership.Apply(n.log, ownership.Command{ID: ownership.NewCommandID(), Guest: "web", Kind: ownership.Fence,
+			Host: "w", Target: n.log.Owner, Generation: n.log.Generation, Revision: n.log.Revision})
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		n.log = next
+		n.step(LogApplied{n.log})
 	case "commit-fails":
 		n.step(CommitFailed{errors.New("a page cannot be rebuilt")})
 	case "spoilt":
@@ -221,10 +233,16 @@ func (n *narrator) step(ev Event) {
 				n.asked = &c
 				n.say("propose %s (generation %d, revision %d, epoch %d)", c.Kind, c.Generation, c.Revision, c.Backup.Epoch)
 			case Activate:
-				n.say("activate the disks in generation %d", a.Generation)
+				off := ""
+				if a.PeerOff {
+					off = ", the other host is off"
+				}
+				n.say("activate the disks in generation %d%s", a.Generation, off)
 				if !n.slowDisks {
 					queue = append(queue, Activated{})
 				}
+			case Answer:
+				n.say("answer: %v", a.Err)
 			case Run:
 				n.say("run")
 				r := Ran{}

@@ -28,13 +28,16 @@ type sayings struct {
 
 // tellProposal says that a takeover is about to be asked for, the first time.
 func (b *Backup) tellProposal(c ownership.Command) {
-	if b.Events == nil || c.Kind != ownership.Takeover || b.said.asked {
+	if b.Events == nil || c.Kind != ownership.Takeover && c.Kind != ownership.Force || b.said.asked {
 		return
 	}
 	log, now := b.core.log, b.Clock.Now()
 	b.said.asked, b.said.at, b.said.from = true, now, log.Owner
 	e := events.Event{Kind: events.KindTakeoverAsked, Generation: c.Generation, Epoch: c.Backup.Epoch, Peer: log.Owner}
-	if log.Phase == ownership.PhaseSurrendered {
+	if c.Kind == ownership.Force {
+		e.Reason = events.ReasonOperator
+		e.Text = fmt.Sprintf("an operator forces a failover from %s to the image of epoch %d, which was committed %v ago", log.Owner, c.Backup.Epoch, events.About(b.stats.age(now)))
+	} else if log.Phase == ownership.PhaseSurrendered {
 		e.Reason = events.ReasonSurrendered
 		e.Text = fmt.Sprintf("%s has given the guest up: a takeover at epoch %d is asked for", log.Owner, c.Backup.Epoch)
 	} else {
@@ -70,7 +73,10 @@ func (b *Backup) tellProposed(p Proposed) {
 	case kind == ownership.Takeover && p.Err == nil:
 		e.Kind, e.Duration = events.KindTakeoverGranted, b.Clock.Now().Sub(b.said.at)
 		e.Text = fmt.Sprintf("the takeover from %s is granted after %v", b.said.from, events.About(e.Duration))
-	case kind == ownership.Takeover && errors.As(p.Err, &refused):
+	case kind == ownership.Force && p.Err == nil:
+		e.Kind, e.Reason, e.Duration = events.KindForced, events.ReasonImage, b.Clock.Now().Sub(b.said.at)
+		e.Text = fmt.Sprintf("the guest is taken from %s by force: whatever it did after epoch %d, committed %v ago, is lost", b.said.from, e.Epoch, events.About(b.stats.age(b.Clock.Now())))
+	case (kind == ownership.Takeover || kind == ownership.Force) && errors.As(p.Err, &refused):
 		e.Kind, e.Generation, e.Text = events.KindTakeoverRefused, refused.State.Generation, "the takeover is refused: "+refused.Reason
 	case kind == ownership.Return && p.Err == nil:
 		e.Kind, e.Peer = events.KindReturned, p.State.Owner

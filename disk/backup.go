@@ -89,6 +89,7 @@ func (s *Set) standBy(ctx context.Context) error {
 	}
 	s.forgetLocked(s.held.first)
 	s.core.stoodBy()
+	s.core.peerOff = false
 	s.watchLocked(nil)
 	s.fresh = true
 	for _, d := range s.disks {
@@ -335,6 +336,18 @@ func (s *Set) readAsOf(disk epoch.DiskID, sector uint64, dst []byte, bound uint6
 	gaps := d.lookLocked(dst, sector, bound, few[:0])
 	s.mu.Unlock()
 	return d.fillGaps(dst, sector, gaps)
+}
+
+// PeerOff says whether the other host is known to be off (RULES 12: it was
+// fenced). Then the guest runs before the lock of a shared store is got, which a
+// server may keep for a while for a host that is gone; what it writes waits in the
+// held log until then. StandBy forgets it.
+func (s *Set) PeerOff(off bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.core.peerOff = off
+	s.changed.tell()
+	s.kick()
 }
 
 // Activate makes the disks those of an owner whose guest is about to run from

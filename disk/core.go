@@ -21,6 +21,7 @@ import (
 // core is the facts about all disks of a guest.
 type core struct {
 	unfenced bool          // SetConfig.Unfenced
+	peerOff  bool          // see Set.PeerOff
 	guard    time.Duration // SetConfig.Guard
 	lanes    []*lane       // by disk
 	log      *entries
@@ -121,7 +122,7 @@ func (c *core) holds(l *lane) bool {
 	if c.closed || c.role != roleOwner || c.heir || c.quiet || c.settling || l.readOnly {
 		return false
 	}
-	return c.mode == ModeHold || c.mode == ModePass && c.unfenced && l.shared && !l.acquired
+	return c.mode == ModeHold || c.mode == ModePass && c.lockless() && l.shared && !l.acquired
 }
 
 // passes reports whether the guest is not protected, and nothing that it wrote
@@ -133,7 +134,7 @@ func (c *core) passes(l *lane) bool {
 
 // readable reports whether the guest may read the disk now.
 func (c *core) readable(l *lane) bool {
-	return !c.closed && c.role == roleOwner && !c.heir && !c.quiet && !c.settling && (l.acquired || c.unfenced || l.readOnly)
+	return !c.closed && c.role == roleOwner && !c.heir && !c.quiet && !c.settling && (l.acquired || c.lockless() || l.readOnly)
 }
 
 // troubled reports whether a disk refuses what the guest was already told of: no
@@ -174,10 +175,13 @@ func (c *core) drained() bool {
 	return c.log.first >= c.released && !c.busy() && c.settled()
 }
 
+// lockless reports whether the guest runs before the locks are got.
+func (c *core) lockless() bool { return c.unfenced || c.peerOff }
+
 // fenced reports whether no other host can write to the disk any more, or nobody
 // has to wait for that.
 func (c *core) fenced(l *lane) bool {
-	return !c.owned || c.unfenced || !l.shared || l.readOnly || l.acquired
+	return !c.owned || c.lockless() || !l.shared || l.readOnly || l.acquired
 }
 
 // drainsItself reports whether the oldest entry goes without the peer's help: it

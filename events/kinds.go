@@ -119,6 +119,19 @@ const (
 	// KindFirstOutput: the first frame of the guest since the takeover has left.
 	// Duration: since it ran.
 	KindFirstOutput Kind = "first-output"
+	// KindForced: an operator has taken the guest from Peer by force; Reason says
+	// how it goes on, Text what is lost: after Epoch, where it goes on from an image.
+	KindForced Kind = "forced"
+	// KindFenceAsked: this host has Peer fenced; Reason is policy for the
+	// configuration's command, operator for a confirmation by hand.
+	KindFenceAsked Kind = "fence-asked"
+	// KindFenced: the log says of a guest that Peer, its owner or former owner, is
+	// off. Duration: since it was asked for.
+	KindFenced Kind = "fenced"
+	// KindFenceFailed: it is not known to be off. Text says why.
+	KindFenceFailed Kind = "fence-failed"
+	// KindUnfenced: this host was fenced, and says that it is back.
+	KindUnfenced Kind = "unfenced"
 	// KindReturned: the new owner could not run it, and has given it back to Peer.
 	KindReturned Kind = "returned"
 	// KindTakenBack: the former owner has it again, and keeps it.
@@ -162,7 +175,8 @@ var kinds = [...]Kind{
 	KindStarted, KindBooted, KindRestored, KindAdopted, KindStopAsked, KindStopped, KindGuestEvent, KindLeaseLost, KindLeaseRenewed,
 	KindModeChanged, KindProtected, KindUnprotected, KindProtectionChanged, KindMismatch, KindImageGivenUp, KindDiskTrouble, KindDiskWell,
 	KindSwitchoverAsked, KindFailbackBegun, KindSurrendered, KindTakeoverAsked, KindTakeoverGranted, KindTakeoverRefused, KindTakeoverRunning,
-	KindActivated, KindFirstOutput, KindReturned, KindTakenBack,
+	KindActivated, KindFirstOutput, KindForced, KindReturned, KindTakenBack,
+	KindFenceAsked, KindFenced, KindFenceFailed, KindUnfenced,
 	KindBubbleBegun, KindBubbleEnded,
 	KindStruck, KindStrikeUndone,
 	KindMissed,
@@ -214,7 +228,13 @@ const (
 	ReasonGuestLost Reason = "guest-lost" // its hypervisor is gone: it goes on from the last commit
 )
 
-// Of KindTakeoverAsked.
+// Of KindForced.
+const (
+	ReasonImage Reason = "image" // from an image that the log did not name
+	ReasonBoot  Reason = "boot"  // booted anew
+)
+
+// Of KindTakeoverAsked; ReasonOperator for one that is forced.
 const (
 	ReasonOwnerSilent Reason = "owner-silent"
 	ReasonSurrendered Reason = "surrendered"

@@ -87,6 +87,9 @@ func checkCommand(c ownership.Command) error {
 	if c.ID == (ownership.CommandID{}) {
 		return errors.New("a command without an ID")
 	}
+	if len(c.Target) > maxName {
+		return fmt.Errorf("target of %d bytes, at most %d", len(c.Target), maxName)
+	}
 	return errors.Join(checkName("guest", c.Guest), checkName("host", string(c.Host)))
 }
 

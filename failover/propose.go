@@ -30,7 +30,7 @@ var (
 	// ErrNotProposed marks a proposal that was certainly not applied, and will
 	// not be: no leader was found, or the owner's lease did not run out in
 	// time.
-	ErrNotProposed = errors.New("it was not proposed")
+	ErrNotProposed = ownership.ErrNotProposed
 )
 
 // caller is this host's dealings about one guest.

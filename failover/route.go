@@ -21,7 +21,7 @@ func (n *Node) attempt(k kind, req request) time.Duration {
 	switch {
 	case k == kindRenew:
 		return p.Attempt
-	case k == kindPropose && (req.Command.Kind == ownership.Takeover || req.Command.Kind == ownership.Start):
+	case k == kindPropose && (req.Command.Kind == ownership.Takeover || req.Command.Kind == ownership.Start || req.Command.Kind == ownership.Force):
 		// It may wait for a lease at the leader.
 		return max(8*p.Attempt, 2*n.cfg.Lease)
 	default: // two disks are synced on the way

@@ -84,6 +84,8 @@ type Guest struct {
 	FailbackAfter time.Duration
 	// Copies says that each host has a copy of its own of one of the disks.
 	Copies bool
+	// Shared says that one of the disks is one for both hosts.
+	Shared bool
 	// Primary and Backup make the two roles' settings for a lease length.
 	Primary func(lease time.Duration) primary.Config
 	Backup  func(lease time.Duration) backup.Config

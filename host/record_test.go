@@ -62,10 +62,11 @@ func inOrder(t *testing.T, l *events.Log, since uint64, want ...events.Kind) []e
 // pair is two hosts with a log that grants whatever may be granted.
 type pair struct {
 	*testing.T
-	log   *memoryLog
-	doors map[ownership.HostID]chan protocol.Session // of those who listen
-	wire  map[ownership.HostID]*egress.Pipe          // a host's network
-	home  time.Duration                              // Guest.FailbackAfter
+	log    *memoryLog
+	doors  map[ownership.HostID]chan protocol.Session // of those who listen
+	wire   map[ownership.HostID]*egress.Pipe          // a host's network
+	shared bool                                       // Guest.Shared
+	home   time.Duration                              // Guest.FailbackAfter
 }
 
 func newPair(t *testing.T) *pair {
@@ -111,7 +112,7 @@ func (p *pair) up(self, peer ownership.HostID) *daemon {
 			}
 		},
 		Guests: []Guest{{
-			Name: "web", Home: "a", Peer: peer, FailbackAfter: p.home, Hypervisor: "sim", Driver: driver, Gate: gate,
+			Name: "web", Home: "a", Peer: peer, FailbackAfter: p.home, Shared: p.shared, Hypervisor: "sim", Driver: driver, Gate: gate,
 			Primary: func(l time.Duration) primary.Config {
 				c := primary.DefaultConfig("web", self, l)
 				c.CaptureBytes, c.SyncStep = 8<<20, 512

@@ -100,6 +100,9 @@ func (m *manager) boot(ctx context.Context, state ownership.Guest) error {
 	if err := m.whole(); err != nil {
 		return err
 	}
+	if m.Disks != nil {
+		m.Disks.PeerOff(state.Fenced != "" && state.Fenced != m.host.cfg.Self)
+	}
 	guest, err := m.Driver.Start(ctx)
 	if err != nil {
 		return fmt.Errorf("start the guest: %w", err)

@@ -13,6 +13,7 @@ package ownership
 import (
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"time"
 
@@ -103,6 +104,10 @@ type Guest struct {
 	// ProtectionSince is when the operator chose it, in milliseconds since 1970 by
 	// the clock of the host that was asked; 0: never, or not known.
 	ProtectionSince int64 `json:"protection_since,omitempty"`
+	// Fenced is an owner, or the one before it, that is known to be off: by a
+	// fencing command, or by an operator who has seen it. It gets no lease, and
+	// nobody waits for one that it had, until it says that it is back.
+	Fenced HostID `json:"fenced,omitempty"`
 	// LastCommand is the command that led to this revision.
 	LastCommand CommandID `json:"last_command"`
 }
@@ -180,6 +185,15 @@ const (
 	Pause     Kind = "pause"
 	Unprotect Kind = "unprotect"
 	Protect   Kind = "protect"
+	// Force is the operator's: Host becomes the owner although the log would not
+	// let it take the guest over, and what was acknowledged since may be lost. With
+	// a Backup it goes on from that image of its own, as after a Takeover; without
+	// one it boots the guest anew.
+	Force Kind = "force"
+	// Fence records that Target is off. Unfence is how it says that it is back; so
+	// does every other command of its own, and an InSync that names it.
+	Fence   Kind = "fence"
+	Unfence Kind = "unfence"
 )
 
 // switches are the commands of the operator's switch, and what each leads to.
@@ -206,12 +220,17 @@ type Command struct {
 	// Generation and Revision are what the proposer saw; both must still hold.
 	Generation epoch.Generation `json:"generation"`
 	Revision   uint64           `json:"revision"`
-	// Backup is the image meant: by InSync, OutOfSync, Takeover, Surrender.
+	// Backup is the image meant: by InSync, OutOfSync, Takeover, Surrender, Force.
 	Backup Backup `json:"backup"`
+	// Target is the host that is off: of Fence.
+	Target HostID `json:"target,omitempty"`
 	// At is when the operator asked, in milliseconds since 1970 by the proposer's
 	// clock: of Pause, Unprotect, Protect.
 	At int64 `json:"at,omitempty"`
 }
+
+// ErrNotProposed marks a proposal that was certainly not applied, and will not be.
+var ErrNotProposed = errors.New("it was not proposed")
 
 // Refused is the error of a command whose condition did not hold. The state is
 // unchanged.
@@ -347,8 +366,44 @@ func Apply(g Guest, c Command) (Guest, error) {
 		if next.Protection != ProtectionOn {
 			next.Backup, next.InSync = Backup{}, false
 		}
+	case Force:
+		switch {
+		case g.Generation == 0:
+			return refuse("the guest was never started")
+		case owner:
+			return refuse("%s owns the guest already", g.Owner)
+		case g.Desired != Running:
+			return refuse("the guest is meant to be %s", g.Desired)
+		case c.Backup != Backup{} && (c.Backup.Host != c.Host || c.Backup.Image.IsZero() || c.Backup.Epoch == 0):
+			return refuse("%+v names no image of %s", c.Backup, c.Host)
+		}
+		next.Generation++
+		next.Owner, next.Phase, next.Previous = c.Host, PhaseActive, ""
+		if c.Backup != (Backup{}) {
+			next.Phase, next.Previous = PhaseActivating, g.Owner
+		}
+		next.Backup, next.InSync = Backup{}, false
+	case Fence:
+		switch {
+		case g.Generation == 0:
+			return refuse("the guest was never started")
+		case c.Target == c.Host:
+			return refuse("no host fences itself")
+		case c.Target == "" || c.Target != g.Owner && c.Target != g.Previous:
+			return refuse("owner is %s, the previous owner %q, not %q", g.Owner, g.Previous, c.Target)
+		case c.Target == g.Fenced:
+			return refuse("%s is fenced already", c.Target)
+		}
+		next.Fenced = c.Target
+	case Unfence:
+		if g.Fenced == "" || c.Host != g.Fenced {
+			return refuse("fenced is %q", g.Fenced)
+		}
 	default:
 		return refuse("unknown command %q", c.Kind)
+	}
+	if next.Fenced == c.Host || c.Kind == InSync && next.Fenced == c.Backup.Host {
+		next.Fenced = "" // it lives
 	}
 	next.Revision++
 	next.LastCommand = c.ID

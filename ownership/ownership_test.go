@@ -23,6 +23,7 @@ var (
 	activating  = Guest{Generation: 5, Revision: 23, Owner: "b", Phase: PhaseActivating, Desired: Running, Previous: "a", LastCommand: CommandID{23}}
 	paused      = Guest{Generation: 4, Revision: 25, Owner: "a", Phase: PhaseActive, Desired: Running, Protection: ProtectionPaused, ProtectionSince: 77, LastCommand: CommandID{25}}
 	off         = Guest{Generation: 4, Revision: 26, Owner: "a", Phase: PhaseActive, Desired: Running, Protection: ProtectionOff, ProtectionSince: 78, LastCommand: CommandID{26}}
+	fenced      = Guest{Generation: 4, Revision: 27, Owner: "a", Phase: PhaseActive, Desired: Running, Backup: onB, InSync: true, Fenced: "a", LastCommand: CommandID{27}}
 	stopped     = Guest{Generation: 4, Revision: 24, Owner: "a", Phase: PhaseActive, Desired: Stopped, LastCommand: CommandID{24}}
 )
 
@@ -82,7 +83,21 @@ func TestApplyAccepts(t *testing.T) {
 		"the switch is kept when it is booted anew": {off, at(off, Start, "a", Backup{}), func(g *Guest) { g.Generation++ }},
 		"and when its daemon is started anew":       {paused, at(paused, Adopt, "a", Backup{}), func(g *Guest) { g.Generation++ }},
 		"a stopped guest's can be set":              {stopped, switchedAt(stopped, Unprotect, 0), func(g *Guest) { g.Protection = ProtectionOff }},
-		"RULES 6: stop":                             {inSync, at(inSync, Stop, "a", Backup{}), func(g *Guest) { g.Desired, g.Backup, g.InSync = Stopped, Backup{}, false }},
+		"forced, from an image that the log does not name": {paused, at(paused, Force, "b", onB), func(g *Guest) {
+			g.Generation, g.Owner, g.Phase, g.Previous = 5, "b", PhaseActivating, "a"
+		}},
+		"forced, booted anew": {inSync, at(inSync, Force, "b", Backup{}), func(g *Guest) {
+			g.Generation, g.Owner, g.Backup, g.InSync = 5, "b", Backup{}, false
+		}},
+		"forced away from a takeover that does not end": {activating, at(activating, Force, "a", Backup{}), func(g *Guest) {
+			g.Generation, g.Owner, g.Phase, g.Previous = 6, "a", PhaseActive, ""
+		}},
+		"RULES 12: the owner is off":                   {inSync, fenceOf(inSync, "b", "a"), func(g *Guest) { g.Fenced = "a" }},
+		"RULES 12: the former owner is off":            {activating, fenceOf(activating, "b", "a"), func(g *Guest) { g.Fenced = "a" }},
+		"a fenced host that is back says so":           {fenced, at(fenced, Unfence, "a", Backup{}), func(g *Guest) { g.Fenced = "" }},
+		"or does something":                            {fenced, at(fenced, Adopt, "a", Backup{}), func(g *Guest) { g.Generation, g.Backup, g.InSync, g.Fenced = 5, Backup{}, false, "" }},
+		"its guest is taken over, and it stays fenced": {fenced, at(fenced, Takeover, "b", onB), func(g *Guest) { takenByB(g) }},
+		"RULES 6: stop":                                {inSync, at(inSync, Stop, "a", Backup{}), func(g *Guest) { g.Desired, g.Backup, g.InSync = Stopped, Backup{}, false }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			want := tc.from
@@ -99,6 +114,13 @@ func TestApplyAccepts(t *testing.T) {
 			}
 		})
 	}
+}
+
+// fenceOf is a host's word that another one is off.
+func fenceOf(g Guest, host, target HostID) Command {
+	c := at(g, Fence, host, Backup{})
+	c.Target = target
+	return c
 }
 
 // switchedAt is the owner's switch of protection, at a time.
@@ -167,6 +189,18 @@ func TestApplyRefuses(t *testing.T) {
 		"guarantee 6: paused by the backup":       {inSync, at(inSync, Pause, "b", Backup{}), "owner is a"},
 		"RULES 10: given up in mid-takeover":      {activating, at(activating, Unprotect, "b", Backup{}), "activating"},
 		"RULES 7: paused when it is surrendered":  {surrendered, at(surrendered, Pause, "a", Backup{}), "surrendered"},
+		"forced by its owner":                     {paused, at(paused, Force, "a", Backup{}), "a owns the guest already"},
+		"forced while it is stopped":              {stopped, at(stopped, Force, "b", Backup{}), "meant to be stopped"},
+		"forced from another's image":             {paused, at(paused, Force, "b", Backup{Host: "w", Image: imageB, Epoch: 1}), "no image of b"},
+		"forced from no epoch":                    {paused, at(paused, Force, "b", Backup{Host: "b", Image: imageB}), "no image of b"},
+		"forced before it was ever started":       {Guest{}, at(Guest{}, Force, "b", Backup{}), "never started"},
+		"RULES 12: fenced by itself":              {inSync, fenceOf(inSync, "a", "a"), "no host fences itself"},
+		"RULES 12: a host that has no part":       {inSync, fenceOf(inSync, "b", "w"), `not "w"`},
+		"RULES 12: the backup is fenced":          {inSync, fenceOf(inSync, "a", "b"), `not "b"`},
+		"RULES 12: fenced twice":                  {fenced, fenceOf(fenced, "b", "a"), "fenced already"},
+		"back, said by another":                   {fenced, at(fenced, Unfence, "b", Backup{}), `fenced is "a"`},
+		"back, and never away":                    {inSync, at(inSync, Unfence, "a", Backup{}), `fenced is ""`},
+		"fenced, of a guest that never was":       {Guest{}, fenceOf(Guest{}, "b", "a"), "never started"},
 		"paused twice":                            {paused, at(paused, Pause, "a", Backup{}), "paused already"},
 		"protected twice":                         {inSync, at(inSync, Protect, "a", Backup{}), "on already"},
 		"RULES 6: pause of nothing":               {Guest{}, at(Guest{}, Pause, "a", Backup{}), "owner is "},

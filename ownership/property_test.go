@@ -25,6 +25,15 @@ func oracle(g Guest, host HostID) []Kind {
 			may = append(may, Pause, Protect)
 		}
 	}
+	if g.Generation > 0 {
+		may = append(may, Fence)
+		if host != g.Owner && g.Desired == Running {
+			may = append(may, Force)
+		}
+		if host == g.Fenced {
+			may = append(may, Unfence)
+		}
+	}
 	if g.Protection != ProtectionOn {
 		may = slices.DeleteFunc(may, func(k Kind) bool { return k == InSync })
 	}
@@ -57,10 +66,10 @@ func oracleOfRest(g Guest, host HostID) []Kind {
 	return nil
 }
 
-var kinds = []Kind{Start, Adopt, InSync, OutOfSync, Takeover, Activated, Return, Surrender, Reclaim, Stop, Pause, Unprotect, Protect, "nonsense"}
+var kinds = []Kind{Start, Adopt, InSync, OutOfSync, Takeover, Activated, Return, Surrender, Reclaim, Stop, Pause, Unprotect, Protect, Force, Fence, Unfence, "nonsense"}
 
 // bumps are the kinds that begin a new generation.
-var bumps = map[Kind]bool{Start: true, Adopt: true, Takeover: true, Return: true, Reclaim: true}
+var bumps = map[Kind]bool{Start: true, Adopt: true, Takeover: true, Return: true, Reclaim: true, Force: true}
 
 // Any hosts propose anything, on time, late, lost and doubled.
 func TestApplyProperties(t *testing.T) {
@@ -91,7 +100,7 @@ func TestApplyProperties(t *testing.T) {
 				if g.InSync && (g.Backup.Host == g.Owner || g.Backup.Image.IsZero() || g.Desired != Running || g.Phase == PhaseActivating) {
 					t.Fatalf("RULES 2, 6: in sync in %+v", g)
 				}
-				if g.Protection != ProtectionOn && (g.InSync || g.Phase != PhaseActive) {
+				if g.Protection != ProtectionOn && (g.InSync || g.Phase == PhaseSurrendered) {
 					t.Fatalf("guarantee 6: protection is %s in %+v", g.Protection, g)
 				}
 				if (g.Phase == PhaseActivating) != (g.Previous != "") {
@@ -126,6 +135,7 @@ func draw(t *rapid.T, g Guest, serial int) Command {
 			c.Backup.Image = g.Backup.Image
 		}
 	}
+	c.Target = rapid.SampledFrom(append(hosts, g.Owner, g.Previous, "")).Draw(t, "target")
 	return c
 }
 
@@ -138,8 +148,10 @@ func everyCommand(t *rapid.T, g Guest) {
 	for _, k := range kinds {
 		for _, h := range []HostID{"a", "b", "w", ""} {
 			for _, b := range []Backup{g.Backup, later, older, other, {}} {
-				step(t, g, Command{ID: CommandID{2}, Guest: "web", Kind: k, Host: h,
-					Generation: g.Generation, Revision: g.Revision, Backup: b})
+				for _, target := range []HostID{"a", "b"} {
+					step(t, g, Command{ID: CommandID{2}, Guest: "web", Kind: k, Host: h, Target: target,
+						Generation: g.Generation, Revision: g.Revision, Backup: b})
+				}
 			}
 		}
 	}
@@ -183,6 +195,12 @@ func step(t *rapid.T, g Guest, c Command) Guest {
 	if next.Owner != g.Owner && next.Generation == g.Generation {
 		t.Fatalf("guarantee 1: two owners, %s and %s, in generation %d", g.Owner, next.Owner, g.Generation)
 	}
+	if next.Fenced == c.Host || next.InSync && next.Fenced == next.Backup.Host {
+		t.Fatalf("RULES 12: %s lives, and is fenced in %+v", next.Fenced, next)
+	}
+	if next.Fenced != "" && next.Fenced != g.Fenced && c.Kind != Fence {
+		t.Fatalf("RULES 12: %s is fenced by %s", next.Fenced, c.Kind)
+	}
 	if _, is := switches[c.Kind]; !is && next.Protection != g.Protection {
 		t.Fatalf("%s led from protection %s to %s", c.Kind, g.Protection, next.Protection)
 	}
@@ -206,6 +224,10 @@ func allowed(g Guest, c Command) bool {
 		ok = ok && b.Host != "" && b.Host != g.Owner && !b.Image.IsZero() && b.Epoch > 0
 	case OutOfSync:
 		ok = ok && (c.Host == g.Owner || b.Image == g.Backup.Image)
+	case Force:
+		ok = ok && (b == Backup{} || b.Host == c.Host && !b.Image.IsZero() && b.Epoch > 0)
+	case Fence:
+		ok = ok && c.Target != "" && c.Target != c.Host && c.Target != g.Fenced && (c.Target == g.Owner || c.Target == g.Previous)
 	case Takeover, Surrender:
 		ok = ok && b.Image == g.Backup.Image && b.Epoch >= g.Backup.Epoch
 	}

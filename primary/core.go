@@ -213,6 +213,12 @@ func (c *Core) decide() {
 		return
 	}
 	c.decideRun()
+	if c.log.Fenced == c.cfg.Self && !c.running && !c.now.Before(c.leaseUntil) {
+		// Said to be off, and it is not: it gets no lease before it says so. It
+		// has none any more that somebody did not wait for, and runs nothing.
+		c.propose(ownership.Unfence, ownership.Backup{})
+		return
+	}
 	if c.guestErr {
 		c.decideGuestGone()
 		return

@@ -197,6 +197,14 @@ func (n *narrator) line(words []string) {
 		if words[0] != "pause-unseen" {
 			n.step(LogApplied{n.log})
 		}
+	case "fenced": // an operator believes that this host is off
+		next, err := ownership.Apply(n.log, ownership.Command{ID: ownership.NewCommandID(), Guest: "web", Kind: ownership.Fence, Host: "b", Target: "a",
+			Generation: n.log.Generation, Revision: n.log.Revision})
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		n.log = next
+		n.step(LogApplied{n.log})
 	case "captures": // fail | work
 		n.broken = arg(1) == "fail"
 	case "comparing": // the backup's copies of the disks; until "compared"

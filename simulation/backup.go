@@ -163,6 +163,8 @@ func (b *backupShell) stepOf(a backup.Action) (step, bool) {
 			return stepProposeReturn, true
 		case ownership.OutOfSync:
 			return stepProposeOutOfSync, true
+		case ownership.Force:
+			return stepProposeForce, true
 		}
 		return stepProposeTakeover, true
 	case backup.Activate:
@@ -209,10 +211,11 @@ func (b *backupShell) do(a backup.Action) backup.Event {
 			b.post(backup.Proposed{Command: a.Command, State: st, Err: err})
 		})
 	case backup.Activate:
+		b.d.set.PeerOff(a.PeerOff)
 		b.activate(a.Generation)
 	case backup.Run:
 		return backup.Ran{Err: b.run()}
-	case backup.Warn:
+	case backup.Warn, backup.Answer:
 	case backup.End:
 		b.ended = true
 		b.drop()

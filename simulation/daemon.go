@@ -281,6 +281,14 @@ func (d *daemon) manage() {
 func (d *daemon) play(st ownership.Guest) {
 	self := d.h.id
 	switch {
+	case st.Fenced == self && d.guest == nil: // nothing of it runs here
+		d.propose(st, ownership.Unfence, ownership.Backup{}, func(_ ownership.Guest, err error) {
+			if err != nil {
+				d.after(again, d.manage)
+				return
+			}
+			d.manage()
+		})
 	case st.Generation == 0 && d.h.index == 0:
 		d.start(st)
 	case st.Generation == 0:
@@ -529,6 +537,50 @@ func (d *daemon) switchTo(to ownership.Protection, tries int) {
 				d.switchTo(to, tries-1)
 			}
 		})
+	})
+}
+
+// force is the operator's forced failover to this host: from the image that it
+// has, if that fits the disk, else the guest is booted anew.
+func (d *daemon) force() {
+	d.w.ledger.read(d, func(st ownership.Guest, err error) {
+		if err != nil || st.Generation == 0 || st.Owner == d.h.id || st.Desired != ownership.Running || st.InSync && st.Backup.Host == d.h.id {
+			return
+		}
+		if b := d.backup; b != nil && !d.w.disk.shared {
+			if at, whole := b.core.At(); whole && !at.Image.IsZero() {
+				b.post(backup.Forced{})
+				return
+			}
+		}
+		if d.w.at(d, stepProposeForce) {
+			return
+		}
+		d.propose(st, ownership.Force, ownership.Backup{}, func(ownership.Guest, error) {})
+	})
+}
+
+// fence is the operator's word that the other host is off. He looks after the log
+// was read: whoever starts there since begins a new generation.
+func (d *daemon) fence(tries int) {
+	d.w.ledger.read(d, func(st ownership.Guest, err error) {
+		target := d.h.peer
+		if err != nil || st.Fenced == target.id || st.Owner != target.id && st.Previous != target.id || target.up && d.w.breach != fenceUnseen {
+			return
+		}
+		d.fenceIn(st, tries)
+	})
+}
+
+func (d *daemon) fenceIn(st ownership.Guest, tries int) {
+	if d.w.at(d, stepProposeFence) {
+		return
+	}
+	d.w.ledger.propose(d, ownership.Command{ID: ownership.NewCommandID(), Guest: "web", Kind: ownership.Fence, Host: d.h.id, Target: d.h.peer.id,
+		Generation: st.Generation, Revision: st.Revision}, 10*time.Second, func(_ ownership.Guest, err error) {
+		if refused := (*ownership.Refused)(nil); errors.As(err, &refused) && tries > 1 && refused.State.Generation == st.Generation {
+			d.fenceIn(refused.State, tries-1)
+		}
 	})
 }
 

@@ -57,7 +57,7 @@ func (f *faults) init(w *world) {
 	f.verifyAll = w.chance(0.3)
 	f.pause = time.Duration([]int{60, 200, 600, 1500}[w.dice.IntN(4)]) * time.Millisecond
 	all := []func(){f.daemonDies, f.powerFails, f.guestExits, f.guestOff, w.breakSessions, f.cutOneWay, f.cutBothWays,
-		f.cutVoters, f.stutter, f.newLeader, f.freezeHost, f.freezeDaemon, f.suspendHost, f.switchover, f.stop, f.protection, f.heldFull, f.corrupt, f.misread}
+		f.cutVoters, f.stutter, f.newLeader, f.freezeHost, f.freezeDaemon, f.suspendHost, f.switchover, f.stop, f.protection, f.force, f.fence, f.heldFull, f.corrupt, f.misread}
 	for _, k := range all {
 		if w.chance(0.4) {
 			f.kinds = append(f.kinds, k)
@@ -231,6 +231,8 @@ func (f *faults) strike(d *daemon, s step, x fault) {
 		struck = f.unprotect(ownership.ProtectionPaused)
 	case faultUnprotected:
 		struck = f.unprotect(ownership.ProtectionOff)
+	case faultForced:
+		f.force()
 	case faultDisk:
 		h.diskFails = w.now + w.between(5*time.Millisecond, 2*lease)
 	default: // counted when a message takes it
@@ -416,6 +418,25 @@ func (f *faults) stop() {
 		}
 	} else if f.w.chance(0.3) {
 		f.ask(primary.RequestStop)
+	}
+}
+
+// force is the operator, who wants the guest on its other host whatever it costs.
+func (f *faults) force() {
+	f.w.say("", "the operator forces a failover")
+	for _, h := range f.w.hosts {
+		if d := h.daemon; d != nil {
+			d.after(0, d.force)
+		}
+	}
+}
+
+// fence is the operator, who looks after a host that is silent.
+func (f *faults) fence() {
+	for _, h := range f.w.hosts {
+		if d := h.daemon; d != nil {
+			d.after(0, func() { d.fence(3) })
+		}
 	}
 }
 

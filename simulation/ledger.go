@@ -236,9 +236,10 @@ func (l *ledger) renew(d *daemon, g epoch.Generation, done func(until clock.Inst
 func (l *ledger) propose(d *daemon, c ownership.Command, timeout time.Duration, done func(st ownership.Guest, err error)) {
 	w := l.w
 	attempt := 200 * time.Millisecond
-	if c.Kind == ownership.Takeover || c.Kind == ownership.Start {
+	if c.Kind == ownership.Takeover || c.Kind == ownership.Start || c.Kind == ownership.Force {
 		attempt = 2 * lease
 	}
+	appended, never := false, false // never: the leader has said that it waited in vain
 	l.call(d, timeout, attempt, func(r *reign, _ clock.Instant, session int, reply func(func())) {
 		if session == 0 && d.session == 0 { // the first of this process ends those of the former one
 			l.sessions[d.h.index]++
@@ -249,7 +250,7 @@ func (l *ledger) propose(d *daemon, c ownership.Command, timeout time.Duration, 
 		giveUp := w.now + attempt*4/5
 		var look func()
 		look = func() {
-			if r.over || w.now > giveUp {
+			if r.over || w.now > giveUp || never {
 				return
 			}
 			next, void, err := l.decide(c, session, d.h.index)
@@ -266,6 +267,7 @@ func (l *ledger) propose(d *daemon, c ownership.Command, timeout time.Duration, 
 			e := &entry{c: c, session: session, host: d.h.index, reign: r, settled: answer}
 			switch v := r.book.Propose(r.clock(), c, l.state, next, leaseLengths).(type) {
 			case leases.Go:
+				appended = true
 				e.ticket, e.takes = v.Ticket, v.Ticket != leases.Ticket{}
 				r.append(e)
 				if w.breach == renewWhileTaken {
@@ -273,7 +275,8 @@ func (l *ledger) propose(d *daemon, c ownership.Command, timeout time.Duration, 
 				}
 			case leases.Wait:
 				switch {
-				case w.breach == takeoverWaitsNot && !v.Deciding:
+				case !v.Deciding && (w.breach == takeoverWaitsNot || w.breach == forceWaitsNot && c.Kind == ownership.Force):
+					appended = true
 					e.takes = true
 					r.append(e)
 				case v.Deciding:
@@ -284,7 +287,14 @@ func (l *ledger) propose(d *daemon, c ownership.Command, timeout time.Duration, 
 			}
 		}
 		look()
-	}, func() { d.unknown++; done(ownership.Guest{}, errUnknown) })
+	}, func() {
+		if never = c.Kind == ownership.Force && !appended; never {
+			done(ownership.Guest{}, ownership.ErrNotProposed)
+			return
+		}
+		d.unknown++
+		done(ownership.Guest{}, errUnknown)
+	})
 }
 
 func (r *reign) append(e *entry) {

@@ -136,6 +136,8 @@ func (o *oracle) applied(w *world, c ownership.Command, before, next ownership.G
 			o.goesOn(w, "guarantee 6: takeover granted", h, d.backup.image.device)
 		}
 		o.from = w.images[c.Backup.Image].device // also if its daemon has died since
+	case ownership.Force:
+		o.forced(w, c, h)
 	case ownership.Stop:
 		o.stops(h)
 	case ownership.Pause, ownership.Unprotect, ownership.Protect:
@@ -151,9 +153,28 @@ func (o *oracle) applied(w *world, c ownership.Command, before, next ownership.G
 		}
 	case ownership.Return:
 		if g := w.hosts[1-h.index].guest; g != nil {
-			g.open = nil // the host that returns it may have replayed them
+			g.open = nil                          // the host that returns it may have replayed them
+			o.life = o.branches[g.at.branch].life // a forced takeover may have been of another one
 			o.goesOn(w, "the guest was returned", w.hosts[1-h.index], g.at)
 		}
+	}
+}
+
+// forced: the operator has accepted that what was acknowledged, and what the world
+// knows, may be lost. Everything else holds as ever.
+func (o *oracle) forced(w *world, c ownership.Command, h *host) {
+	lost := o.any
+	if c.Backup != (ownership.Backup{}) {
+		im := w.images[c.Backup.Image]
+		o.permit[h.index], o.from = c.Backup.Image, im.device
+		lost = o.any && !o.within(o.last, im.device)
+		o.life = o.branches[im.device.branch].life
+	}
+	o.any = false
+	o.disk.begin()
+	o.had[1-h.index] = true
+	if lost {
+		o.visits["forced, something lost"]++
 	}
 }
 
@@ -161,7 +182,7 @@ func (o *oracle) applied(w *world, c ownership.Command, before, next ownership.G
 // guest that is meant to be stopped begins none (RULES 6).
 func (o *oracle) generation(w *world, c ownership.Command, before, next ownership.Guest) {
 	switch c.Kind {
-	case ownership.Start, ownership.Adopt, ownership.Takeover, ownership.Return, ownership.Reclaim:
+	case ownership.Start, ownership.Adopt, ownership.Takeover, ownership.Return, ownership.Reclaim, ownership.Force:
 		if next.Generation == before.Generation {
 			w.violated("rule 6: %s by %s, and the generation is still %d", c.Kind, c.Host, next.Generation)
 		}

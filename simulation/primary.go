@@ -193,7 +193,8 @@ var applications = map[ownership.Kind]step{
 	ownership.OutOfSync: stepAppliedOutOfSync, ownership.Takeover: stepAppliedTakeover, ownership.Activated: stepAppliedActivated,
 	ownership.Return: stepAppliedReturn, ownership.Surrender: stepAppliedSurrender, ownership.Reclaim: stepAppliedReclaim,
 	ownership.Stop: stepAppliedStop, ownership.Pause: stepAppliedProtection, ownership.Unprotect: stepAppliedProtection,
-	ownership.Protect: stepAppliedProtection,
+	ownership.Protect: stepAppliedProtection, ownership.Force: stepAppliedForce,
+	ownership.Fence: stepAppliedFence, ownership.Unfence: stepAppliedFence,
 }
 
 // later posts an event that comes from another goroutine.

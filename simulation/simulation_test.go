@@ -48,7 +48,7 @@ func TestSimulation(t *testing.T) {
 // mustVisit are the states that a normal run has to have seen.
 var mustVisit = []string{"alone", "syncing", "entering", "protected", "detaching", "leaving", "yielded", "ended",
 	"log start", "log adopt", "log in-sync", "log out-of-sync", "log takeover", "log activated", "log return",
-	"log surrender", "log reclaim", "log stop", "log pause", "log unprotect", "log protect", "host stopped", "host released", "host recovering", "host booting", "host backup"}
+	"log surrender", "log reclaim", "log stop", "log pause", "log unprotect", "log protect", "log force", "log fence", "log unfence", "host stopped", "host released", "host recovering", "host booting", "host backup"}
 
 // TestReplay: a seed is the same story each time it is played.
 func TestReplay(t *testing.T) {

@@ -82,6 +82,11 @@ const (
 	stepProposeReturn
 	stepAppliedReturn
 	stepDiscard
+	// The operator's force, and the word that a host is off.
+	stepProposeForce
+	stepAppliedForce
+	stepProposeFence
+	stepAppliedFence
 	// A daemon that starts.
 	stepReadLog
 	stepBoot
@@ -116,6 +121,8 @@ const (
 	lostDaemon             // the owner's daemon is lost, its guest is not
 	switching              // the operator hands the guest over
 	pausing                // the operator switches protection off and on
+	forcing                // the operator forces a failover of an unprotected guest
+	fencing                // the owner's host is lost, and fenced
 	stopping               // the operator stops and starts the guest
 	badLoads               // the owner's host is lost, and no machine takes its state
 	spoiling               // a block at the backup is not what the image needs
@@ -191,6 +198,10 @@ var stepTable = [steps]struct {
 	stepProposeReturn:     {"return: proposed", proposalMessage, badLoads},
 	stepAppliedReturn:     {"return: applied", noMessage, badLoads},
 	stepDiscard:           {"epoch: discarded, too late", noMessage, calm},
+	stepProposeForce:      {"force: proposed", proposalMessage, forcing},
+	stepAppliedForce:      {"force: granted", noMessage, forcing},
+	stepProposeFence:      {"fence: proposed", proposalMessage, fencing},
+	stepAppliedFence:      {"fence: applied", noMessage, fencing},
 	stepReadLog:           {"daemon: log read", logMessage, seldom},
 	stepBoot:              {"start: guest booted", noMessage, stopping},
 	stepProposeStart:      {"start: proposed", proposalMessage, stopping},
@@ -225,6 +236,7 @@ const (
 	faultHeld
 	faultPaused
 	faultUnprotected
+	faultForced
 	faultLost
 	faultDelayed
 	faultReordered
@@ -256,6 +268,7 @@ var faultTable = [faultKinds]struct{ name, short string }{
 	faultHeld:        {"the daemon dies, and the memory of held writes that outlives it is lost", "held"},
 	faultPaused:      {"the operator pauses the guest's protection, and resumes it later", "paused"},
 	faultUnprotected: {"the operator gives the guest's protection up, and wants it again later", "unprot"},
+	faultForced:      {"the operator forces a failover", "forced"},
 	faultLost:        {"the message of this step is lost (on a session: with the session)", "lost"},
 	faultDelayed:     {"the message comes late", "late"},
 	faultReordered:   {"the message is overtaken by the next", "order"},

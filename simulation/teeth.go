@@ -74,6 +74,9 @@ const (
 	pausedTaken
 	passBeforePaused
 	pauseForgetsDirty
+	forceWaitsNot
+	forceKeepsGeneration
+	fenceUnseen
 
 	breaches // their number
 )
@@ -133,6 +136,10 @@ var breachTable = [breaches]struct{ rules, name string }{
 	pausedTaken:       {"G6", "a guest may be taken over while its protection is paused or given up"},
 	passBeforePaused:  {"G6, 4", "output passes as soon as the operator wants no protection, before the log says so"},
 	pauseForgetsDirty: {"G3, G5", "what was dirtied during a pause is not sent after it"},
+
+	forceWaitsNot:        {"G1, G7", "a forced failover does not wait for the lease"},
+	forceKeepsGeneration: {"6", "a forced failover does not raise the generation"},
+	fenceUnseen:          {"G1, 12", "an operator says of a host that lives that it is off"},
 }
 
 // needsAim are the cells at which breaches show that show nowhere else: one seed
@@ -247,6 +254,8 @@ func (b breach) decide(g ownership.Guest, c ownership.Command) (ownership.Guest,
 	case b == stoppedTaken && c.Kind == ownership.Takeover && err != nil && g.Desired == ownership.Stopped && g.Backup.Image == c.Backup.Image:
 		g.Desired, c.Generation, c.Revision = ownership.Running, g.Generation, g.Revision
 		return ownership.Apply(g, c)
+	case b == forceKeepsGeneration && c.Kind == ownership.Force && err == nil:
+		next.Generation = g.Generation
 	case b == startKeepsGeneration && c.Kind == ownership.Start && err == nil && g.Generation > 0:
 		next.Generation = g.Generation
 	}

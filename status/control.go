@@ -5,7 +5,13 @@ package status
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
 
+	"understudy/host"
 	"understudy/ownership"
 )
 
@@ -16,6 +22,8 @@ type Control interface {
 	Unprotect(ctx context.Context, guest string) (ownership.Guest, error)
 	Protect(ctx context.Context, guest string) (ownership.Guest, error)
 	Failback(ctx context.Context, guest string) (ownership.Guest, error)
+	FailoverCost(ctx context.Context, guest string) (host.FailoverCost, error)
+	Failover(ctx context.Context, guest string, r host.FailoverRequest) (ownership.Guest, error)
 }
 
 func (s *Server) controlRoutes(c Control) []route {
@@ -24,5 +32,34 @@ func (s *Server) controlRoutes(c Control) []route {
 	}
 	return []route{
 		one("pause", c.Pause), one("resume", c.Resume), one("unprotect", c.Unprotect), one("protect", c.Protect), one("failback", c.Failback),
+		{"GET /api/v1/guests/{guest}/failover", Read, s.operation(func(ctx context.Context, g string) (any, error) { return c.FailoverCost(ctx, g) })},
+		{"POST /api/v1/guests/{guest}/failover", Operate, requested(func(r *http.Request, q host.FailoverRequest) (any, error) {
+			return c.Failover(r.Context(), r.PathValue("guest"), q)
+		})},
+	}
+}
+
+// requested serves an operation that is told more in its body.
+func requested[Q any](f func(r *http.Request, request Q) (any, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		var q Q
+		d := json.NewDecoder(r.Body)
+		d.DisallowUnknownFields()
+		err := d.Decode(&q)
+		if err == nil {
+			if _, more := d.Token(); !errors.Is(more, io.EOF) {
+				err = errors.New("something follows it")
+			}
+		}
+		if err != nil {
+			refuse(w, http.StatusBadRequest, fmt.Sprintf("the request's body: %v", err))
+			return
+		}
+		v, err := f(r, q)
+		if err != nil {
+			refuse(w, http.StatusConflict, err.Error())
+			return
+		}
+		answer(w, http.StatusOK, v)
 	}
 }

@@ -2,9 +2,20 @@ package status
 
 import (
 	"context"
+	"fmt"
 
+	"understudy/host"
 	"understudy/ownership"
 )
+
+func (f *fake) FailoverCost(_ context.Context, g string) (host.FailoverCost, error) {
+	return host.FailoverCost{Guest: g, Host: "alpha", Owner: "beta", Log: f.state, Way: host.WayImage, Why: "no backup is in sync", Epoch: 7,
+		Loses: []string{"everything since epoch 7"}, Consent: "image 1"}, f.err
+}
+
+func (f *fake) Failover(ctx context.Context, g string, r host.FailoverRequest) (ownership.Guest, error) {
+	return f.state, f.do(ctx, fmt.Sprintf("failover %+v", r), g)
+}
 
 func (f *fake) Pause(ctx context.Context, g string) (ownership.Guest, error) {
 	return f.state, f.do(ctx, "pause", g)

@@ -43,7 +43,7 @@ func newGuest(o Options, self config.Host, g config.Guest, record recorder) (hos
 		Name: g.Name, Home: ownership.HostID(g.Host), Driver: driver, Gate: gate,
 		LeftFile: leftFile(o, self, g), LeftPages: imagePages(g),
 		FailbackAfter: failbackAfter(g),
-		Disks:         disks.orNone(), History: disks.history(), Copies: disks.copied(), Hypervisor: string(g.Hypervisor),
+		Disks:         disks.orNone(), History: disks.history(), Copies: disks.copied(), Shared: shared(g), Hypervisor: string(g.Hypervisor),
 		Bubbles: newGround(o, self, g, disks),
 	}
 	made.Primary, made.Backup = rolesOf(ownership.HostID(self.Name), g, disks)
@@ -63,6 +63,11 @@ func rolesOf(me ownership.HostID, g config.Guest, disks *served) (func(time.Dura
 			c.Lazy = g.Protection.Rebuild == config.RebuildLazy
 			return c
 		}
+}
+
+// shared reports whether a disk is one for both hosts.
+func shared(g config.Guest) bool {
+	return slices.ContainsFunc(g.Disks, func(d config.Disk) bool { return d.Mode == config.Shared })
 }
 
 // failbackAfter is 0 where an operator brings the guest back.

@@ -114,6 +114,7 @@ func root(f *common) *cobra.Command {
 		switchoverCommand(f), stopCommand(f), startCommand(f), verifyCommand(f), checkpointCommand(f), demoCommand(f), selftestCommand(f), simulateCommand(f))
 	c.AddCommand(bubbleCommand(f), pauseCommand(f), resumeCommand(f), unprotectCommand(f), protectCommand(f), failbackCommand(f))
 	c.AddCommand(drillCommand(f))
+	c.AddCommand(failoverCommand(f))
 	c.AddCommand(upgradeCommand(f), versionCommand(f), manCommand(f, c))
 	c.AddCommand(eventsCommand(f), raftCommand(f), tokenCommand(f), bundleCommand(f))
 	explain(c)

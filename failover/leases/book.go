@@ -116,6 +116,9 @@ func (b *Book) Renew(r Renewal, applied ownership.Guest, log Lengths) Answer {
 		return Denied{fmt.Sprintf("%s is not the owner, %q is", r.Who, applied.Owner)}
 	case applied.Phase != ownership.PhaseActive && applied.Phase != ownership.PhaseActivating:
 		return Denied{fmt.Sprintf("the guest is %s", applied.Phase)}
+	case applied.Fenced == r.Who:
+		// Nobody waits for its lease. Whoever is back says so first (ownership.Unfence).
+		return Later{fmt.Sprintf("%s is fenced: the log knows it to be off; start its daemon anew", r.Who)}
 	case log.Length == 0:
 		return Later{"the log holds no length of a lease yet"}
 	}
@@ -169,7 +172,8 @@ func (Wait) verdict() {}
 // the owner's lease has run out, be it by a takeover, by a start elsewhere, or
 // by the return to its former owner; and by one proposal at a time, so that
 // what Settle writes down is there before the next is looked at. A surrendered
-// guest's owner has shut its gate: there is no lease to wait for.
+// guest's owner has shut its gate, and a fenced one is off: there is no lease to
+// wait for.
 func (b *Book) Propose(now clock.Instant, c ownership.Command, before, after ownership.Guest, log Lengths) Verdict {
 	if !takesFrom(before, after, c) {
 		return Go{}
@@ -178,7 +182,8 @@ func (b *Book) Propose(now clock.Instant, c ownership.Command, before, after own
 	if p.taking != 0 {
 		return Wait{Deciding: true}
 	}
-	if end := b.runsOut(p, log); now.Before(end) && before.Phase != ownership.PhaseSurrendered {
+	off := before.Phase == ownership.PhaseSurrendered || before.Fenced != "" && before.Fenced == before.Owner
+	if end := b.runsOut(p, log); now.Before(end) && !off {
 		return Wait{Until: end}
 	}
 	b.taking++
