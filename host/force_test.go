@@ -122,3 +122,5 @@ func TestASharedDiskForbidsAnOldMemory(t *testing.T) {
 		t.Errorf("the cost: %+v, %v", c, err)
 	}
 }
+
+func (*oneDisk) PeerOff(bool) {}
