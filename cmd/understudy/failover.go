@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"understudy/host"
 	"understudy/ownership"
@@ -114,9 +113,4 @@ func agree(cmd *cobra.Command, what, word string, yes bool) error {
 		return errors.New("not agreed to: nothing was done")
 	}
 	return nil
-}
-
-func terminal(f *os.File) bool {
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil
 }
