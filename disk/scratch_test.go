@@ -2,6 +2,7 @@ package disk
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"testing"
 
@@ -19,7 +20,7 @@ func TestAScratchDiskIsADisk(t *testing.T) {
 		below := bytes.Repeat([]byte{7}, sectors*epoch.SectorSize)
 		want := bytes.Clone(below)
 		s := NewScratch(2, Info{Sectors: sectors, MaxSectors: 64, MaxZeroSectors: 64}, 1<<20)
-		if err := s.Do(nil, &Request{Op: OpRead, Sectors: 1, Segments: []Segment{{Data: make([]byte, 512)}}, Buffer: make([]byte, 512)}); err == nil {
+		if err := s.Do(context.Background(), &Request{Op: OpRead, Sectors: 1, Segments: []Segment{{Data: make([]byte, 512)}}, Buffer: make([]byte, 512)}); err == nil {
 			t.Fatal("nothing is shown yet, and can be read")
 		}
 		s.Over(func(sector uint64, dst []byte) error { copy(dst, below[sector*epoch.SectorSize:]); return nil })
@@ -33,7 +34,7 @@ func TestAScratchDiskIsADisk(t *testing.T) {
 				if taken, err := s.Accept(r); taken || err != nil {
 					t.Fatalf("a read was taken: %v, %v", taken, err)
 				}
-				if err := s.Do(nil, r); err != nil || !bytes.Equal(r.Buffer, on) {
+				if err := s.Do(context.Background(), r); err != nil || !bytes.Equal(r.Buffer, on) {
 					t.Fatalf("sectors %d+%d: %v, equal: %v", sector, n, err, bytes.Equal(r.Buffer, on))
 				}
 			case OpWrite:

@@ -31,6 +31,9 @@ func TestArgumentsGolden(t *testing.T) {
 	served.Served = []ServedDisk{{}, {Socket: "/run/two.sock", Queues: 4, QueueSize: 256}}
 	servedMicro.Served = []ServedDisk{{Queues: 1}}
 	served.FreePageReporting, servedMicro.FreePageReporting = true, true
+	fork := base
+	fork.RunDir, fork.Idle = "/run/understudy/shop/bubble", true
+	fork.NICs = []NIC{{MAC: "52:54:00:AB:cd:01", TAP: os.Stdin}, {MAC: "52:54:00:AB:cd:02"}, {MAC: "52:54:00:AB:cd:03", TAP: os.Stdin}}
 	tests := map[string]struct {
 		c        Config
 		machine  machine
@@ -41,6 +44,7 @@ func TestArgumentsGolden(t *testing.T) {
 		"pc-served":      {served, machine{"pc-i440fx-7.2", AccelTCG}, false},
 		"microvm-served": {servedMicro, machine{"microvm", AccelTCG}, true},
 		"pc-disks":       {pc, machine{"pc-i440fx-7.2", AccelKVM}, false},
+		"q35-fork":       {fork, machine{"pc-q35-7.2", AccelTCG}, true},
 		"microvm":        {microvm, machine{"microvm", AccelTCG}, false},
 	}
 	for name, test := range tests {
