@@ -8,10 +8,15 @@ package failover
 // elect a voter that lacks those entries, they would be gone: a takeover, say,
 // undone. So raft's requests for votes are kept from it until
 //
-//   - a majority of the voters (itself included) has an empty log as well: the
-//     cluster is being formed; or
+//   - every voter of the configuration says that its log is empty as well: the
+//     cluster is being formed, and only now is the configuration the log's first
+//     entry; or
 //   - a leader, elected without it, has filled its log up to what was
 //     committed when it asked.
+//
+// A majority with empty logs would not do: a voter that is to take another's place
+// (members.go) and one that has lost its disk are a majority of the configuration,
+// and must not begin a log while the third, which has it, cannot be reached.
 //
 // Losing two disks at once is beyond this.
 
@@ -23,6 +28,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"understudy/ownership"
 )
 
 // emptyLog is the last index of a log that holds nothing but the bootstrap.
@@ -96,19 +103,26 @@ func (g *gatedTransport) RequestPreVote(id raft.ServerID, target raft.ServerAddr
 // Node, ended by admission or with its context.
 func (n *Node) admit() {
 	n.log.Info("the log is empty: asking the other voters whether the cluster is new")
-	for told := false; ; {
+	for told, waits := false, false; ; {
 		empty := 1
-		for _, l := range n.links {
+		var silent []ownership.HostID
+		for _, p := range n.known() {
+			l := n.link(p.ID)
+			if l == nil {
+				continue
+			}
 			ctx, cancel := context.WithTimeout(n.ctx, 2*n.cfg.Profile.Attempt)
 			a, err := l.call(ctx, kindStatus, request{})
 			cancel()
 			switch {
 			case err != nil || a.Code != codeOK:
+				silent = append(silent, l.peer)
 			case a.Index <= emptyLog:
 				empty++
 			case a.Leader == l.peer && n.raft.AppliedIndex() >= a.Index:
 				n.log.Info("admitted: the log has been filled", "by", l.peer, "index", a.Index)
 				n.transport.admitted.Store(true)
+				n.sortPeers()
 				return
 			case !told:
 				told = true
@@ -116,10 +130,18 @@ func (n *Node) admit() {
 					"it votes again when a leader has filled its log", "heard from", l.peer)
 			}
 		}
-		if empty > len(n.cfg.Peers)/2 {
-			n.log.Info("admitted: the cluster is new", "voters with an empty log", empty)
-			n.transport.admitted.Store(true)
-			return
+		if configured, _, _ := n.Peers(); empty == len(configured) {
+			err := n.raft.BootstrapCluster(n.voters()).Error()
+			if err == nil || errors.Is(err, raft.ErrCantBootstrap) && n.raft.LastIndex() == emptyLog {
+				n.log.Info("admitted: the cluster is new", "voters with an empty log", empty, "voters", len(configured))
+				n.transport.admitted.Store(true)
+				n.sortPeers()
+				return
+			}
+			n.log.Warn("the ownership log cannot be begun yet", "err", err)
+		} else if missing := len(configured) - empty; missing > 0 && missing == len(silent) && !waits {
+			waits = true
+			n.log.Info("a new ownership log is begun once every voter has said that it has none", "waits for", silent)
 		}
 		select {
 		case <-time.After(n.cfg.Profile.Heartbeat / 4):
@@ -131,10 +153,10 @@ func (n *Node) admit() {
 
 // status answers admit: how far the log goes, and as the leader, up to where
 // it is committed.
-func (n *Node) status() answer {
-	r := n.reigns.now()
-	if r == nil || r.holds() != nil {
-		return answer{Code: codeOK, Index: n.raft.LastIndex()}
+func (n *Node) status(req request) answer {
+	a := answer{Code: codeOK, Index: n.raft.LastIndex(), Waits: !n.transport.admitted.Load(), Knows: req.Host != "" && n.configured(req.Host)}
+	if r := n.reigns.now(); r != nil && r.holds() == nil {
+		a.Index, a.Leader, a.Term = n.raft.CommitIndex(), n.cfg.Self, r.term
 	}
-	return answer{Code: codeOK, Index: n.raft.CommitIndex(), Leader: n.cfg.Self, Term: r.term}
+	return a
 }

@@ -47,7 +47,10 @@ type Peer struct {
 // Config is what a Node is made of. Every field without "optional" is needed.
 type Config struct {
 	Self  ownership.HostID
-	Peers []Peer // all voters, Self among them; the same on every voter
+	Peers []Peer // the configuration's voters, Self among them; the same on every voter
+	// Former are voters that the log may still name although the configuration
+	// does not; optional.
+	Former []Peer
 	// Dir holds raft's log and snapshots. It is created when missing.
 	Dir string
 	// RaftListener and RPCListener accept connections of the two protocols.
@@ -158,14 +161,4 @@ func (c *Config) check() error {
 		return errors.New("the fields Dir, RaftListener, RPCListener, Dial and PeerName are all needed")
 	}
 	return nil
-}
-
-// isPeer reports whether id is one of the other voters.
-func (c *Config) isPeer(id ownership.HostID) bool {
-	for _, p := range c.Peers {
-		if p.ID == id {
-			return id != c.Self
-		}
-	}
-	return false
 }

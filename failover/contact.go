@@ -33,11 +33,11 @@ func (h *hearing) Read(b []byte) (int, error) {
 
 // hear lets c note when peer was heard.
 func (n *Node) hear(c net.Conn, peer ownership.HostID) net.Conn {
-	at := n.heard[peer]
-	if at == nil { // ourselves
+	o := n.other(peer)
+	if o == nil { // ourselves, or known no more
 		return c
 	}
-	return &hearing{Conn: c, clock: n.cfg.Clock, at: at}
+	return &hearing{Conn: c, clock: n.cfg.Clock, at: &o.heard}
 }
 
 // View is the ownership log as one voter sees it.
@@ -53,7 +53,7 @@ type View struct {
 	// cluster: since the leader was last heard, or for the leader, since a
 	// majority was. nil: never since the daemon began.
 	Contact *time.Duration
-	Voters  []Voter // this one included, in the configuration's order
+	Voters  []Voter // this one included, in the configuration's order, then others
 }
 
 // Voter is one of them.
@@ -64,6 +64,9 @@ type Voter struct {
 	// Heard is since its last byte on any connection, nil if it was not heard
 	// since the daemon began. Of the voter itself it is 0.
 	Heard *time.Duration
+	// Configured: it is in this host's configuration. Member: the log is for it.
+	// Votes: it votes. All three, but while a voter is replaced.
+	Configured, Member, Votes bool
 }
 
 // View returns what this voter knows now. It asks nobody and does not wait.
@@ -72,18 +75,33 @@ func (n *Node) View() View {
 		Last: n.raft.LastIndex(), Committed: n.raft.CommitIndex(), Applied: n.raft.AppliedIndex()}
 	now := n.cfg.Clock.Now()
 	var others []time.Duration
-	for _, p := range n.cfg.Peers {
-		voter := Voter{ID: p.ID, Address: p.Address, Witness: p.Witness}
+	members := n.members()
+	all := n.known()
+	for _, s := range members {
+		if id := ownership.HostID(s.ID); !slices.ContainsFunc(all, func(p Peer) bool { return p.ID == id }) {
+			all = append(all, Peer{ID: id})
+		}
+	}
+	votes := 0
+	for _, p := range all {
+		voter := Voter{ID: p.ID, Address: p.Address, Witness: p.Witness, Configured: n.configured(p.ID)}
+		i := slices.IndexFunc(members, func(s raft.Server) bool { return s.ID == raft.ServerID(p.ID) })
+		voter.Member, voter.Votes = i >= 0, i >= 0 && members[i].Suffrage == raft.Voter
+		if voter.Votes {
+			votes++
+		}
 		if p.ID == n.cfg.Self {
 			voter.Heard = new(time.Duration)
-		} else if at := n.heard[p.ID].Load(); at != 0 {
-			age := max(0, now.Sub(clock.Instant(at)))
+		} else if o := n.other(p.ID); o != nil && o.heard.Load() != 0 {
+			age := max(0, now.Sub(clock.Instant(o.heard.Load())))
 			voter.Heard = &age
-			others = append(others, age)
+			if voter.Votes {
+				others = append(others, age)
+			}
 		}
 		v.Voters = append(v.Voters, voter)
 	}
-	switch need := len(n.cfg.Peers) / 2; { // others that make a majority with us
+	switch need := votes / 2; { // others that make a majority with us
 	case !v.Leads:
 		if last := n.raft.LastContact(); !last.IsZero() {
 			age := time.Since(last)

@@ -74,7 +74,14 @@ func (r *reign) apply(ctx context.Context, e entry, t leases.Ticket) (result, an
 		r.leases.settle(t, leases.Refused)
 		return result{}, answer{Code: codeRefused, Text: err.Error()}
 	}
+	r.leaving.RLock()
+	if who := e.by(); who != "" && who == r.leaver {
+		r.leaving.RUnlock()
+		r.leases.settle(t, leases.Refused)
+		return result{}, answer{Code: codeLater, Text: string(who) + " is being removed from the voters"}
+	}
 	f := r.n.raft.Apply(b, enqueueTimeout(ctx))
+	r.leaving.RUnlock()
 	fate := make(chan error, 1)
 	if !r.n.spawn(func() {
 		err := f.Error()

@@ -63,6 +63,14 @@ type entry struct {
 	Revision uint64        `json:"revision,omitempty"`
 }
 
+// by is the host whose entry it is, "" if it is the leader's own.
+func (e entry) by() ownership.HostID {
+	if e.Command != nil {
+		return e.Command.Host
+	}
+	return e.Host
+}
+
 func (e entry) check() error {
 	switch e.Kind {
 	case entryCommand:

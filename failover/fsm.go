@@ -68,10 +68,21 @@ type fsm struct {
 	lease    leases.Lengths
 	broken   error
 	watchers map[string]map[*Watch]struct{}
+	members  chan struct{} // a signal that who votes has changed
 }
 
 func newFSM(fatal func(error)) *fsm {
-	return &fsm{fatal: fatal, guests: map[string]*record{}, watchers: map[string]map[*Watch]struct{}{}}
+	return &fsm{fatal: fatal, guests: map[string]*record{}, watchers: map[string]map[*Watch]struct{}{},
+		members: make(chan struct{}, 1)}
+}
+
+// StoreConfiguration implements raft.ConfigurationStore: who votes is raft's to
+// keep, here it is only told.
+func (f *fsm) StoreConfiguration(uint64, raft.Configuration) {
+	select {
+	case f.members <- struct{}{}:
+	default: // a signal is waiting already
+	}
 }
 
 // Apply applies one committed entry. A damaged entry stops this voter: from

@@ -149,6 +149,16 @@ func (l *link) dial(d *dialing) {
 	close(d.done)
 }
 
+// close ends the connection; whoever still has the link may open another.
+func (l *link) close() {
+	l.mu.Lock()
+	c := l.cur
+	l.mu.Unlock()
+	if c != nil {
+		c.fail(errors.New("the voter is not known any more"))
+	}
+}
+
 func (c *linkConn) alive() bool {
 	select {
 	case <-c.done:

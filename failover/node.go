@@ -21,7 +21,6 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -51,11 +50,10 @@ type Node struct {
 
 	conns   conns
 	inbound inbound
-	links   map[ownership.HostID]*link
+	peers   peers
 	reigns  reigns
 	leaders leaders
 	callers callers
-	heard   map[ownership.HostID]*atomic.Int64 // of the other voters, see contact.go
 
 	store     *raftboltdb.BoltStore
 	transport *gatedTransport
@@ -90,14 +88,9 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.fsm = newFSM(n.fail)
 	n.inbound.conn = map[ownership.HostID]net.Conn{}
-	n.links = map[ownership.HostID]*link{}
-	n.heard = map[ownership.HostID]*atomic.Int64{}
-	for _, p := range cfg.Peers {
-		if p.ID != cfg.Self {
-			n.links[p.ID] = &link{n: n, peer: p.ID}
-			n.heard[p.ID] = &atomic.Int64{}
-		}
-	}
+	n.peers = peers{configured: slices.Clone(cfg.Peers), former: slices.Clone(cfg.Former),
+		others: map[ownership.HostID]*other{}, changed: make(chan struct{})}
+	n.sortPeers()
 	n.reigns = reigns{n: n, changed: make(chan struct{})}
 	n.leaders.changed = make(chan struct{})
 	n.callers.guests = map[string]*caller{}
@@ -225,7 +218,8 @@ func (n *Node) startRaft() error {
 	if err != nil {
 		return explainStore(filepath.Join(n.cfg.Dir, logFile), err)
 	}
-	if fresh {
+	// A voter among others finds out first whether there is a log already (admit.go).
+	if fresh && len(n.cfg.Peers) == 1 {
 		n.log.Info("the ownership log is new", "dir", n.cfg.Dir, "voters", len(n.cfg.Peers))
 		if err := raft.BootstrapCluster(rc, n.store, n.store, snaps, n.transport, n.voters()); err != nil {
 			return explainStore(filepath.Join(n.cfg.Dir, logFile), fmt.Errorf("bootstrap: %w", err))
@@ -248,6 +242,8 @@ func (n *Node) startRaft() error {
 		return explainStore(n.cfg.Dir, fmt.Errorf("start raft: %w", err))
 	}
 	n.transport.raft.Store(n.raft)
+	n.sortPeers()
+	n.spawn(n.followMembers)
 	n.spawn(n.stopOnFailure)
 	n.spawn(func() { n.reigns.follow(notify) })
 	n.observeLeader()
@@ -282,12 +278,34 @@ func (n *Node) checkVoters() error {
 	if err := f.Error(); err != nil {
 		return fmt.Errorf("ownership log: read its voters: %w", err)
 	}
+	have, leave := f.Configuration().Servers, 0
+	for _, s := range have {
+		if !n.configured(ownership.HostID(s.ID)) {
+			leave++
+		}
+	}
 	want := n.voters().Servers
-	if have := f.Configuration().Servers; len(have) > 0 && !slices.Equal(have, want) {
+	switch {
+	case leave > 1:
 		return fmt.Errorf("ownership log in %s was made for the voters %v, the configuration names %v; "+
-			"voters cannot be exchanged by editing the configuration", n.cfg.Dir, have, want)
+			"voters are exchanged one at a time (understudy host replace)", n.cfg.Dir, have, want)
+	case len(have) > 0 && !slices.Equal(have, want):
+		n.log.Warn("the ownership log has other voters than the configuration: finish the replacement (understudy host replace)",
+			"log", fmt.Sprint(have), "configuration", fmt.Sprint(want))
 	}
 	return nil
+}
+
+// followMembers brings the peers into line whenever who votes has changed.
+func (n *Node) followMembers() {
+	for {
+		select {
+		case <-n.fsm.members:
+			n.sortPeers()
+		case <-n.ctx.Done():
+			return
+		}
+	}
 }
 
 // spawn starts a goroutine that Close waits for, unless Close has begun.

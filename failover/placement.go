@@ -8,6 +8,7 @@ package failover
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -69,19 +70,20 @@ func (r *reign) place() {
 func (r *reign) better(well map[ownership.HostID]int) (to ownership.HostID, ready bool) {
 	n := r.n
 	own := 2
-	for _, p := range n.cfg.Peers {
+	configured, _, _ := n.Peers()
+	for _, p := range configured {
 		if p.ID == n.cfg.Self {
 			own = n.rank(p)
 		}
 	}
-	best := own
-	for _, p := range n.cfg.Peers {
-		rank := n.rank(p)
-		if p.ID == n.cfg.Self || rank >= own {
+	best, voting := own, n.voting()
+	for _, p := range configured {
+		rank, l := n.rank(p), n.link(p.ID)
+		if l == nil || rank >= own || !slices.Contains(voting, p.ID) {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(r.ctx, n.cfg.Profile.Attempt)
-		err := r.ask(ctx, n.links[p.ID])
+		err := r.ask(ctx, l)
 		cancel()
 		if err != nil || n.transport.waitsFor(p.ID) {
 			well[p.ID] = 0

@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -29,6 +30,10 @@ type reign struct {
 	ctx    context.Context // done when the reign is over
 	leases leaseBook
 	rounds rounds
+
+	membering sync.Mutex   // a change of who votes is under way
+	leaving   sync.RWMutex // held while a proposal goes into the log
+	leaver    ownership.HostID
 }
 
 // reigns holds the current reign, if any.
@@ -235,10 +240,19 @@ func (r *reign) confirmOnce() error {
 	defer cancel()
 	verified := n.raft.VerifyLeader()
 
-	answers := make(chan error, len(n.cfg.Peers))
-	need := (len(n.cfg.Peers)/2 + 1) - 1 // a majority, without ourselves
+	// By the newest configuration in the log, as raft counts (members.go).
+	voting := n.voting()
+	answers := make(chan error, len(voting))
+	need := len(voting)/2 + 1 // a majority
+	if slices.Contains(voting, n.cfg.Self) {
+		need--
+	}
 	asked := 0
-	for _, l := range n.links {
+	for _, id := range voting {
+		l := n.link(id)
+		if l == nil { // ourselves, or nobody we could ask
+			continue
+		}
 		if n.spawn(func() { answers <- r.ask(ctx, l) }) {
 			asked++
 		}

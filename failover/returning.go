@@ -36,7 +36,7 @@ func (g *gatedTransport) AppendEntries(id raft.ServerID, target raft.ServerAddre
 // InstallSnapshot implements raft.Transport. A snapshot is read while it is
 // sent, so it is sent only once, when the voter answers.
 func (g *gatedTransport) InstallSnapshot(id raft.ServerID, target raft.ServerAddress, args *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader) error {
-	if l := g.n.links[ownership.HostID(id)]; l != nil {
+	if l := g.n.link(ownership.HostID(id)); l != nil {
 		if err := g.persist(id, args.Term, func() error {
 			ctx, cancel := context.WithTimeout(g.n.ctx, g.n.cfg.Profile.Attempt)
 			defer cancel()
@@ -63,7 +63,7 @@ func (g *gatedTransport) persist(id raft.ServerID, term uint64, try func() error
 	defer g.away.CompareAndDelete(id, term) // another term's is its own
 	for {
 		err := try()
-		if err == nil || !g.leads(term) {
+		if err == nil || !g.leads(term) || !g.n.isMember(ownership.HostID(id)) {
 			return err
 		}
 		g.away.Store(id, term)

@@ -82,10 +82,10 @@ func (n *Node) route(ctx context.Context, k kind, req request, final func(code) 
 			out.maybe = out.maybe || !errors.Is(aerr, errNotSent)
 		case a.Code == codeNotLeader:
 			err, via = fmt.Errorf("%s: %s", to, a.Text), relay
-			if a.Leader != to && (a.Leader == n.cfg.Self || n.links[a.Leader] != nil) {
+			if a.Leader != to && (a.Leader == n.cfg.Self || n.link(a.Leader) != nil) {
 				hint = a.Leader
 			}
-			if hint != "" && try < 2*len(n.cfg.Peers) {
+			if hint != "" && try < 2*len(n.known()) {
 				continue // at once
 			}
 		case a.Code == codeUnknown:
@@ -104,7 +104,11 @@ func (n *Node) route(ctx context.Context, k kind, req request, final func(code) 
 // callOrHandle asks a voter, which may be this one.
 func (n *Node) callOrHandle(ctx context.Context, to ownership.HostID, k kind, req request) (answer, error) {
 	if to != n.cfg.Self {
-		return n.links[to].call(ctx, k, req)
+		l := n.link(to)
+		if l == nil {
+			return answer{}, fmt.Errorf("%s: %w: it is not known here", to, errNotSent)
+		}
+		return l.call(ctx, k, req)
 	}
 	req.Timeout = min(remaining(ctx), maxTimeout)
 	return n.handle(ctx, n.cfg.Self, k, req), nil
@@ -113,7 +117,7 @@ func (n *Node) callOrHandle(ctx context.Context, to ownership.HostID, k kind, re
 // another picks a voter to relay through: not we, not the leader.
 func (n *Node) another(leader ownership.HostID, turn int) ownership.HostID {
 	var others []ownership.HostID
-	for _, p := range n.cfg.Peers {
+	for _, p := range n.known() {
 		if p.ID != n.cfg.Self && p.ID != leader {
 			others = append(others, p.ID)
 		}

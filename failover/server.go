@@ -139,16 +139,20 @@ func (n *Node) handle(ctx context.Context, peer ownership.HostID, k kind, req re
 	if req.Origin != "" {
 		// Only a voter gets here, and raft trusts voters anyway: a relay is
 		// believed when it says whose connection a request came from.
-		if !n.cfg.isPeer(req.Origin) && req.Origin != n.cfg.Self {
+		if !n.isPeer(req.Origin) && req.Origin != n.cfg.Self {
 			return answer{Code: codeRefused, Text: "relayed for " + string(req.Origin) + ", which is no voter"}
 		}
 		who = req.Origin
 	}
 	switch k {
 	case kindConfirm:
+		if !n.transport.admitted.Load() {
+			// It may have voted for another, and forgotten it.
+			return answer{Code: codeLater, Text: "this voter's log has not been filled yet"}
+		}
 		return answer{Code: codeOK, Term: n.raft.CurrentTerm()}
 	case kindStatus:
-		return n.status()
+		return n.status(req)
 	}
 	r, err := n.reigns.wait(ctx)
 	if err != nil {
@@ -169,6 +173,8 @@ func (n *Node) handle(ctx context.Context, peer ownership.HostID, k kind, req re
 		return r.session(ctx, who, req)
 	case kindLease:
 		return r.setLease(ctx, req)
+	case kindMembers:
+		return r.changeMembers(ctx, req)
 	}
 	return answer{Code: codeRefused, Text: "unknown kind of request"}
 }
@@ -177,7 +183,11 @@ func (n *Node) handle(ctx context.Context, peer ownership.HostID, k kind, req re
 // connection it came by. It is passed on once only.
 func (n *Node) relay(ctx context.Context, leader, who ownership.HostID, k kind, req request) answer {
 	req.Relay, req.Origin = false, who
-	a, err := n.links[leader].call(ctx, k, req)
+	l := n.link(leader)
+	if l == nil {
+		return answer{Code: codeNotLeader, Text: "relayed by " + string(n.cfg.Self) + ": the leader, " + string(leader) + ", is not known here"}
+	}
+	a, err := l.call(ctx, k, req)
 	switch {
 	case err == nil:
 		return a

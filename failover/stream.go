@@ -30,6 +30,7 @@ type conns struct {
 type trackedConn struct {
 	net.Conn
 	set  *conns
+	peer ownership.HostID // under set.mu; "" while it is not known
 	once sync.Once
 }
 
@@ -47,6 +48,30 @@ func (s *conns) add(c net.Conn) net.Conn {
 	}
 	s.open[t] = struct{}{}
 	return t
+}
+
+// of notes whose connection c is, which add has returned.
+func (s *conns) of(c net.Conn, peer ownership.HostID) {
+	if t, ok := c.(*trackedConn); ok {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		t.peer = peer
+	}
+}
+
+// closeOf closes the connections that a peer has made.
+func (s *conns) closeOf(peer ownership.HostID) {
+	s.mu.Lock()
+	var all []*trackedConn
+	for c := range s.open {
+		if c.peer == peer {
+			all = append(all, c)
+		}
+	}
+	s.mu.Unlock()
+	for _, c := range all {
+		_ = c.Close()
+	}
 }
 
 func (t *trackedConn) Close() error {
@@ -114,12 +139,13 @@ func (n *Node) accept(l net.Listener, what string, serve func(net.Conn, ownershi
 			peer := n.cfg.PeerName(c)
 			_ = c.SetDeadline(time.Time{})
 			<-slots
-			if !n.cfg.isPeer(peer) {
+			if !n.isPeer(peer) {
 				n.log.Warn("refused a connection: its peer is no voter of this cluster",
 					"protocol", what, "from", c.RemoteAddr(), "name", peer)
 				_ = conn.Close()
 				return
 			}
+			n.conns.of(conn, peer)
 			serve(n.hear(conn, peer), peer)
 		}) {
 			_ = conn.Close()
@@ -191,7 +217,9 @@ func (s *stream) Dial(address raft.ServerAddress, timeout time.Duration) (net.Co
 	if err != nil {
 		return nil, fmt.Errorf("raft connection to %s: %w", address, err)
 	}
-	return s.n.hear(s.n.conns.add(c), ownership.HostID(address)), nil
+	conn := s.n.conns.add(c)
+	s.n.conns.of(conn, ownership.HostID(address))
+	return s.n.hear(conn, ownership.HostID(address)), nil
 }
 
 type idAddr ownership.HostID

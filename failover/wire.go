@@ -44,6 +44,7 @@ const (
 	kindConfirm kind = 5 // Term: are you in the term I lead?
 	kindLease   kind = 6 // Lease
 	kindStatus  kind = 8 // how far does your log go? (admit.go)
+	kindMembers kind = 9 // Step, Host: who votes? (members.go)
 	kindCancel  kind = 7 // the caller of this id has given up; no answer
 	kindAnswer  kind = 128
 )
@@ -64,6 +65,8 @@ type request struct {
 	Session    session            `json:"session,omitzero"`
 	Term       uint64             `json:"term,omitempty"`
 	Lease      time.Duration      `json:"lease,omitempty"`
+	Step       step               `json:"step,omitempty"`
+	Host       ownership.HostID   `json:"host,omitempty"`
 }
 
 type code string
@@ -91,6 +94,11 @@ type answer struct {
 	Lease   time.Duration    `json:"lease,omitempty"` // ns
 	Term    uint64           `json:"term,omitempty"`
 	Index   uint64           `json:"index,omitempty"`
+	// Of a status: Waits, it has not been admitted; Knows, the configuration
+	// there has the host that was asked about.
+	Waits   bool     `json:"waits,omitempty"`
+	Knows   bool     `json:"knows,omitempty"`
+	Members []Member `json:"members,omitempty"`
 }
 
 func (r request) check(k kind) error {
@@ -112,7 +120,14 @@ func (r request) check(k kind) error {
 		if r.Lease < ownership.MinLease || r.Lease > ownership.MaxLease {
 			return fmt.Errorf("lease %s is not between %s and %s", r.Lease, ownership.MinLease, ownership.MaxLease)
 		}
+	case kindMembers:
+		if r.Step != stepList {
+			return checkName("host", string(r.Host))
+		}
 	case kindConfirm, kindStatus:
+		if r.Host != "" {
+			return checkName("host", string(r.Host))
+		}
 	default:
 		return fmt.Errorf("unknown kind of request %d", k)
 	}
@@ -191,6 +206,9 @@ func decodeAnswer(f frame) (answer, error) {
 	}
 	if err := decodeJSON(f.body, &a); err != nil {
 		return a, fmt.Errorf("answer: %w", err)
+	}
+	if len(a.Members) > 2*maxPeers {
+		return a, fmt.Errorf("answer: %d members, at most %d", len(a.Members), 2*maxPeers)
 	}
 	if a.Code == "" || len(a.Leader) > maxName || a.Lease < 0 || a.Lease > ownership.MaxLease {
 		return a, fmt.Errorf("answer: code %q, leader of %d bytes, lease %s", a.Code, len(a.Leader), a.Lease)
