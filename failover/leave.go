@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/hashicorp/raft"
@@ -21,15 +22,19 @@ func (n *Node) Unreached(ctx context.Context) []ownership.HostID {
 	var mu sync.Mutex
 	var away []ownership.HostID
 	var asking sync.WaitGroup
-	for _, p := range n.cfg.Peers {
-		if p.ID == n.cfg.Self {
+	for _, id := range n.voting() {
+		if id == n.cfg.Self {
 			continue
 		}
 		asking.Go(func() {
-			if _, err := n.links[p.ID].call(ctx, kindStatus, request{}); err != nil {
+			l, err := n.link(id), errNotSent // of a voter that is not known here
+			if l != nil {
+				_, err = l.call(ctx, kindStatus, request{})
+			}
+			if err != nil {
 				mu.Lock()
 				defer mu.Unlock()
-				away = append(away, p.ID)
+				away = append(away, id)
 			}
 		})
 	}
@@ -44,9 +49,10 @@ func (n *Node) HandLeadership(ctx context.Context) error {
 		return nil
 	}
 	var errs []error
+	voting := n.voting()
 	for rank := range 3 {
-		for _, p := range n.cfg.Peers {
-			if p.ID == n.cfg.Self || n.rank(p) != rank {
+		for _, p := range n.known() {
+			if p.ID == n.cfg.Self || n.rank(p) != rank || !slices.Contains(voting, p.ID) {
 				continue
 			}
 			n.log.Info("handing the leadership over, since this voter is about to end", "to", p.ID)

@@ -414,7 +414,8 @@ func TestReplacementsUnderTakeoversAndFaults(t *testing.T) {
 		for {
 			select {
 			case <-stop:
-				c.net.heal(true)
+				return
+			case <-c.ctx.Done():
 				return
 			case <-time.After(time.Duration(random.IntN(400)) * time.Millisecond):
 			}

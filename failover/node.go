@@ -257,7 +257,8 @@ func (n *Node) startRaft() error {
 // voters is the configuration every voter bootstraps with, the same on each.
 func (n *Node) voters() raft.Configuration {
 	var c raft.Configuration
-	for _, p := range n.cfg.Peers {
+	configured, _, _ := n.Peers()
+	for _, p := range configured {
 		c.Servers = append(c.Servers, raft.Server{Suffrage: raft.Voter, ID: raft.ServerID(p.ID), Address: raft.ServerAddress(p.ID)})
 	}
 	slices.SortFunc(c.Servers, func(a, b raft.Server) int {

@@ -259,9 +259,10 @@ func (r *reign) confirmOnce() error {
 	}
 	var failed []error
 	for need > 0 {
-		if len(failed) > asked-need {
+		if asked < need { // to come
 			return fmt.Errorf("no majority confirms that %s leads: %w", n.cfg.Self, errors.Join(failed...))
 		}
+		asked--
 		if err := <-answers; err != nil {
 			failed = append(failed, err)
 		} else {

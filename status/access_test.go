@@ -55,6 +55,9 @@ func TestEveryRouteAndEverybody(t *testing.T) {
 					if method == http.MethodPost && path == "/api/v1/config" {
 						body = `{"reload":true}`
 					}
+					if path == "/api/v1/cluster/replace" {
+						body = `{"old":"witness","new":"judge"}`
+					}
 					a := r.ask(asker, route.pattern, method, at, c.token, body)
 					want := http.StatusOK
 					switch {

@@ -2,11 +2,14 @@ package status
 
 import (
 	"context"
+	"errors"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"understudy/config"
+	"understudy/ownership"
 )
 
 // fakeConfig is the configuration of a fake host.
@@ -67,5 +70,30 @@ func TestTheConfigurationIsToldComparedAndReloaded(t *testing.T) {
 	r.host.err = context.DeadlineExceeded
 	if a := r.ask(r.caller(""), "POST "+path, http.MethodPost, path, r.writer, `{"reload":true}`); a.code != http.StatusConflict {
 		t.Errorf("what cannot be done is answered %d", a.code)
+	}
+}
+
+// Replace makes the fake one of the Members, too.
+func (f *fakeConfig) Replace(ctx context.Context, old, fresh ownership.HostID, tell func(string)) (Cluster, error) {
+	tell("it is given the log")
+	return Cluster{Voters: []Voter{{Host: fresh, Configured: true, Member: true, Votes: true}}}, (*fake)(f).do(ctx, "replace "+string(old), string(fresh))
+}
+
+// TestAVoterIsReplacedOverTheSocket: the stages reach whoever asks, then the outcome.
+func TestAVoterIsReplacedOverTheSocket(t *testing.T) {
+	f := newFake()
+	path := filepath.Join(shortDir(t), "s")
+	serveSources(t, sourcesOf(f), path)
+	var told []string
+	got, err := NewClient(path).Replace(t.Context(), "witness", "judge", func(text string) { told = append(told, text) })
+	if err != nil || len(got.Voters) != 1 || got.Voters[0].Host != "judge" || len(told) != 1 || told[0] != "it is given the log" || <-f.asked != "replace witness judge" {
+		t.Errorf("%+v, %v, told %q", got, err, told)
+	}
+	f.err = errors.New("it owns a guest")
+	if _, err := NewClient(path).Replace(t.Context(), "witness", "judge", func(string) {}); err == nil || err.Error() != "it owns a guest" {
+		t.Errorf("refused: %v", err)
+	}
+	if _, err := NewClient(path).Replace(t.Context(), "", "judge", func(string) {}); err == nil {
+		t.Error("nobody was replaced")
 	}
 }

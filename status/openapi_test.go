@@ -47,7 +47,7 @@ var described = []reflect.Type{
 	reflect.TypeFor[FileRequest](), reflect.TypeFor[FileRemoved](), reflect.TypeFor[HostList](), reflect.TypeFor[Access](),
 	reflect.TypeFor[bubble.Spec](), reflect.TypeFor[bubble.Result](), reflect.TypeFor[BubbleEnds](),
 	reflect.TypeFor[strike.Spec](), reflect.TypeFor[strike.Struck](), reflect.TypeFor[StrikeList](),
-	reflect.TypeFor[RunningConfig](), reflect.TypeFor[ConfigRequest](), reflect.TypeFor[config.Change](),
+	reflect.TypeFor[ReplaceRequest](), reflect.TypeFor[RunningConfig](), reflect.TypeFor[ConfigRequest](), reflect.TypeFor[config.Change](),
 	reflect.TypeFor[UpgradeRequest](), reflect.TypeFor[Upgrade](),
 }
 

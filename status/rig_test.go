@@ -166,7 +166,7 @@ func known() Cluster {
 }
 
 func sourcesOf(f *fake) Sources {
-	return Sources{Operations: f, Upgrades: upgrades{f}, Configuration: (*fakeConfig)(f), Bubbles: f, Strikes: struckBy{f}, Cluster: known, Events: newRecorded(5), Drills: drills{f}, BootID: "a-boot", Report: func() Report {
+	return Sources{Operations: f, Upgrades: upgrades{f}, Configuration: (*fakeConfig)(f), Members: (*fakeConfig)(f), Bubbles: f, Strikes: struckBy{f}, Cluster: known, Events: newRecorded(5), Drills: drills{f}, BootID: "a-boot", Report: func() Report {
 		return Report{Host: "alpha", Leader: "witness", Lease: time.Second, Exits: map[string][]Exit{"web": {{Device: "serial", Treatment: "refused"}}}}
 	}}
 }

@@ -111,6 +111,11 @@ type Voter struct {
 	// Heard is since the voter's last word to this host; missing: none since the
 	// daemon began. Hosts that do not lead have little to say to each other.
 	Heard *time.Duration `json:"heard_ns,omitempty"`
+	// Configured: it is in this host's configuration; Member: the ownership log is
+	// for it; Votes: it votes. All three, but while a host is replaced.
+	Configured bool `json:"configured"`
+	Member     bool `json:"member"`
+	Votes      bool `json:"votes"`
 }
 
 // Guests is the answer to GET /api/v1/guests.
@@ -140,6 +145,8 @@ type Sources struct {
 	Peers Peers
 	// Configuration is the daemon's; nil: it cannot be changed here.
 	Configuration Configuration
+	// Members is who votes; nil: it cannot be changed here.
+	Members Members
 	// Owner returns the owner of a guest, of any in the log, as far as it is
 	// known here; "" if it is not. nil: it never is.
 	Owner func(guest string) ownership.HostID
@@ -230,6 +237,7 @@ func (s *Server) routes() []route {
 	all = append(all, s.uiRoutes()...)
 	all = append(all, s.upgradeRoutes()...)
 	all = append(all, configRoutes(s.Configuration)...)
+	all = append(all, memberRoutes(s.Members)...)
 	all = append(all, checkpointRoutes(ops)...)
 	all = append(all, s.strikeRoutes()...)
 	return append(all, s.bubbleRoutes()...)

@@ -127,13 +127,19 @@ func shortDir(t *testing.T) string {
 // serve starts a server on path and returns what stops it and tells its error.
 func serve(t *testing.T, ops Operations, path string) (stop func() error) {
 	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
 	bubbles, _ := ops.(Bubbles)
-	s := NewServer(Sources{Operations: ops, Bubbles: bubbles, Report: func() Report {
+	return serveSources(t, Sources{Operations: ops, Bubbles: bubbles, Report: func() Report {
 		return Report{Host: "alpha", Leader: "witness", Lease: time.Second,
 			Exits: map[string][]Exit{"web": {{Device: "network 52:54:00:12:34:56", Treatment: "held"}}}}
-	}})
+	}}, path)
+}
+
+// serveSources is serve for a server of these sources.
+func serveSources(t *testing.T, from Sources, path string) (stop func() error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	s := NewServer(from)
 	go func() { ended <- s.Serve(ctx, path) }()
 	stopped := false
 	stop = func() error {

@@ -273,7 +273,8 @@ func clusterOf(v failover.View) status.Cluster {
 	c := status.Cluster{Host: v.Self, Leader: v.Leader, Leads: v.Leads, Term: v.Term,
 		Last: v.Last, Committed: v.Committed, Applied: v.Applied, Contact: v.Contact, Voters: make([]status.Voter, 0, len(v.Voters))}
 	for _, p := range v.Voters {
-		c.Voters = append(c.Voters, status.Voter{Host: p.ID, Address: p.Address, Witness: p.Witness, Leader: p.ID == v.Leader && v.Leader != "", Heard: p.Heard})
+		c.Voters = append(c.Voters, status.Voter{Host: p.ID, Address: p.Address, Witness: p.Witness, Leader: p.ID == v.Leader && v.Leader != "", Heard: p.Heard,
+			Configured: p.Configured, Member: p.Member, Votes: p.Votes})
 	}
 	return c
 }

@@ -19,6 +19,7 @@ import (
 
 	"understudy/config"
 	"understudy/events"
+	"understudy/failover"
 	"understudy/host"
 	"understudy/status"
 	"understudy/transport"
@@ -31,6 +32,7 @@ type changing struct {
 	hosting  *hosting
 	book     *book
 	port     *transport.Port
+	voter    *failover.Node
 	endpoint *endpointKeeper
 	changed  func() // told of each change that was made; nil: nobody is
 
@@ -41,8 +43,8 @@ type changing struct {
 	since   time.Time
 }
 
-func newChanging(o Options, self config.Host, h *hosting, b *book, port *transport.Port, e *endpointKeeper) *changing {
-	return &changing{o: o, self: self.Name, hosting: h, book: b, port: port, endpoint: e, running: o.Config, since: time.Now()}
+func newChanging(o Options, self config.Host, h *hosting, b *book, port *transport.Port, voter *failover.Node, e *endpointKeeper) *changing {
+	return &changing{o: o, self: self.Name, hosting: h, book: b, port: port, voter: voter, endpoint: e, running: o.Config, since: time.Now()}
 }
 
 // now is the configuration that runs, which nobody changes.
@@ -156,8 +158,13 @@ func (c *changing) refine(ctx context.Context, was, next *config.Config, i *conf
 	case config.Refused:
 		i.Blocked = true
 	case config.Voters:
-		if i.Why == "" {
-			block("the ownership log was made for its voters: they stay")
+		if i.Blocked {
+			break
+		}
+		if why := exchange(c.voter, next); why != "" {
+			block(why)
+		} else if i.Is == "" {
+			i.Why = "then, when every host has the new configuration: understudy host replace " + i.Host + " NEW"
 		}
 	case config.RestartDaemon:
 		i.Blocked = i.Host == c.self || i.Host == ""
@@ -223,9 +230,21 @@ func (c *changing) apply(ctx context.Context, was, next *config.Config, change c
 		return nil, err
 	}
 	back = append(back, func() { _ = c.hosting.setSessions(wire) })
-	c.book.set(next)
-	c.port.Allow(c.book.names())
-	back = append(back, func() { c.book.set(was); c.port.Allow(c.book.names()) })
+	// The voter first: what the book says of former hosts follows from it.
+	if err := c.voter.SetPeers(peersOf(next)); err != nil {
+		return nil, err
+	}
+	back = append(back, func() { _ = c.voter.SetPeers(peersOf(was)) })
+	back = append(back, func() {
+		if err := c.book.set(was); err != nil {
+			c.o.Slog.Warn("where the hosts are is not kept", "err", err)
+		}
+		c.book.admit(c.port)
+	})
+	if err := c.book.set(next); err != nil {
+		return nil, err
+	}
+	c.book.admit(c.port)
 
 	if err := c.exchange(ctx, was, next, change, &back); err != nil {
 		return nil, err

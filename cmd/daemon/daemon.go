@@ -114,7 +114,7 @@ func live(signals context.Context, o Options, self config.Host, id *transport.Id
 	defer o.inherited.rest()
 	dirs := o.Config.DirsOf(self)
 	undone := undoStrikes(dirs.State, o.Slog)
-	book := newBook(o.Config)
+	book := openBook(dirs.State, o.Config, o.Slog)
 	port, err := transport.Listen(ctx, self.Address, id, book.names(), o.Slog)
 	if err != nil {
 		return nil, err
@@ -124,7 +124,7 @@ func live(signals context.Context, o Options, self config.Host, id *transport.Id
 		return transport.Dial(ctx, book.address(peer), string(peer), proto, id)
 	}
 	voter, err := failover.Open(ctx, failover.Config{
-		Self: ownership.HostID(self.Name), Peers: book.peers(), Dir: filepath.Join(dirs.State, "ownership"),
+		Self: ownership.HostID(self.Name), Peers: book.peers(), Former: book.formerPeers(), Dir: filepath.Join(dirs.State, "ownership"),
 		RaftListener: port.Protocol(failover.ProtocolRaft), RPCListener: port.Protocol(failover.ProtocolRPC),
 		Dial:     dial,
 		PeerName: func(c net.Conn) ownership.HostID { return ownership.HostID(transport.PeerName(c)) },
@@ -150,7 +150,7 @@ func live(signals context.Context, o Options, self config.Host, id *transport.Id
 	h := hosting.host
 	endpoint := newEndpointKeeper(o, self)
 	peers := newPeers(self, Socket(o.Config, self), book.ids, dial)
-	changing := newChanging(o, self, hosting, book, port, endpoint)
+	changing := newChanging(o, self, hosting, book, port, voter, endpoint)
 	tellUp(o.record, status.Version)
 	tellUndone(o.record, undone)
 	l = &leaver{o: o, self: ownership.HostID(self.Name), voter: voter, host: h, keeping: o.keeping, upgrades: make(chan *upgrade), log: o.Slog}
@@ -161,7 +161,7 @@ func live(signals context.Context, o Options, self config.Host, id *transport.Id
 	}
 	changing.changed = drills.Changed
 	server := status.NewServer(status.Sources{Operations: h, Slog: o.Slog, Events: told{o.record}, Bubbles: h, Peers: peers, Owner: ownerIn(voter),
-		Drills: drills, BootID: bootID(), Configuration: changing, Strikes: newStrikes(ctx, o, self, &workers),
+		Drills: drills, BootID: bootID(), Configuration: changing, Members: members{voter}, Strikes: newStrikes(ctx, o, self, &workers),
 		Cluster: func() status.Cluster { return clusterOf(voter.View()) }, Upgrades: l,
 		Report: func() status.Report {
 			return status.Report{PID: os.Getpid(), Host: ownership.HostID(self.Name), Leader: voter.Leader(), Lease: voter.Lease(), Exits: hosting.ways(), Config: changing.brief()}
@@ -175,6 +175,7 @@ func live(signals context.Context, o Options, self config.Host, id *transport.Id
 	workers.Go(func() { endpoint.serve(ctx, server) })
 	workers.Go(func() { changing.listen(ctx) })
 	workers.Go(func() { drills.Run(ctx) })
+	workers.Go(func() { followMembers(ctx, o, voter, book, port) })
 	if o.Supervisor != nil {
 		workers.Go(func() {
 			supervise(ctx, supervisor{o.Supervisor, l}, supervised{guests: h, voter: voter, endpoint: answers{status.NewClient(Socket(o.Config, self))},
