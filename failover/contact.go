@@ -87,6 +87,9 @@ func (n *Node) View() View {
 		voter := Voter{ID: p.ID, Address: p.Address, Witness: p.Witness, Configured: n.configured(p.ID)}
 		i := slices.IndexFunc(members, func(s raft.Server) bool { return s.ID == raft.ServerID(p.ID) })
 		voter.Member, voter.Votes = i >= 0, i >= 0 && members[i].Suffrage == raft.Voter
+		if !voter.Configured && !voter.Member {
+			continue // it has just been removed
+		}
 		if voter.Votes {
 			votes++
 		}

@@ -21,6 +21,7 @@ import (
 	"understudy/config"
 	"understudy/egress"
 	"understudy/hypervisor/sim"
+	"understudy/ownership"
 	"understudy/status"
 	"understudy/transport/pki"
 )
@@ -395,4 +396,109 @@ func must[T any](v T, err error) T {
 		panic(err)
 	}
 	return v
+}
+
+// replace puts a fresh host into the place of another in the configuration of all
+// that stay, starts it, and lets by drive the log's part.
+func (x *trio) replace(ctx context.Context, old, fresh, by string) {
+	x.t.Helper()
+	began := time.Now()
+	x.must(pki.Reissue(filepath.Join(x.dir, "tls"), fresh, 24*time.Hour))
+	var stay []string
+	for i, h := range x.hosts {
+		if h.name == old {
+			x.hosts[i].name, x.hosts[i].address = fresh, x.free()
+		} else {
+			stay = append(stay, h.name)
+		}
+	}
+	x.guest = strings.ReplaceAll(x.guest, fmt.Sprintf("backup = %q", old), fmt.Sprintf("backup = %q", fresh))
+	x.write(fresh)
+	x.start(fresh)
+	x.applied(ctx, stay...)
+	x.t.Logf("%s → %s: configured after %v", old, fresh, time.Since(began).Round(time.Millisecond))
+	var said string
+	for {
+		c, err := x.up[by].client.Replace(ctx, ownership.HostID(old), ownership.HostID(fresh), func(text string) {
+			x.t.Logf("%8v %s", time.Since(began).Round(time.Millisecond), text)
+		})
+		if err == nil {
+			for _, v := range c.Voters {
+				if !v.Configured || !v.Member || !v.Votes {
+					x.t.Errorf("in the end %+v", v)
+				}
+			}
+			break
+		}
+		// The backup's place has to be taken first.
+		if !strings.Contains(err.Error(), "is the backup in sync") {
+			x.t.Fatal(err)
+		}
+		said = err.Error()
+		select {
+		case <-ctx.Done():
+			x.t.Fatal(said)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	x.t.Logf("%s → %s: done after %v %s", old, fresh, time.Since(began).Round(time.Millisecond), said)
+}
+
+// TestTheWitnessIsReplacedUnderAGuest, alive and then dead, while a client counts:
+// no failover, no lost lease, no line lost. Then the guest fails over with the fresh
+// witness' vote alone.
+func TestTheWitnessIsReplacedUnderAGuest(t *testing.T) {
+	x := newTrio(t)
+	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
+	t.Cleanup(cancel)
+	x.protectedBy(ctx, "a", "web", "b")
+	c, _ := x.caller(ctx, "web")
+	x.must(c.WaitLine(ctx, 20))
+	g, err := x.status(ctx, "a", "web")
+	x.must(err)
+	image := g.Primary.Image
+
+	x.replace(ctx, "w", "w2", "a")
+	x.stop("w")
+	x.quiet(ctx, c, "a", "web", uint64(g.Log.Generation))
+	x.stop("w2") // it dies, and is replaced by one that comes after its death
+	x.replace(ctx, "w2", "w3", "b")
+	x.quiet(ctx, c, "a", "web", uint64(g.Log.Generation))
+	if now := x.protectedBy(ctx, "a", "web", "b"); now.Primary.Image != image {
+		t.Error("the image was made anew")
+	}
+	// A daemon that is started anew finds the log with the fresh witness.
+	x.stop("b")
+	x.start("b")
+	x.protectedBy(ctx, "a", "web", "b")
+	x.must(x.up["a"].client.Operate(ctx, "web", "switchover", new(struct{})))
+	x.protectedBy(ctx, "b", "web", "a")
+	x.must(c.WaitLine(ctx, c.Report().Lines+20))
+	x.must(c.Report().Err())
+	t.Logf("%d lines in all, longest gap %v (of the switchover)", c.Report().Lines, c.Report().LongestGap)
+}
+
+// TestTheBackupsHostIsReplacedByAFreshOne: its machine is lost; the guest runs on,
+// and is protected by the fresh one, to which it then goes.
+func TestTheBackupsHostIsReplacedByAFreshOne(t *testing.T) {
+	x := newTrio(t)
+	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
+	t.Cleanup(cancel)
+	x.protectedBy(ctx, "a", "web", "b")
+	c, _ := x.caller(ctx, "web")
+	x.must(c.WaitLine(ctx, 20))
+	g, err := x.status(ctx, "a", "web")
+	x.must(err)
+
+	x.stop("b")
+	lost := time.Now()
+	x.replace(ctx, "b", "c", "a")
+	x.protectedBy(ctx, "a", "web", "c")
+	t.Logf("protected by the fresh host %v after the old one was lost", time.Since(lost).Round(time.Millisecond))
+	x.quiet(ctx, c, "a", "web", uint64(g.Log.Generation))
+	x.must(x.up["a"].client.Operate(ctx, "web", "switchover", new(struct{})))
+	x.protectedBy(ctx, "c", "web", "a")
+	x.must(c.WaitLine(ctx, c.Report().Lines+20))
+	x.must(c.Report().Err())
+	t.Logf("%d lines in all, longest gap %v", c.Report().Lines, c.Report().LongestGap)
 }
