@@ -323,7 +323,7 @@ func (c *cluster) do(h ownership.HostID, k ownership.Kind, b ownership.Backup) o
 }
 
 func (c *cluster) command(ctx context.Context, h ownership.HostID, k ownership.Kind, b ownership.Backup) (ownership.Command, error) {
-	now, err := c.node[h].Read(ctx, guest)
+	now, err := c.at(h).Read(ctx, guest)
 	return ownership.Command{ID: ownership.NewCommandID(), Guest: guest, Kind: k, Host: h,
 		Generation: now.Generation, Revision: now.Revision, Backup: b}, err
 }
@@ -333,7 +333,14 @@ func (c *cluster) try(ctx context.Context, h ownership.HostID, k ownership.Kind,
 	if err != nil {
 		return ownership.Guest{}, err
 	}
-	return c.node[h].Propose(ctx, cmd)
+	return c.at(h).Propose(ctx, cmd)
+}
+
+// at is a voter, while others come and go.
+func (c *cluster) at(h ownership.HostID) *Node {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.node[h]
 }
 
 // protected starts the guest on A with an image in sync on B.

@@ -55,7 +55,7 @@ func (c *cluster) startWith(id ownership.HostID, peers []Peer) *Node {
 func (c *cluster) configure(peers []Peer, ids ...ownership.HostID) {
 	c.t.Helper()
 	for _, id := range ids {
-		if err := c.node[id].SetPeers(peers); err != nil {
+		if err := c.at(id).SetPeers(peers); err != nil {
 			c.t.Fatal(err)
 		}
 	}
@@ -395,7 +395,7 @@ func TestReplacementsUnderTakeoversAndFaults(t *testing.T) {
 			c.configure(peers, hostA, hostB)
 			for c.ctx.Err() == nil {
 				ctx, cancel := context.WithTimeout(c.ctx, 5*lease)
-				err := c.node[hostA].Replace(ctx, was, is, func(string) {})
+				err := c.at(hostA).Replace(ctx, was, is, func(string) {})
 				cancel()
 				if err == nil {
 					break
@@ -452,7 +452,7 @@ func TestReplacementsUnderTakeoversAndFaults(t *testing.T) {
 					default:
 					}
 					ctx, cancel := context.WithTimeout(c.ctx, lease)
-					if g, err := c.node[owner].Renew(ctx, guest, st.Generation); err == nil {
+					if g, err := c.at(owner).Renew(ctx, guest, st.Generation); err == nil {
 						last = max(last, g.Until)
 					}
 					cancel()
@@ -463,7 +463,7 @@ func TestReplacementsUnderTakeoversAndFaults(t *testing.T) {
 		go func() {
 			for {
 				ctx, cancel := context.WithTimeout(c.ctx, 10*lease)
-				now, err := c.node[other].Read(ctx, guest)
+				now, err := c.at(other).Read(ctx, guest)
 				if err == nil && now.Owner == owner {
 					_, err = c.try(ctx, other, ownership.Takeover, b)
 				}
@@ -485,7 +485,7 @@ func TestReplacementsUnderTakeoversAndFaults(t *testing.T) {
 		sure := func(k ownership.Kind, b ownership.Backup, done func(g ownership.Guest) bool) ownership.Guest {
 			for {
 				ctx, cancel := context.WithTimeout(c.ctx, 10*lease)
-				g, err := c.node[owner].Read(ctx, guest)
+				g, err := c.at(owner).Read(ctx, guest)
 				if err == nil && !done(g) {
 					g, err = c.try(ctx, owner, k, b)
 				}
