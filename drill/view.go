@@ -210,6 +210,8 @@ func protection(is func(string, bool, string, ...any), guest string, log ownersh
 func unprotected(guest string, log ownership.Guest, v View) string {
 	owner, there := v.at(log.Owner, guest)
 	switch {
+	case log.Protection != ownership.ProtectionOn:
+		return fmt.Sprintf("its protection is %s: `understudy resume %s`", log.Protection, guest)
 	case !there:
 		return fmt.Sprintf("%s, its owner, does not answer", log.Owner)
 	case owner.Primary == nil:
