@@ -325,33 +325,36 @@ func (r *Runner) cleanUp(ctx context.Context, report Report) {
 
 // schedule begins drills when they are due.
 func (r *Runner) schedule(ctx context.Context) {
-	for ctx.Err() == nil {
-		s, at := r.next(time.Now())
-		var due <-chan time.Time
-		var timer *time.Timer
-		if s != nil {
-			// The clock may be set: an hour is the longest that is slept.
-			timer = time.NewTimer(min(time.Until(at), time.Hour))
-			due = timer.C
+	for from := time.Now(); ctx.Err() == nil; {
+		now := time.Now()
+		if now.Before(from) {
+			from = now // the clock was set back
 		}
+		due, next := r.between(from, now)
+		for _, s := range due {
+			r.last[s.Name] = now
+			r.due(s)
+		}
+		from = now
+		// The clock may be set: an hour is the longest that is slept.
+		sleep := time.Hour
+		if !next.IsZero() {
+			sleep = min(max(time.Until(next), 0), sleep)
+		}
+		timer := time.NewTimer(sleep)
 		select {
-		case <-due:
-			if !time.Now().Before(at) {
-				r.last[s.Name] = at
-				r.due(*s)
-			}
+		case <-timer.C:
 		case <-r.changed:
 		case <-ctx.Done():
 		}
-		if timer != nil {
-			timer.Stop()
-		}
+		timer.Stop()
 	}
 }
 
-// next returns the drill that is due first, and when; nil if none ever is. Only
+// between returns the drills that this host has to run which were due after from
+// and not after now, and when the next one is; zero if none ever is. Only
 // schedule's goroutine calls it.
-func (r *Runner) next(now time.Time) (first *Spec, at time.Time) {
+func (r *Runner) between(from, now time.Time) (due []Spec, next time.Time) {
 	c := r.cfg.Cluster
 	for _, s := range r.cfg.Specs() {
 		when, err := config.ParseSchedule(s.Schedule)
@@ -360,20 +363,19 @@ func (r *Runner) next(now time.Time) (first *Spec, at time.Time) {
 			continue
 		}
 		began := r.began
-		from := now
 		if last, ok := r.last[s.Name]; ok {
 			began = last
-			if last.After(from) {
-				from = last // the clock was set back
-			}
 		}
-		t := when.Next(from, began)
-		if first == nil || t.Before(at) {
-			one := s
-			first, at = &one, t
+		at := when.Next(from, began)
+		if !at.After(now) {
+			due = append(due, s)
+			at = when.Next(now, now)
+		}
+		if next.IsZero() || at.Before(next) {
+			next = at
 		}
 	}
-	return first, at
+	return due, next
 }
 
 // due begins a scheduled drill, or records why not.
