@@ -9,7 +9,7 @@ const seldom = 30_000; // where this host does not ask others
 // ask keeps the model's other hosts up to date until signal ends it.
 export async function ask(model, signal, changed) {
   const last = new Map(); // host → number of its last event here
-  let events = 0;
+  let events = -eventsEvery; // when they were asked for
   while (!signal.aborted) {
     const others = model.voters().map((v) => v.host).filter((h) => h !== model.self);
     const withEvents = performance.now() - events >= eventsEvery;

@@ -79,7 +79,7 @@ export class Plot {
     this.span = shown(samples, this.now);
     this.x = linear(this.now - this.span, this.now, margin.left, width - margin.right);
     this.y = linear(0, axis.at(-1), height - margin.bottom, margin.top);
-    this.axes(axis);
+    this.axes(drawn ? axis : axis.slice(0, 1));
     this.lines.forEach((l, i) => {
       const d = stacked
         ? area(samples.map((s, j) => { const [low, high] = stacked.get(l.key)[j]; return [this.x(s.at), low === null ? null : this.y(low), high === null ? null : this.y(high)]; }))

@@ -143,6 +143,7 @@ func TestAFailoverAndAFailbackAsTheyAreSeen(t *testing.T) {
 	// The witness runs no guest, and its page tells the same.
 	w := open(t, url[world.Witness], token)
 	w.reads("h1", "web is protected: runs on a, b stands by,")
+	w.reads(".events", "a · web")
 	w.picture("7-from-the-witness")
 	w.clean(url[world.Witness], refused)
 }
