@@ -66,6 +66,9 @@ var layers = map[string][]string{
 	// A leader's leases, pure.
 	"failover/leases": {"clock", "epoch", "ownership"},
 
+	// A view for a terminal of what the status endpoint tells.
+	"top": {"host", "ownership", "primary", "status"},
+
 	// The cores under simulated faults.
 	"simulation": {"backup", "clock", "disk", "epoch", "exclusion", "failover/leases", "hypervisor", "ownership", "primary", "protocol", "rebuild"},
 

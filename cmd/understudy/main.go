@@ -117,6 +117,7 @@ func root(f *common) *cobra.Command {
 	c.AddCommand(failoverCommand(f))
 	c.AddCommand(upgradeCommand(f), versionCommand(f), manCommand(f, c))
 	c.AddCommand(eventsCommand(f), raftCommand(f), tokenCommand(f), bundleCommand(f))
+	c.AddCommand(topCommand(f))
 	explain(c)
 	f.complete(c)
 	return c
