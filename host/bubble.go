@@ -141,7 +141,7 @@ func (h *Host) asBackup(guest string) (*manager, *backup.Backup, error) {
 	defer m.mu.Unlock()
 	switch {
 	case m.backup == nil:
-		return nil, nil, fmt.Errorf("host %s does not stand by for guest %q (its role here: %s): ask the host that does", h.cfg.Self, guest, m.role)
+		return nil, nil, fmt.Errorf("host %s does not stand by for guest %q (its role here: %s): ask host %s (--at %s)", h.cfg.Self, guest, m.role, m.Peer, m.Peer)
 	case m.Bubbles == nil:
 		return nil, nil, fmt.Errorf("guest %q cannot have a bubble on host %s", guest, h.cfg.Self)
 	}

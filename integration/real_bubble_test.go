@@ -9,7 +9,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -37,6 +39,10 @@ func TestRealBubble(t *testing.T) {
 				t.Log("measured:\n" + s.measures())
 			}()
 			s.play(t, aBubbleHarmsNobody)
+			if mode == config.Replicated && !t.Failed() {
+				s.play(t, theDaemonOfABubbleDies)
+				s.play(t, aBubbleMakesRoom)
+			}
 		})
 	}
 }
@@ -90,7 +96,7 @@ func aBubbleHarmsNobody(s *stage) {
 		s.note("bubble: the whole of it", r.Took)
 		s.t.Logf("%+v", r)
 	}
-	s.t.Logf("throughput: beside bubbles %.0f B/s, during them %.0f B/s: lost %.1f%%", beside, during, 100*(1-mean(during)/mean(beside)))
+	s.t.Logf("throughput: beside bubbles %.0f B/s, during them %.0f B/s: lost %.1f%% (median of each against its neighbours)", beside, during, 100*lost(beside, during))
 
 	for _, want := range []string{"boot " + s.boot, "ok", "no way out"} {
 		if !strings.Contains(r.Check.Output, want) {
@@ -164,17 +170,80 @@ func hashOf(path string) (sum [32]byte, err error) {
 	return [32]byte(h.Sum(nil)), nil
 }
 
+// held starts a bubble that is held, and returns when its copy runs.
+func (s *stage) held() <-chan answer {
+	s.t.Helper()
+	said := make(chan answer, 1)
+	go func() {
+		text, status := s.cli(s.backup, "bubble", web, "--hold", "2m")
+		said <- answer{text, status}
+	}()
+	ctx, cancel := context.WithTimeout(s.ctx, soon)
+	defer cancel()
+	for began := s.began; ; {
+		if _, runs := s.Logged(s.backup, "the bubble's guest runs", began); runs {
+			return said
+		}
+		select {
+		case a := <-said:
+			s.t.Fatalf("the bubble ended with status %d: %s", a.status, a.text)
+		default:
+		}
+		if world.Sleep(ctx, 10*time.Millisecond) != nil {
+			s.t.Fatal("the bubble's guest does not run")
+		}
+	}
+}
+
+// theDaemonOfABubbleDies: what it leaves is removed by the next.
+func theDaemonOfABubbleDies(s *stage) {
+	said := s.held()
+	machines := s.machines(s.backup)
+	if len(machines) != 2 {
+		s.t.Errorf("QEMU processes on host %s: %v, want the waiting one and the bubble's", s.backup, machines)
+	}
+	s.must(s.KillDaemon(s.backup))
+	if a := <-said; a.status == 0 {
+		s.t.Errorf("a bubble whose daemon dies: %s", a.text)
+	}
+	s.must(s.client.More(s.ctx, 20, soon))
+	s.must(s.Start(s.ctx, s.backup))
+	s.noMachine(s.backup, machines...)
+	s.protected(web, s.owner)
+	s.noBubbleLeft()
+}
+
+// aBubbleMakesRoom: the backup is needed.
+func aBubbleMakesRoom(s *stage) {
+	said := s.held()
+	since := time.Now()
+	for _, pid := range s.machines(s.owner) {
+		s.must(syscall.Kill(pid, syscall.SIGKILL))
+	}
+	s.takenOver("QEMU killed beside a bubble", since)
+	if a := <-said; a.status == 0 || !strings.Contains(a.text, "comes first") {
+		s.t.Errorf("a bubble beside a takeover: status %d: %s", a.status, a.text)
+	}
+	s.again("QEMU killed beside a bubble", since)
+	s.noBubbleLeft()
+	s.owner, s.backup = s.backup, s.owner
+}
+
 // answer is what a command said.
 type answer struct {
 	text   string
 	status int
 }
 
-func mean(of []float64) (sum float64) {
-	for _, x := range of {
-		sum += x / float64(len(of))
+// lost is the median of what each of during lacks of the mean of those before and
+// after it in beside.
+func lost(beside, during []float64) float64 {
+	var all []float64
+	for i, d := range during {
+		all = append(all, 1-2*d/(beside[i]+beside[i+1]))
 	}
-	return sum
+	slices.Sort(all)
+	return all[len(all)/2]
 }
 
 // pull takes bytes from the guest over one connection, and returns how many a
