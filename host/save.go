@@ -23,6 +23,7 @@ import (
 	"understudy/checkpoint"
 	"understudy/epoch"
 	"understudy/hypervisor"
+	"understudy/ownership"
 	"understudy/primary"
 )
 
@@ -99,11 +100,13 @@ type SaveRequest struct {
 // SaveResult is what became of it.
 type SaveResult struct {
 	checkpoint.Info
-	Took    time.Duration `json:"took_ns"`
-	Pause   time.Duration `json:"pause_ns"`   // 0 if the guest was stopped
-	Rounds  int           `json:"rounds"`     // in which pages were copied, the pause's included
-	Last    uint64        `json:"last_pages"` // copied in the pause
-	Stopped bool          `json:"stopped"`
+	// Host has the file: the guest's owner, whichever was asked.
+	Host    ownership.HostID `json:"host"`
+	Took    time.Duration    `json:"took_ns"`
+	Pause   time.Duration    `json:"pause_ns"`   // 0 if the guest was stopped
+	Rounds  int              `json:"rounds"`     // in which pages were copied, the pause's included
+	Last    uint64           `json:"last_pages"` // copied in the pause
+	Stopped bool             `json:"stopped"`
 	// Pins are the files in which overwritten content is kept.
 	Pins []string `json:"pins,omitempty"`
 	// Note says what the operator should know.
@@ -141,7 +144,7 @@ func (h *Host) SaveCheckpoint(ctx context.Context, guest string, req SaveRequest
 	if err != nil {
 		return SaveResult{}, errors.Join(err, s.abort(ctx))
 	}
-	s.result.Took = time.Since(began)
+	s.result.Took, s.result.Host = time.Since(began), h.cfg.Self
 	return s.result, nil
 }
 

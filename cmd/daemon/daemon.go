@@ -161,7 +161,7 @@ func live(signals context.Context, o Options, self config.Host, id *transport.Id
 	}
 	changing.changed = drills.Changed
 	server := status.NewServer(status.Sources{Operations: h, Slog: o.Slog, Events: told{o.record}, Bubbles: h, Peers: peers, Owner: ownerIn(voter),
-		Drills: drills, BootID: bootID(), Configuration: changing, Members: members{voter}, Strikes: newStrikes(ctx, o, self, &workers),
+		Drills: drills, BootID: bootID(), Configuration: changing, Members: members{voter}, Strikes: newStrikes(ctx, o, self, changing.now, &workers),
 		Cluster: func() status.Cluster { return clusterOf(voter.View()) }, Upgrades: l,
 		Report: func() status.Report {
 			return status.Report{PID: os.Getpid(), Host: ownership.HostID(self.Name), Leader: voter.Leader(), Lease: voter.Lease(), Exits: hosting.ways(), Config: changing.brief()}

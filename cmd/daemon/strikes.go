@@ -27,7 +27,7 @@ import (
 
 // strikes are those on this host.
 type strikes struct {
-	config  *config.Config
+	config  func() *config.Config // the one that runs
 	self    config.Host
 	dir     string
 	command []string // of the agent
@@ -39,13 +39,13 @@ type strikes struct {
 }
 
 // newStrikes returns the host's strikes; command runs the agent, nil for none.
-func newStrikes(ctx context.Context, o Options, self config.Host, agents *sync.WaitGroup) *strikes {
-	return &strikes{config: o.Config, self: self, dir: strike.Dir(o.Config.DirsOf(self).State), command: o.Strike,
+func newStrikes(ctx context.Context, o Options, self config.Host, running func() *config.Config, agents *sync.WaitGroup) *strikes {
+	return &strikes{config: running, self: self, dir: strike.Dir(o.Config.DirsOf(self).State), command: o.Strike,
 		record: o.record, slog: o.Slog, ctx: ctx, agents: agents}
 }
 
 // Allowed: the host lets itself be struck.
-func (s *strikes) Allowed() bool { return s.config.Drills.StrikesAllowed() && len(s.command) > 0 }
+func (s *strikes) Allowed() bool { return s.config().Drills.StrikesAllowed() && len(s.command) > 0 }
 
 // Strikes are those that are not undone yet.
 func (s *strikes) Strikes() ([]strike.Struck, error) {
@@ -62,7 +62,7 @@ func (s *strikes) Strike(ctx context.Context, guest string, spec strike.Spec) (s
 	if !s.Allowed() {
 		return strike.Struck{}, fmt.Errorf("host %s does not let itself be struck: strikes = false in [drills] of its configuration", s.self.Name)
 	}
-	g, ok := s.config.Guest(guest)
+	g, ok := s.config().Guest(guest)
 	if !ok || g.Host != s.self.Name && g.Backup != s.self.Name {
 		return strike.Struck{}, fmt.Errorf("no guest %q on host %s: see the [[guest]] sections of the configuration", guest, s.self.Name)
 	}
@@ -99,14 +99,14 @@ func clockTime(t time.Time) string { return t.UTC().Format("15:04:05.000") + "Z"
 // target is whom a strike for a guest hits.
 func (s *strikes) target(ctx context.Context, g config.Guest, kind strike.Kind) (strike.Target, error) {
 	t := strike.Target{Guest: g.Name}
-	for _, other := range s.config.Guests {
+	for _, other := range s.config().Guests {
 		if other.Name != g.Name && (other.Host == s.self.Name || other.Backup == s.self.Name) {
 			t.Also = append(t.Also, other.Name)
 		}
 	}
 	var err error
 	if g.Hypervisor == config.QEMU {
-		if t.Machines, err = qemu.Machines(qemuConfig(s.config, s.self, g, nil).ImageDir); err != nil {
+		if t.Machines, err = qemu.Machines(qemuConfig(s.config(), s.self, g, nil).ImageDir); err != nil {
 			return t, fmt.Errorf("find the machine of guest %q: %w", g.Name, err)
 		}
 	}
@@ -118,7 +118,7 @@ func (s *strikes) target(ctx context.Context, g config.Guest, kind strike.Kind) 
 		return t, err
 	}
 	t.Port = own[0]
-	for _, h := range s.config.Hosts {
+	for _, h := range s.config().Hosts {
 		if h.Name == s.self.Name {
 			continue
 		}

@@ -156,9 +156,10 @@ func bundleHost(ctx context.Context, out *bundle, c *status.Client, h ownership.
 		return
 	}
 	for _, one := range [][2]string{{"cluster.json", "/api/v1/cluster"}, {"guests.json", "/api/v1/guests"}, {"ready.txt", "/readyz?verbose"}, {"metrics.txt", "/metrics"},
-		{"strikes.json", "/api/v1/strikes"}, {"config.json", "/api/v1/config"}} {
+		{"strikes.json", "/api/v1/strikes"}} {
 		ask(one[0], one[1])
 	}
+	bundleConfig(ctx, out, c, under+"understudy.toml")
 	if text, err := newestEvents(ctx, c); err != nil {
 		out.lack(under+"events.jsonl", err)
 	} else {
@@ -168,6 +169,23 @@ func bundleHost(ctx context.Context, out *bundle, c *status.Client, h ownership.
 	for _, id := range drillIDs(list) {
 		ask("drills/"+id+".json", "/api/v1/drills/"+url.PathEscape(id))
 	}
+}
+
+// bundleConfig adds the configuration that a host runs with.
+func bundleConfig(ctx context.Context, out *bundle, c *status.Client, name string) {
+	ctx, cancel := context.WithTimeout(ctx, bundleLimit)
+	defer cancel()
+	var running status.RunningConfig
+	err := c.Get(ctx, "/api/v1/config", &running)
+	var parsed *config.Config
+	if err == nil {
+		parsed, err = config.Parse([]byte(running.TOML))
+	}
+	if err != nil {
+		out.lack(name, err)
+		return
+	}
+	out.add(name, hideArguments(parsed).Render())
 }
 
 // newestEvents are a host's, one a line.

@@ -22,7 +22,7 @@ import (
 func printSaved(w io.Writer, r host.SaveResult) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	p := func(format string, a ...any) { _, _ = fmt.Fprintf(t, format, a...) } // Flush tells errors
-	p("saved\tguest %s, generation %d, to %s\n", r.Guest, r.Generation, r.Path)
+	p("saved\tguest %s, generation %d, to %s on host %s\n", r.Guest, r.Generation, r.Path, r.Host)
 	p("  size\t%s for %s of memory%s\n", size(r.FileBytes), size(r.ImageBytes), less(r.FileBytes, r.ImageBytes))
 	if r.Stopped {
 		p("  time\t%v; the guest is stopped\n", r.Took.Round(time.Millisecond))

@@ -176,7 +176,7 @@ func (o *eventsOptions) goOn(cmd *cobra.Command, print *eventPrinter, past []sai
 	if cmd.Context().Err() != nil {
 		return nil // the operator has seen enough
 	}
-	return errors.Join(append(failed, print.err)...)
+	return errors.Join(errors.Join(failed...), print.err)
 }
 
 // pastEvents are a host's events and the number to go on from.

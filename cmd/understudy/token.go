@@ -231,11 +231,11 @@ func editTokens(path string, change func(text string) (string, error)) error {
 	if _, err := status.ParseTokens([]byte(text)); err != nil {
 		return fmt.Errorf("%s is not changed: %w", path, err)
 	}
-	mode, owner := fs.FileMode(0o600), []int(nil)
+	mode, uid, gid := fs.FileMode(0o600), os.Geteuid(), os.Getegid()
 	if info, err := os.Stat(path); err == nil {
 		mode = info.Mode().Perm()
 		if st, ok := info.Sys().(*syscall.Stat_t); ok {
-			owner = []int{int(st.Uid), int(st.Gid)}
+			uid, gid = int(st.Uid), int(st.Gid)
 		}
 	}
 	file, err := renameio.NewPendingFile(path, renameio.WithPermissions(mode), renameio.IgnoreUmask())
@@ -243,8 +243,8 @@ func editTokens(path string, change func(text string) (string, error)) error {
 		return fmt.Errorf("change %s: %w", path, err)
 	}
 	defer func() { _ = file.Cleanup() }()
-	if owner != nil && (owner[0] != os.Geteuid() || owner[1] != os.Getegid()) {
-		err = file.Chown(owner[0], owner[1])
+	if uid != os.Geteuid() || gid != os.Getegid() {
+		err = file.Chown(uid, gid)
 	}
 	if err == nil {
 		_, err = file.WriteString(text)
