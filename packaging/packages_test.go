@@ -120,10 +120,9 @@ func TestAnOperatorOfDebian(t *testing.T) {
 		t.Error(got)
 	}
 	m.until(`understudy status --output json | grep '"role": "primary"'`)
-	m.run("understudy stop web")
-	m.run("dpkg -r understudy")
-	endAlpha()
+	endAlpha() // and its guest, which is simulated inside
 	endWitness()
+	m.run("dpkg -r understudy")
 	if got := m.run("! command -v understudy understudyd; ls /etc/understudy /var/lib/understudy"); !strings.Contains(got, "understudy.toml") || !strings.Contains(got, "ownership") {
 		t.Errorf("a removal that is no purge leaves:\n%s", got)
 	}

@@ -149,7 +149,7 @@ func (m *machine) command(script string, args ...string) *exec.Cmd {
 	}
 	_, inside, _ := strings.Cut(m.dir, "/root/")
 	c := exec.Command("nsenter", append([]string{"--target", strconv.Itoa(m.pid), "--mount", "--uts", "--net", "--pid", "--ipc", "chroot", filepath.Join(dir, inside),
-		"bash", "-c", script, "bash"}, args...)...)
+		"timeout", "--foreground", "300", "bash", "-c", script, "bash"}, args...)...)
 	c.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8", "TERM=dumb", "DEBIAN_FRONTEND=noninteractive"}
 	return c
 }
@@ -179,7 +179,8 @@ func (m *machine) fails(status int, script string) string {
 // function is called; what it says goes to the test's log.
 func (m *machine) begin(script string) (end func()) {
 	m.t.Helper()
-	c := m.command("exec " + script)
+	pid := "/tmp/begun-" + strconv.Itoa(len(m.ends)) // in the machine: nsenter's own is not the program's
+	c := m.command("echo $$ > " + pid + "; exec " + script)
 	c.Stdout, c.Stderr = m.t.Output(), m.t.Output()
 	if err := c.Start(); err != nil {
 		m.t.Fatal(err)
@@ -188,7 +189,7 @@ func (m *machine) begin(script string) (end func()) {
 	end = func() {
 		if !ended {
 			ended = true
-			_ = c.Process.Kill()
+			_ = m.command("kill -KILL $(cat " + pid + ")").Run()
 			_ = c.Wait()
 		}
 	}
