@@ -80,8 +80,8 @@ func (s Schedule) Next(t, began time.Time) time.Time {
 	case s.every > 0:
 		next := began.Add(s.every)
 		for !next.After(t) {
-			missed := t.Sub(next) / s.every
-			next = next.Add((missed + 1) * s.every)
+			missed := int64(t.Sub(next) / s.every)
+			next = next.Add(time.Duration(missed+1) * s.every) //nolint:durationcheck // a number of times
 		}
 		return next
 	case !s.daily && !s.weekly:

@@ -145,8 +145,7 @@ func (r *run) settle(ctx context.Context) error {
 	}
 	return r.watch.until(ctx, moveTime+r.graceForFault(), "the guest to run on one host", func(b board) (bool, error) {
 		log := b.log()
-		t, ok := b[log.Owner]
-		if !ok || t.err != nil {
+		if !b.answers(log.Owner) {
 			return false, nil
 		}
 		if log.Owner != r.report.From && log.Generation > r.generation() {

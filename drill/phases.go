@@ -454,8 +454,8 @@ func (r *run) drain(ctx context.Context, owner ownership.HostID) error {
 	const window = 9 // more than can be in flight, and the one that is open
 	var base *told
 	err := r.watch.until(ctx, drainTime, "held output to leave", func(b board) (bool, error) {
-		t, ok := b[owner]
-		if !ok || t.err != nil || t.guest.Primary == nil {
+		t := b[owner]
+		if !b.answers(owner) || t.guest.Primary == nil {
 			return false, nil
 		}
 		if base == nil {

@@ -226,14 +226,6 @@ func (p *pulse) beat(at time.Duration) {
 	p.beats++
 }
 
-// rest is the probe's outage up to now.
-func (p pulse) rest(now time.Duration) (longest, since time.Duration) {
-	if gap := now - p.last; gap > p.longest {
-		return gap, p.last
-	}
-	return p.longest, p.since
-}
-
 // board is what all hosts said last.
 type board map[ownership.HostID]told
 
@@ -247,10 +239,16 @@ func (b board) log() (newest ownership.Guest) {
 	return newest
 }
 
+// answers reports whether a host has answered.
+func (b board) answers(h ownership.HostID) bool {
+	t, ok := b[h]
+	return ok && t.err == nil
+}
+
 // runs reports whether a host runs the guest, and may.
 func (b board) runs(h ownership.HostID) bool {
-	t, ok := b[h]
-	return ok && t.err == nil && t.guest.Primary != nil && t.guest.Primary.Running && t.guest.Log.Owner == h && t.guest.Log.Phase == ownership.PhaseActive
+	t := b[h]
+	return b.answers(h) && t.guest.Primary != nil && t.guest.Primary.Running && t.guest.Log.Owner == h && t.guest.Log.Phase == ownership.PhaseActive
 }
 
 // protected reports whether the guest is protected, as its owner and the log say.

@@ -42,7 +42,6 @@ type script struct {
 	lostAnswer     bool          // the strike is done, and its answer is lost
 	staysStruck    bool          // the strike is never undone
 	badCheck       bool          // the check fails
-	unnoticed      bool          // false: the bubble disturbs the primary; see disturbs
 	disturbs       bool          // the bubble costs the primary its protection
 	syncTakes      time.Duration // 0: 2s
 	refusals       int           // of switchovers

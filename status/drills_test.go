@@ -128,8 +128,7 @@ func TestAHostWithoutDrillsSaysSo(t *testing.T) {
 	f := newFake()
 	from := sourcesOf(f)
 	from.Drills = nil
-	r := &rig{t: t, host: f, server: NewServer(from), paper: newPaper(t)}
-	c := fetch(t, r.server)
+	c := fetch(t, NewServer(from))
 	for path, code := range map[string]int{"GET /api/v1/drills": http.StatusOK, "GET /api/v1/drills/a-drill": http.StatusNotFound, "POST /api/v1/drills": http.StatusNotFound,
 		"POST /api/v1/drills/plan": http.StatusNotFound, "DELETE /api/v1/drills/a-drill": http.StatusNotFound, "GET /api/v1/guests/web/simulate": http.StatusNotFound} {
 		method, at, _ := strings.Cut(path, " ")
