@@ -50,6 +50,7 @@ type polyline struct {
 type band struct {
 	X, Width, Y, Height float64
 	Class, Label        string
+	Wide                bool // the label has room in it
 }
 
 // spot is one thing that happened.
@@ -138,6 +139,7 @@ func (r *Report) timelinePlot() (plot, bool) {
 			}
 			x := r.x(s.At)
 			b := band{X: x, Width: round(max(r.x(end)-x, 0.5)), Y: plotTop, Height: 18, Class: fmt.Sprintf("phase%d", len(p.Bands)%2), Label: line(s.Text)}
+			b.Wide = b.Width > float64(11*len(b.Label)+10)
 			p.Bands = append(p.Bands, b)
 			words = append(words, fmt.Sprintf("%s from %.1fs", line(s.Text), s.At.Seconds()))
 		case stepNote:
@@ -207,7 +209,7 @@ func (r *Report) probePlot() (plot, bool) {
 // drawn.
 func (p *plot) scale(highest float64, unit string) func(float64) float64 {
 	step := niceStep(highest / 4)
-	top := step * math.Ceil(max(highest, step)/step)
+	top := step * math.Ceil(max(highest*1.05, step)/step)
 	y := func(v float64) float64 {
 		return round(plotBottom - min(max(v/top, 0), 1)*(plotBottom-plotTop))
 	}
@@ -263,6 +265,6 @@ func (r *Report) samplePlot(title, unit, what string, value func(Sample) (float6
 		p.Lines = append(p.Lines, polyline{clip(string(h), 32), i%3 + 1, path.String()})
 	}
 	slices.Sort(all)
-	p.Caption = fmt.Sprintf("%s: %s; median %g %s, at most %g %s.", title, what, round3(all[len(all)/2]), unit, round3(highest), unit)
+	p.Caption = fmt.Sprintf("The %s; median %g %s, at most %g %s.", what, round3(all[len(all)/2]), unit, round3(highest), unit)
 	return p, true
 }
