@@ -21,6 +21,9 @@ import (
 
 const fresh = ownership.HostID("x")
 
+// quietLease is one that no busy machine ends: what ends it is a replacement.
+const quietLease = 3 * time.Second
+
 // instead returns the voters with one in the place of another.
 func instead(old, new ownership.HostID) []Peer {
 	all := hosts()
@@ -144,7 +147,7 @@ func TestWitnessIsReplaced(t *testing.T) {
 	for _, alive := range []bool{true, false} {
 		t.Run(fmt.Sprintf("alive %v", alive), func(t *testing.T) {
 			t.Parallel()
-			c := newCluster(t, testLease)
+			c := newClusterWith(t, quietLease, ProfileFor(testLease))
 			st, b := c.protected()
 			o := c.keepLease(hostA, st)
 			if !alive {
@@ -187,7 +190,7 @@ func TestWitnessIsReplaced(t *testing.T) {
 // that the old one's image is in sync it may not go.
 func TestHostIsReplaced(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, testLease)
+	c := newClusterWith(t, quietLease, ProfileFor(testLease))
 	st, b := c.protected()
 	o := c.keepLease(hostA, st)
 	peers := instead(hostB, fresh)
@@ -254,7 +257,7 @@ func TestWhoMayNotBeReplaced(t *testing.T) {
 // An interrupted replacement goes on where it stood, whoever asks.
 func TestReplacementIsResumed(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, testLease)
+	c := newClusterWith(t, quietLease, ProfileFor(testLease))
 	st, _ := c.protected()
 	o := c.keepLease(hostA, st)
 	peers := instead(witness, fresh)
