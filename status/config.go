@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"understudy/config"
+	"understudy/ownership"
 )
 
 // Configuration is the daemon's.
@@ -31,6 +32,9 @@ type ConfigBrief struct {
 	Hash string `json:"hash"`
 	// Since is when this daemon began to run it.
 	Since time.Time `json:"since"`
+	// Others are the hashes of the other hosts, as they said when they were last
+	// asked (every 15 s); a host that did not answer then is not among them.
+	Others map[ownership.HostID]string `json:"others,omitempty"`
 }
 
 // RunningConfig is the answer to GET /api/v1/config. It holds no secrets: those are

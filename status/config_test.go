@@ -55,7 +55,7 @@ func TestTheConfigurationIsToldComparedAndReloaded(t *testing.T) {
 		{"nothing", "POST", r.writer, ``, 400, "", "body"},
 	} {
 		a := r.ask(r.caller(""), c.method+" "+path, c.method, path, c.token, c.body)
-		if a.code != c.code || !strings.Contains(string(a.body), c.says) {
+		if a.code != c.code || !strings.Contains(a.body, c.says) {
 			t.Errorf("%s: %d %s, want %d with %q", c.name, a.code, a.body, c.code, c.says)
 		}
 		asked := ""

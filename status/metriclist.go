@@ -4,6 +4,7 @@ package status
 // guest's.
 
 import (
+	"maps"
 	"runtime"
 	"slices"
 
@@ -110,6 +111,18 @@ var metrics = []metric{
 		ofHost: func(s scene, emit emit) {
 			if s.report.Lease > 0 {
 				emit(secondsOf(s.report.Lease))
+			}
+		}},
+	{name: "understudy_config_info", help: "1, with the hash of the configuration that this host runs.", labels: []string{"hash"},
+		ofHost: func(s scene, emit emit) {
+			if h := s.report.Config.Hash; h != "" {
+				emit(number(1), h)
+			}
+		}},
+	{name: "understudy_config_same", help: "1 if the other host runs the same configuration as this one, 0 if another; missing while it does not say.", labels: []string{"host"},
+		ofHost: func(s scene, emit emit) {
+			for _, h := range slices.Sorted(maps.Keys(s.report.Config.Others)) {
+				emit(truth(s.report.Config.Others[h] == s.report.Config.Hash), string(h))
 			}
 		}},
 	{name: "understudy_raft_leader", help: "1 for the host that leads the ownership log as far as this one knows.", labels: []string{"host"},

@@ -25,11 +25,13 @@ import (
 
 	"understudy/disk"
 	"understudy/host"
+	"understudy/ownership"
 	"understudy/primary"
 )
 
 func moment() scene {
-	return scene{uptime: 90 * time.Second, cluster: known(), report: Report{Host: "alpha", Lease: time.Second, Guests: []host.GuestStatus{standing(), running()}}}
+	return scene{uptime: 90 * time.Second, cluster: known(), report: Report{Host: "alpha", Lease: time.Second, Guests: []host.GuestStatus{standing(), running()},
+		Config: ConfigBrief{Hash: "0123abcd", Others: map[ownership.HostID]string{"beta": "0123abcd", "witness": "ffff0000"}}}}
 }
 
 func gather(t testing.TB, c *collector) []*dto.MetricFamily {

@@ -21,6 +21,7 @@ import (
 	"understudy/events"
 	"understudy/failover"
 	"understudy/host"
+	"understudy/ownership"
 	"understudy/status"
 	"understudy/transport"
 )
@@ -41,6 +42,7 @@ type changing struct {
 	mu      sync.Mutex
 	running *config.Config
 	since   time.Time
+	others  map[ownership.HostID]string // hashes
 }
 
 func newChanging(o Options, self config.Host, h *hosting, b *book, port *transport.Port, voter *failover.Node, e *endpointKeeper) *changing {
@@ -58,7 +60,7 @@ func (c *changing) now() *config.Config {
 func (c *changing) brief() status.ConfigBrief {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return status.ConfigBrief{Hash: c.running.Hash(), Since: c.since}
+	return status.ConfigBrief{Hash: c.running.Hash(), Since: c.since, Others: c.others}
 }
 
 // Running implements status.Configuration.
@@ -109,6 +111,55 @@ func (c *changing) Reload(ctx context.Context) (config.Change, error) {
 		c.o.record.Add(events.Event{Kind: events.KindConfigChanged, Change: events.Change{From: was.Hash(), To: next.Hash()}, Text: change.Summary()})
 	}
 	return change, nil
+}
+
+// askEvery is how often the other hosts are asked what they run, and askTime bounds
+// one answer.
+const (
+	askEvery = 15 * time.Second
+	askTime  = 5 * time.Second
+)
+
+// follow asks the other hosts what they run, until ctx ends.
+func (c *changing) follow(ctx context.Context, peers *Peers) {
+	for {
+		others := map[ownership.HostID]string{}
+		var differ []string
+		for _, h := range peers.Hosts() {
+			if h == peers.Self() {
+				continue
+			}
+			client, err := peers.Client(h)
+			if err != nil {
+				continue
+			}
+			var there status.RunningConfig
+			call, cancel := context.WithTimeout(ctx, askTime)
+			err = client.Get(call, "/api/v1/config", &there)
+			cancel()
+			if err == nil && there.Hash != "" {
+				others[h] = there.Hash
+			}
+		}
+		c.mu.Lock()
+		hash, was := c.running.Hash(), c.others
+		c.others = others
+		c.mu.Unlock()
+		for h, is := range others {
+			if is != hash && was[h] != is {
+				differ = append(differ, string(h))
+			}
+		}
+		if len(differ) > 0 {
+			slices.Sort(differ)
+			c.o.Slog.Warn("other hosts run another configuration: put the same file on them, and apply it (understudy config diff --all)", "hosts", differ)
+		}
+		select {
+		case <-time.After(askEvery):
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // read reads the file anew, or the text.
@@ -234,8 +285,7 @@ func (c *changing) apply(ctx context.Context, was, next *config.Config, change c
 	if err := c.voter.SetPeers(peersOf(next)); err != nil {
 		return nil, err
 	}
-	back = append(back, func() { _ = c.voter.SetPeers(peersOf(was)) })
-	back = append(back, func() {
+	back = append(back, func() { _ = c.voter.SetPeers(peersOf(was)) }, func() {
 		if err := c.book.set(was); err != nil {
 			c.o.Slog.Warn("where the hosts are is not kept", "err", err)
 		}

@@ -174,6 +174,7 @@ func live(signals context.Context, o Options, self config.Host, id *transport.Id
 	workers.Go(func() { tellLeaders(ctx, o.record, voter) })
 	workers.Go(func() { endpoint.serve(ctx, server) })
 	workers.Go(func() { changing.listen(ctx) })
+	workers.Go(func() { changing.follow(ctx, peers) })
 	workers.Go(func() { drills.Run(ctx) })
 	workers.Go(func() { followMembers(ctx, o, voter, book, port) })
 	if o.Supervisor != nil {

@@ -115,6 +115,7 @@ func root(f *common) *cobra.Command {
 	c.AddCommand(bubbleCommand(f), pauseCommand(f), resumeCommand(f), unprotectCommand(f), protectCommand(f), failbackCommand(f))
 	c.AddCommand(drillCommand(f))
 	c.AddCommand(failoverCommand(f))
+	c.AddCommand(hostCommand(f), certCommand(f))
 	c.AddCommand(upgradeCommand(f), versionCommand(f), manCommand(f, c))
 	c.AddCommand(eventsCommand(f), raftCommand(f), tokenCommand(f), bundleCommand(f))
 	c.AddCommand(topCommand(f))
