@@ -38,7 +38,10 @@ import (
 const (
 	readyTime = 10 * time.Second // a new daemon has, to read its configuration
 	upTime    = 30 * time.Second // and to take part, once everything is its own
-	reapTime  = 5 * time.Second
+	// guestsTime is upTime where guests wait for it: less than a backup's patience
+	// (primary.Config), so that they can still go on here.
+	guestsTime = 4 * time.Second
+	reapTime   = 5 * time.Second
 )
 
 // word is a message between the two daemons.
@@ -152,7 +155,11 @@ func (s *successor) handOn(ctx context.Context, k *kept) error {
 	err := s.send(word{Kind: "yours", Names: k.names}, k)
 	var w word
 	if err == nil {
-		w, err = s.receive(ctx, upTime)
+		limit := upTime
+		if len(k.files) > 0 {
+			limit = guestsTime
+		}
+		w, err = s.receive(ctx, limit)
 	}
 	if err == nil && w.Kind != "up" {
 		err = fmt.Errorf("it says %q", w.Kind)
