@@ -138,6 +138,8 @@ var treatments = map[string]rule{
 	"host.run_dir":   {RestartDaemon, "the memory and the sockets of guests are there: no guest may run on that host; " + byDaemon},
 	"host.tls_dir":   {RestartDaemon, byDaemon},
 	"host.api":       {Live, ""},
+	"host.fencing":   {RestartDaemon, byDaemon},
+	"fencing":        {RestartDaemon, byDaemon},
 
 	"guest":                     {Live, ""}, // one added or removed
 	"guest.name":                {Live, ""},

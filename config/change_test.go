@@ -34,6 +34,8 @@ func TestEveryKeyHasItsTreatment(t *testing.T) {
 		"api.listen": Live, "api.cert": Live, "api.key": Live, "api.tokens": Live, "api.client_ca": Live,
 		"api.readers": Live, "api.operators": Live, "api.anonymous": Live,
 
+		"fencing.command": RestartDaemon, "fencing.verify": RestartDaemon, "fencing.timeout": RestartDaemon, "fencing.after": RestartDaemon,
+		"host.fencing.command": RestartDaemon, "host.fencing.verify": RestartDaemon, "host.fencing.timeout": RestartDaemon, "host.fencing.after": RestartDaemon,
 		"host.name": Voters, "host.address": Session, "host.witness": Refused,
 		"host.state_dir": RestartDaemon, "host.run_dir": RestartDaemon, "host.tls_dir": RestartDaemon,
 		"host.api.listen": Live, "host.api.cert": Live, "host.api.key": Live, "host.api.tokens": Live, "host.api.client_ca": Live,

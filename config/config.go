@@ -33,6 +33,8 @@ type Config struct {
 	API API `toml:"api"`
 	// Drills are the settings of all drills.
 	Drills Drills `toml:"drills"`
+	// Fencing is how a host is made sure to be off.
+	Fencing Fencing `toml:"fencing"`
 	// Hosts are the three voters.
 	Hosts []Host `toml:"host"`
 	// Guests are the protected virtual machines.
@@ -74,6 +76,8 @@ type Host struct {
 	Dirs
 	// API overrides the cluster's on this host, key by key.
 	API API `toml:"api"`
+	// Fencing overrides how this host is fenced by the others, key by key.
+	Fencing Fencing `toml:"fencing"`
 }
 
 // Hypervisor is what runs a guest.

@@ -110,6 +110,8 @@ func (c *Config) setDefaults() {
 	or(&c.Run, defaultRunDir)
 	or(&c.TLS, defaultTLSDir)
 	c.API.setDefaults()
+	or(&c.Fencing.Timeout, defaultFenceTimeout)
+	or(&c.Fencing.After, c.Lease)
 	c.Drills.setDefaults()
 	for i := range c.Hosts {
 		c.Hosts[i].API.setDefaults()

@@ -25,6 +25,7 @@ func (c *Config) Render() []byte {
 	w.option("tls_dir", c.TLS, defaultTLSDir, "ca.pem, <host>.pem, <host>-key.pem")
 	w.api(c.API)
 	w.drills(c.Drills)
+	w.fencing(c.Fencing, c.Lease)
 	w.text("", "# Exactly three hosts vote. The witness runs no guest.")
 	for _, h := range c.Hosts {
 		w.host(h)
@@ -70,6 +71,7 @@ func (w *writer) host(h Host) {
 		}
 	}
 	w.hostAPI(h.API)
+	w.hostFencing(h.Fencing)
 }
 
 func (w *writer) guest(g Guest, lease Duration) {

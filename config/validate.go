@@ -45,6 +45,7 @@ func (c *Config) Validate() error {
 	v.cluster(c)
 	v.hosts(c)
 	v.apis(c)
+	v.fencing(c)
 	v.guests(c)
 	v.drillList(c)
 	if len(v.problems) > 0 {

@@ -36,7 +36,14 @@ type memoryLog struct {
 	mu      sync.Mutex
 	state   ownership.Guest
 	news    chan struct{}
-	unknown int // outcomes that are not told
+	unknown int  // outcomes that are not told
+	leased  bool // takeovers wait for the owner's lease, unless it is fenced
+}
+
+func (l *memoryLog) deny(leased bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.leased = leased
 }
 
 func (l *memoryLog) Lease() time.Duration { return time.Second }
@@ -48,6 +55,9 @@ func (l *memoryLog) Renew(context.Context, string, epoch.Generation) (clock.Inst
 func (l *memoryLog) Propose(_ context.Context, c ownership.Command) (ownership.Guest, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.leased && c.Kind == ownership.Takeover && l.state.Fenced != l.state.Owner {
+		return l.state, ownership.ErrNotProposed
+	}
 	next, err := ownership.Apply(l.state, c)
 	if err == nil && next != l.state {
 		l.state = next

@@ -113,6 +113,11 @@ type Config struct {
 	// AdoptLater leaves running guests alone when Run ends, for the next
 	// process to adopt; otherwise they are destroyed.
 	AdoptLater bool
+	// Fence makes sure that another host is off, and FenceAfter says how long a
+	// takeover from it may stand still before, and whether there is a way at all.
+	// nil: an operator does it (FenceConfirm).
+	Fence      func(ctx context.Context, host ownership.HostID) error
+	FenceAfter func(host ownership.HostID) (after time.Duration, has bool)
 	// Events is told what happens; nil: nobody is.
 	Events Events
 }
@@ -163,6 +168,7 @@ func (h *Host) Run(ctx context.Context) error {
 			workers.Go(func() { m.tellOwners(ctx) })
 		}
 		workers.Go(func() { m.goHome(ctx) })
+		workers.Go(func() { m.fenceSilent(ctx) })
 		workers.Go(func() {
 			defer close(m.ended)
 			var bubbles sync.WaitGroup

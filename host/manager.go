@@ -77,6 +77,8 @@ func (m *manager) run(ctx context.Context) {
 func (m *manager) play(ctx context.Context, state ownership.Guest) error {
 	self := m.host.cfg.Self
 	switch {
+	case state.Fenced == self && m.guest == nil:
+		return m.unfence(ctx, state)
 	case state.Generation == 0 && m.settings.Load().Home == self:
 		return m.boot(ctx, state)
 	case state.Generation == 0:

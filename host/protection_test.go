@@ -95,6 +95,46 @@ func TestAnUnprotectedGuestsBackupKeepsNothing(t *testing.T) {
 	inOrder(t, a.record, since, events.KindProtected)
 }
 
+// TestAFencedHostSaysThatItIsBack: an operator has seen that it was off.
+func TestAFencedHostSaysThatItIsBack(t *testing.T) {
+	p := newPair(t)
+	a, b := p.up("a", "b"), p.up("b", "a")
+	inOrder(t, a.record, 0, events.KindProtected)
+	if _, err := a.host.FenceConfirm(t.Context(), "b"); err == nil || !strings.Contains(err.Error(), "owns none of the guests") {
+		t.Errorf("the backup: %v", err)
+	}
+	if _, err := a.host.FenceConfirm(t.Context(), "a"); err == nil || !strings.Contains(err.Error(), "so it is not off") {
+		t.Errorf("itself: %v", err)
+	}
+	a.lost()
+	f, err := b.host.FenceConfirm(t.Context(), "a")
+	if err != nil || len(f.Guests) != 1 || f.Guests[0].Fenced != "a" {
+		t.Fatalf("confirmed: %+v, %v", f, err)
+	}
+	inOrder(t, b.record, 0, events.KindFenceAsked, events.KindFenced)
+	p.until("it runs on b", func() bool { g := p.log.now(); return g.Owner == "b" && g.Phase == ownership.PhaseActive })
+	a = p.up("a", "b")
+	inOrder(t, a.record, 0, events.KindUnfenced)
+	p.until("a is not fenced, and protects it", func() bool { g := p.log.now(); return g.Fenced == "" && g.InSync })
+}
+
+// TestATakeoverThatStandsStillHasItsOwnerFenced by the configuration's command,
+// which fails at first.
+func TestATakeoverThatStandsStillHasItsOwnerFenced(t *testing.T) {
+	p := newPair(t)
+	p.fence = make(chan error, 1)
+	a, b := p.up("a", "b"), p.up("b", "a")
+	inOrder(t, a.record, 0, events.KindProtected)
+	p.log.deny(true) // the owner's lease does not run out
+	a.lost()
+	p.fence <- nil
+	told := inOrder(t, b.record, 0, events.KindTakeoverAsked, events.KindFenceAsked, events.KindFenced)
+	if told[1].Reason != events.ReasonPolicy || told[2].Peer != "a" {
+		t.Errorf("told %+v", told)
+	}
+	p.until("it runs on b", func() bool { g := p.log.now(); return g.Owner == "b" && g.Phase == ownership.PhaseActive })
+}
+
 func TestFailbackGoesHomeAndNowhereElse(t *testing.T) {
 	p := newPair(t)
 	a, b := p.up("a", "b"), p.up("b", "a")

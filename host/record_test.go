@@ -65,6 +65,7 @@ type pair struct {
 	log    *memoryLog
 	doors  map[ownership.HostID]chan protocol.Session // of those who listen
 	wire   map[ownership.HostID]*egress.Pipe          // a host's network
+	fence  chan error                                 // Config.Fence; nil: none
 	shared bool                                       // Guest.Shared
 	home   time.Duration                              // Guest.FailbackAfter
 }
@@ -134,6 +135,17 @@ func (p *pair) up(self, peer ownership.HostID) *daemon {
 	})
 	if err != nil {
 		p.Fatal(err)
+	}
+	if p.fence != nil {
+		d.host.cfg.FenceAfter = func(ownership.HostID) (time.Duration, bool) { return 50 * time.Millisecond, true }
+		d.host.cfg.Fence = func(ctx context.Context, _ ownership.HostID) error {
+			select {
+			case err := <-p.fence:
+				return err
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup

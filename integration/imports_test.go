@@ -51,7 +51,7 @@ var layers = map[string][]string{
 
 	// Drills: beside the endpoint that tells of them.
 	"drill": {"clock", "config", "epoch", "events", "host", "ownership", "primary"},
-	"host":  {"backup", "bubble", "checkpoint", "clock", "crashpoint", "disk", "epoch", "events", "exclusion", "hypervisor", "ownership", "primary", "protocol", "rebuild"},
+	"host":  {"backup", "bubble", "checkpoint", "clock", "crashpoint", "disk", "epoch", "events", "exclusion", "fencing", "hypervisor", "ownership", "primary", "protocol", "rebuild"},
 
 	// The backup's copy, in isolation.
 	"bubble":         {"epoch", "hypervisor", "rebuild"},
@@ -62,6 +62,9 @@ var layers = map[string][]string{
 
 	// What a drill does to a host.
 	"strike": nil,
+
+	// Making sure that a host is off.
+	"fencing": {"clock"},
 
 	// A leader's leases, pure.
 	"failover/leases": {"clock", "epoch", "ownership"},

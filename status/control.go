@@ -24,6 +24,8 @@ type Control interface {
 	Failback(ctx context.Context, guest string) (ownership.Guest, error)
 	FailoverCost(ctx context.Context, guest string) (host.FailoverCost, error)
 	Failover(ctx context.Context, guest string, r host.FailoverRequest) (ownership.Guest, error)
+	Fences() host.Fences
+	FenceConfirm(ctx context.Context, target ownership.HostID) (host.Fences, error)
 }
 
 func (s *Server) controlRoutes(c Control) []route {
@@ -36,6 +38,15 @@ func (s *Server) controlRoutes(c Control) []route {
 		{"POST /api/v1/guests/{guest}/failover", Operate, requested(func(r *http.Request, q host.FailoverRequest) (any, error) {
 			return c.Failover(r.Context(), r.PathValue("guest"), q)
 		})},
+		{"GET /api/v1/fence", Read, func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, c.Fences()) }},
+		{"POST /api/v1/fence/{host}", Operate, func(w http.ResponseWriter, r *http.Request) {
+			f, err := c.FenceConfirm(r.Context(), ownership.HostID(r.PathValue("host")))
+			if err != nil {
+				refuse(w, http.StatusConflict, err.Error())
+				return
+			}
+			answer(w, http.StatusOK, f)
+		}},
 	}
 }
 

@@ -13,6 +13,14 @@ func (f *fake) FailoverCost(_ context.Context, g string) (host.FailoverCost, err
 		Loses: []string{"everything since epoch 7"}, Consent: "image 1"}, f.err
 }
 
+func (f *fake) Fences() host.Fences {
+	return host.Fences{Host: "alpha", Guests: []host.FencedGuest{{Guest: "web", Owner: "beta", Fenced: "beta"}}}
+}
+
+func (f *fake) FenceConfirm(ctx context.Context, h ownership.HostID) (host.Fences, error) {
+	return f.Fences(), f.do(ctx, "fence", string(h))
+}
+
 func (f *fake) Failover(ctx context.Context, g string, r host.FailoverRequest) (ownership.Guest, error) {
 	return f.state, f.do(ctx, fmt.Sprintf("failover %+v", r), g)
 }

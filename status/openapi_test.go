@@ -43,7 +43,7 @@ var described = []reflect.Type{
 	reflect.TypeFor[host.RestoreRequest](), reflect.TypeFor[host.RestoreResult](), reflect.TypeFor[host.VerifyFileResult](),
 	reflect.TypeFor[Clock](), reflect.TypeFor[DrillBegun](), reflect.TypeFor[drill.Spec](), reflect.TypeFor[drill.List](), reflect.TypeFor[drill.Report](),
 	reflect.TypeFor[drill.Plan](), reflect.TypeFor[drill.Forecast](),
-	reflect.TypeFor[host.FailoverCost](), reflect.TypeFor[host.FailoverRequest](),
+	reflect.TypeFor[host.FailoverCost](), reflect.TypeFor[host.Fences](), reflect.TypeFor[host.FailoverRequest](),
 	reflect.TypeFor[FileRequest](), reflect.TypeFor[FileRemoved](), reflect.TypeFor[HostList](), reflect.TypeFor[Access](),
 	reflect.TypeFor[bubble.Spec](), reflect.TypeFor[bubble.Result](), reflect.TypeFor[BubbleEnds](),
 	reflect.TypeFor[strike.Spec](), reflect.TypeFor[strike.Struck](), reflect.TypeFor[StrikeList](),

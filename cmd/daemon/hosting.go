@@ -76,7 +76,7 @@ func newHosting(o Options, self config.Host, port *transport.Port, voter *failov
 	}
 	h.host, err = host.New(host.Config{
 		Self: ownership.HostID(self.Name), Guests: guests, Log: o.recorded(OwnershipLog{voter}, maps.Clone(h.recorders)), Clock: clock.Boot{}, Slog: o.Slog,
-		AdoptLater: true, Events: o.record,
+		AdoptLater: true, Events: o.record, Fence: fence(o.Config), FenceAfter: fenceAfter(o.Config),
 		Accept: func(ctx context.Context) (protocol.Session, ownership.HostID, error) {
 			s, err := acceptor.Accept(ctx)
 			if err != nil {

@@ -67,3 +67,13 @@ func TestFailoverTellsTheOutcome(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+func TestAHostIsSaidToBeOff(t *testing.T) {
+	f := host.Fences{Host: "beta", Guests: []host.FencedGuest{{Guest: "web", Owner: "alpha", Fenced: "alpha"}, {Guest: "db", Owner: "beta"}}}
+	for _, args := range [][]string{{"fence", "confirm", "alpha", "--yes"}, {"fence", "status"}} {
+		out, err := command(t, append(args, "--socket", answering(t, 200, f))...)
+		if err != nil || !strings.Contains(out, "web    alpha  alpha") || !strings.Contains(out, "db     beta   none") {
+			t.Errorf("%v: %q, %v", args, out, err)
+		}
+	}
+}
