@@ -117,7 +117,11 @@ func (q *qemuGround) room() error {
 	if err != nil {
 		return err
 	}
-	for _, path := range images {
+	bubbles, err := filepath.Glob(filepath.Join(q.guests, "*", "bubble", "memory", "*.ram"))
+	if err != nil {
+		return err
+	}
+	for _, path := range append(images, bubbles...) {
 		info, err := os.Stat(path)
 		if err != nil {
 			continue // gone meanwhile

@@ -512,6 +512,11 @@ func (d *Driver) boot(ctx context.Context, m machine, at place, ram *ramFile, in
 		return nil, err
 	}
 	v := &vm{place: at, ram: ram, proc: proc}
+	if d.cfg.Idle { // from its beginning, and once more when its first threads are there
+		if err := idle(proc.identity.PID); err != nil {
+			return nil, errors.Join(fmt.Errorf("make QEMU yield to others: %w", err), v.end())
+		}
+	}
 	// From here on a later process of ours can find it, and end it.
 	if err := at.save(record{Role: roleStandby, Process: proc.identity}); err != nil {
 		return nil, errors.Join(err, v.end())
