@@ -26,7 +26,7 @@ func (p *Primary) Reconfigure(ctx context.Context, cfg Config, anew bool) error 
 			return errors.New("the guest is being switched over or stopped: try again when that is done")
 		}
 		anew = anew || next.Encoder != p.cfg.Encoder
-		encoder := p.encoder
+		var encoder *epoch.Encoder // nil: the present one stays
 		if next.Encoder != p.cfg.Encoder {
 			encoder = epoch.NewEncoder(p.Guest.Pages(), next.Encoder)
 		}
@@ -42,7 +42,9 @@ func (p *Primary) Reconfigure(ctx context.Context, cfg Config, anew bool) error 
 		if anew {
 			p.again(loop, errors.New("its settings have changed: it is made anew"))
 		}
-		p.encoder = encoder // no link uses it now, if it is another one
+		if encoder != nil {
+			p.encoder = encoder // of no link now
+		}
 		p.step(loop, Tick{})
 		return nil
 	})
