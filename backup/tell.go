@@ -34,13 +34,14 @@ func (b *Backup) tellProposal(c ownership.Command) {
 	log, now := b.core.log, b.Clock.Now()
 	b.said.asked, b.said.at, b.said.from = true, now, log.Owner
 	e := events.Event{Kind: events.KindTakeoverAsked, Generation: c.Generation, Epoch: c.Backup.Epoch, Peer: log.Owner}
-	if c.Kind == ownership.Force {
+	switch {
+	case c.Kind == ownership.Force:
 		e.Reason = events.ReasonOperator
 		e.Text = fmt.Sprintf("an operator forces a failover from %s to the image of epoch %d, which was committed %v ago", log.Owner, c.Backup.Epoch, events.About(b.stats.age(now)))
-	} else if log.Phase == ownership.PhaseSurrendered {
+	case log.Phase == ownership.PhaseSurrendered:
 		e.Reason = events.ReasonSurrendered
 		e.Text = fmt.Sprintf("%s has given the guest up: a takeover at epoch %d is asked for", log.Owner, c.Backup.Epoch)
-	} else {
+	default:
 		e.Reason, e.Duration = events.ReasonOwnerSilent, now.Sub(b.core.lostAt)
 		e.Text = fmt.Sprintf("nothing was heard of %s for %v: a takeover at epoch %d is asked for", log.Owner, events.About(e.Duration), c.Backup.Epoch)
 	}

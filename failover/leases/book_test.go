@@ -86,6 +86,17 @@ func wants(t *testing.T, b *Book, now clock.Instant, c ownership.Command, before
 	return ticket
 }
 
+// fencedA is a guest whose owner is known to be off, after it had a lease.
+var fencedA = with(alone, func(g *ownership.Guest) { g.Fenced = hostA })
+
+// TestAFencedHostGetsNoLease: nobody would wait for it.
+func TestAFencedHostGetsNoLease(t *testing.T) {
+	a, ok := book().Renew(Renewal{Guest: web, Who: hostA, Generation: fencedA.Generation, Received: 100}, fencedA, long).(Later)
+	if !ok || !strings.Contains(a.Reason, "is fenced") {
+		t.Errorf("%+v, %v", a, ok)
+	}
+}
+
 // RULES 3, 7: whose lease is waited for.
 func TestWhoIsWaitedFor(t *testing.T) {
 	for name, tc := range map[string]struct {
@@ -95,6 +106,8 @@ func TestWhoIsWaitedFor(t *testing.T) {
 	}{
 		"a takeover":                               {by(hostB, ownership.Takeover), alone, taken, true, true},
 		"a takeover of what was surrendered":       {by(hostB, ownership.Takeover), given, taken, false, true},
+		"a takeover from a host that is off":       {by(hostB, ownership.Takeover), fencedA, with(taken, func(g *ownership.Guest) { g.Fenced = hostA }), false, true},
+		"a forced one":                             {by(hostB, ownership.Force), alone, taken, true, true},
 		"a start elsewhere":                        {by(hostB, ownership.Start), alone, with(alone, func(g *ownership.Guest) { g.Owner = hostB }), true, true},
 		"a first start":                            {by(hostB, ownership.Start), ownership.Guest{}, alone, false, false},
 		"the return by the former owner":           {by(hostA, ownership.Return), taken, returned, true, true},
@@ -106,7 +119,7 @@ func TestWhoIsWaitedFor(t *testing.T) {
 			b := book()
 			const received = clock.Instant(100)
 			if _, ok := b.Renew(Renewal{Guest: web, Who: tc.before.Owner, Generation: tc.before.Generation, Received: received},
-				with(tc.before, func(g *ownership.Guest) { g.Phase = ownership.PhaseActive }), long).(Granted); !ok && tc.before.Generation > 0 {
+				with(tc.before, func(g *ownership.Guest) { g.Phase, g.Fenced = ownership.PhaseActive, "" }), long).(Granted); !ok && tc.before.Generation > 0 {
 				t.Fatal("not renewed")
 			}
 			end := received.Add(over)
