@@ -90,11 +90,12 @@ func TestAnOperatorOfDebian(t *testing.T) {
 		t.Error(got)
 	}
 
-	// A configuration, a witness and a host that runs a (simulated) guest, alone.
+	// A configuration, and all three hosts in one; alpha runs a (simulated) guest.
 	m.run("understudy init")
 	m.run("cat > /etc/understudy/understudy.toml <<'END'\n" + simulated + "END\nunderstudy config check")
 	sums := m.run("find /etc/understudy -type f | sort | xargs sha256sum")
 	endWitness := m.begin("understudyd --host witness --log-level error")
+	endBeta := m.begin("understudyd --host beta --log-level error")
 	endAlpha := m.begin("understudyd --host alpha --log-level error")
 	m.until(`understudy status --output json | grep '"role": "primary"'`)
 
@@ -119,13 +120,17 @@ func TestAnOperatorOfDebian(t *testing.T) {
 	if got := m.fails(1, "dpkg -r understudy"); !strings.Contains(got, "would stand still without its daemon") {
 		t.Error(got)
 	}
-	m.until(`understudy status --output json | grep '"role": "primary"'`)
-	endAlpha() // and its guest, which is simulated inside
+	if got := m.run("understudy stop web"); !strings.Contains(got, "is stopped") {
+		t.Error(got)
+	}
+	endAlpha()
+	endBeta()
 	endWitness()
 	m.run("dpkg -r understudy")
 	if got := m.run("! command -v understudy understudyd; ls /etc/understudy /var/lib/understudy"); !strings.Contains(got, "understudy.toml") || !strings.Contains(got, "ownership") {
 		t.Errorf("a removal that is no purge leaves:\n%s", got)
 	}
+	m.run("rm -r /var/lib/understudy-beta /var/lib/understudy-witness") // directories of the configuration's own
 	m.run("dpkg -P understudy")
 	for _, name := range files(m) {
 		if !slices.Contains(before, name) && !strings.HasPrefix(name, "/etc/understudy/") {
@@ -143,6 +148,8 @@ address = "192.0.2.1:7400"
 [[host]]
 name = "beta"
 address = "192.0.2.2:7400"
+run_dir = "/run/understudy-beta"
+state_dir = "/var/lib/understudy-beta"
 [[host]]
 name = "witness"
 address = "192.0.2.3:7400"
