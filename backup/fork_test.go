@@ -129,6 +129,7 @@ func (w *forked) close() {
 	if w.fork != nil {
 		w.fork.End(errors.New("the test is over"))
 	}
+	w.end() // the backup may be about to commit to them
 	w.must(w.own.Close())
 	w.must(w.disks.Close())
 }

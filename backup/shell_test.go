@@ -54,6 +54,7 @@ type rig struct {
 	sessions chan Opened
 	spec     hypervisor.Spec
 	standby  *spy
+	end      func() // ends the backup's loop, and waits for it
 }
 
 // spy is the driver's standby, whose writes are seen.
@@ -139,7 +140,8 @@ func inBubble(t *testing.T, test func(r *rig)) {
 				t.Errorf("run: %v", err)
 			}
 		})
-		t.Cleanup(func() { cancel(); running.Wait() })
+		r.end = func() { cancel(); running.Wait() }
+		t.Cleanup(r.end)
 		test(r)
 	})
 }

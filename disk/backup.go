@@ -170,6 +170,9 @@ func (s *Set) commit(writes []epoch.DiskWrite, state []byte) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.core.closed {
+		return ErrClosed // the journal's memory is gone
+	}
 	if s.core.role != roleStandBy || s.core.settling {
 		return errors.New("this host does not stand by for the guest")
 	}

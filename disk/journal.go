@@ -247,6 +247,7 @@ func (j *journal) load(pos uint64) (e entry, wrap, ok bool) {
 
 func (j *journal) close() error {
 	err := unix.Munmap(j.mem)
+	j.mem, j.ring = nil, nil
 	if j.file != nil {
 		err = errors.Join(err, j.file.Close())
 	}
@@ -255,3 +256,5 @@ func (j *journal) close() error {
 	}
 	return nil
 }
+
+func (j *journal) closed() bool { return j.mem == nil }

@@ -115,11 +115,14 @@ func (s *Set) describe(dst []byte) ([]byte, error) {
 }
 
 // Sealed returns the writes of epoch n and the disks' state as of its Seal. Both
-// are valid until n is released, or until Hold or Pass. An epoch that is not
-// sealed has neither.
+// are valid until n is released, or until Hold, Pass or Close. An epoch that is
+// not sealed has neither.
 func (s *Set) Sealed(n epoch.Number) (writes []epoch.DiskWrite, state []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.core.closed {
+		return nil, nil
+	}
 	for k := range s.core.seals {
 		p := &s.core.seals[k]
 		if p.n != n {
@@ -192,9 +195,9 @@ func (s *Set) releaseAllLocked() {
 }
 
 // releasedLocked has the flushers look, after what may have released entries;
-// the journal outlives us and has to know.
+// the journal outlives us and has to know, as long as we have it.
 func (s *Set) releasedLocked(was uint64) {
-	if index := s.core.released; index > was {
+	if index := s.core.released; index > was && !s.held.j.closed() {
 		pos := s.held.tail
 		if index < s.held.next {
 			pos = s.held.at(index).pos

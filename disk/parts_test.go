@@ -244,6 +244,38 @@ func TestAPeersNonsenseIsRefusedWhole(t *testing.T) {
 	}
 }
 
+// Whoever is late finds the disks closed, and not memory that is gone.
+func TestAClosedSetIsLeftAlone(t *testing.T) {
+	m := disktest.NewMedia(64, true)
+	primary, backup := newSet(t, SetConfig{}, m.Open()), newSet(t, SetConfig{}, m.Open())
+	must(t, backup.StandBy(soon(t)))
+	primary.Own(1)
+	primary.Hold()
+	must(t, primary.Seal(1))
+	write := []epoch.DiskWrite{{Seq: 1, Kind: epoch.WriteData, Sectors: 1, Data: make([]byte, epoch.SectorSize)}}
+	_, state := primary.Sealed(1)
+	must(t, backup.Commit(1, write, state))
+	must(t, primary.Close())
+	must(t, backup.Close())
+
+	if err := backup.Commit(2, write, state); !errors.Is(err, ErrClosed) {
+		t.Errorf("commit: %v", err)
+	}
+	if err := backup.ReadSectors(0, 0, make([]byte, epoch.SectorSize)); !errors.Is(err, ErrClosed) {
+		t.Errorf("read: %v", err)
+	}
+	if w, state := primary.Sealed(1); w != nil || state != nil {
+		t.Error("sealed writes of memory that is gone")
+	}
+	if _, _, err := primary.Snapshot(); !errors.Is(err, ErrClosed) {
+		t.Errorf("snapshot: %v", err)
+	}
+	primary.Release(1)
+	primary.Void()
+	backup.Forget()
+	_, _ = primary.Status(), backup.Status()
+}
+
 // What the index learns is on the disk, and what is held is not learnt.
 func TestTheIndexLearnsWhatIsOnTheDisk(t *testing.T) {
 	ix := exclusion.NewIndex(exclusion.Config{Pages: testPages, Key: 1})
