@@ -395,6 +395,7 @@ func (b *Backup) commit(ctx context.Context) Event {
 		}
 		ack.HasHash, ack.Verified = true, h
 		s.ack(ctx, ack)
+		crashpoint.At(crashpoint.AckSent)
 	}
 	crashpoint.At(crashpoint.Applied)
 	b.stats.commit(stage.PageCount())

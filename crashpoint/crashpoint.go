@@ -36,7 +36,7 @@ const (
 // The backup's steps.
 const (
 	Staged         Point = "staged"          // a whole epoch is verified, nothing is acknowledged
-	AckSent        Point = "ack-sent"        // and nothing is applied
+	AckSent        Point = "ack-sent"        // and nothing is applied, unless the epoch is verified: then all is
 	Applied        Point = "applied"         // pages and writes of the epoch are in the image
 	Materialised   Point = "materialised"    // pages that were left out are filled
 	TakeoverAsked  Point = "takeover-asked"  // about to be proposed
