@@ -47,7 +47,7 @@ var layers = map[string][]string{
 	"primary":  {"clock", "crashpoint", "epoch", "events", "exclusion", "hypervisor", "ownership", "protocol"},
 	"backup":   {"bubble", "clock", "crashpoint", "epoch", "events", "exclusion", "hypervisor", "ownership", "protocol", "rebuild"},
 	"failover": {"clock", "crashpoint", "epoch", "failover/leases", "ownership"},
-	"status":   {"backup", "bubble", "checkpoint", "clock", "config", "disk", "drill", "epoch", "exclusion", "host", "hypervisor", "ownership", "primary", "protocol", "rebuild", "status/dashboard", "strike"},
+	"status":   {"backup", "bubble", "checkpoint", "clock", "config", "disk", "drill", "epoch", "exclusion", "host", "hypervisor", "ownership", "primary", "protocol", "rebuild", "status/dashboard", "status/samples", "strike"},
 
 	// Drills: beside the endpoint that tells of them.
 	"drill": {"clock", "config", "epoch", "events", "host", "ownership", "primary"},
@@ -60,6 +60,9 @@ var layers = map[string][]string{
 	// The page's files.
 	"status/dashboard": nil,
 
+	// The guests' past, for plots.
+	"status/samples": {"clock", "host", "ownership", "primary"},
+
 	// What a drill does to a host.
 	"strike": nil,
 
@@ -70,7 +73,7 @@ var layers = map[string][]string{
 	"failover/leases": {"clock", "epoch", "ownership"},
 
 	// A view for a terminal of what the status endpoint tells.
-	"top": {"host", "ownership", "primary", "status"},
+	"top": {"host", "ownership", "primary", "status", "status/samples"},
 
 	// The cores under simulated faults.
 	"simulation": {"backup", "clock", "disk", "epoch", "exclusion", "failover/leases", "hypervisor", "ownership", "primary", "protocol", "rebuild"},

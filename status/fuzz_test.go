@@ -25,6 +25,7 @@ func FuzzRequest(f *testing.F) {
 		"GET /readyz?verbose HTTP/1.1\r\nHost: x\r\nAccept: application/json\r\n\r\n",
 		"GET /api/v1/stream?every=200&since=3 HTTP/1.1\r\nHost: x\r\nLast-Event-ID: 4\r\n\r\n",
 		"GET /api/v1/events?guest=web&limit=3 HTTP/1.1\r\nHost: x\r\n\r\n",
+		"GET /api/v1/guests/web/samples?ring=coarse&since=abcdefgh-12 HTTP/1.1\r\nHost: x\r\n\r\n",
 		"GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: application/openmetrics-text\r\n\r\n",
 	} {
 		f.Add([]byte(s))

@@ -29,6 +29,7 @@ import (
 	"understudy/host"
 	"understudy/ownership"
 	"understudy/primary"
+	"understudy/status/samples"
 	"understudy/strike"
 )
 
@@ -48,7 +49,7 @@ var described = []reflect.Type{
 	reflect.TypeFor[bubble.Spec](), reflect.TypeFor[bubble.Result](), reflect.TypeFor[BubbleEnds](),
 	reflect.TypeFor[strike.Spec](), reflect.TypeFor[strike.Struck](), reflect.TypeFor[StrikeList](),
 	reflect.TypeFor[ReplaceRequest](), reflect.TypeFor[RunningConfig](), reflect.TypeFor[ConfigRequest](), reflect.TypeFor[config.Change](),
-	reflect.TypeFor[UpgradeRequest](), reflect.TypeFor[Upgrade](),
+	reflect.TypeFor[UpgradeRequest](), reflect.TypeFor[Upgrade](), reflect.TypeFor[samples.Series](),
 }
 
 // schemas collects the schemas of types and of all they hold, by name.

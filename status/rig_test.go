@@ -23,12 +23,14 @@ import (
 	"time"
 
 	"understudy/backup"
+	"understudy/clock"
 	"understudy/disk"
 	"understudy/epoch"
 	"understudy/exclusion"
 	"understudy/host"
 	"understudy/ownership"
 	"understudy/primary"
+	"understudy/status/samples"
 	"understudy/strike"
 	"understudy/transport/pki"
 )
@@ -166,9 +168,19 @@ func known() Cluster {
 }
 
 func sourcesOf(f *fake) Sources {
-	return Sources{Operations: f, Upgrades: upgrades{f}, Configuration: (*fakeConfig)(f), Members: (*fakeConfig)(f), Bubbles: f, Strikes: struckBy{f}, Cluster: known, Events: newRecorded(5), Drills: drills{f}, BootID: "a-boot", Report: func() Report {
+	return Sources{Operations: f, Upgrades: upgrades{f}, Configuration: (*fakeConfig)(f), Members: (*fakeConfig)(f), Bubbles: f, Strikes: struckBy{f}, Cluster: known, Events: newRecorded(5), Drills: drills{f}, BootID: "a-boot", Samples: sampled(f.Status()), Report: func() Report {
 		return Report{Host: "alpha", Leader: "witness", Lease: time.Second, Exits: map[string][]Exit{"web": {{Device: "serial", Treatment: "refused"}}}}
 	}}
+}
+
+// sampled are the samples of a host that was looked at twice, two seconds and one
+// second ago.
+func sampled(all []host.GuestStatus) *samples.Keeper {
+	k := samples.NewKeeper("alpha")
+	now := clock.Boot{}.Now()
+	k.Take(now.Add(-2*time.Second), all)
+	k.Take(now.Add(-time.Second), all)
+	return k
 }
 
 // rig is an endpoint on loopback.

@@ -9,6 +9,7 @@
 //	GET  /metrics                             Prometheus (metrics.go)
 //	GET  /api/v1/status                       → Report
 //	GET  /api/v1/guests[/NAME]                → Guests, Guest
+//	GET  /api/v1/guests/NAME/samples          its past, for plots (samples.go)
 //	GET  /api/v1/cluster                      → Cluster
 //	GET  /api/v1/events, /api/v1/stream       what happened, and what happens (events.go)
 //	GET, POST, DELETE /api/v1/drills[/ID]     drills (drills.go)
@@ -160,6 +161,8 @@ type Sources struct {
 	Strikes Strikes
 	// Upgrades puts another daemon in this one's place; nil: not offered here.
 	Upgrades Upgrades
+	// Samples are of the guests' past; nil: none are kept.
+	Samples Samples
 	// Slog is told who was refused; nil: nobody is.
 	Slog *slog.Logger
 }
@@ -235,6 +238,7 @@ func (s *Server) routes() []route {
 	all = append(all, s.peerRoutes()...)
 	all = append(all, s.drillRoutes()...)
 	all = append(all, s.uiRoutes()...)
+	all = append(all, s.sampleRoutes()...)
 	all = append(all, s.upgradeRoutes()...)
 	all = append(all, configRoutes(s.Configuration)...)
 	all = append(all, memberRoutes(s.Members)...)

@@ -23,6 +23,7 @@ import (
 	"understudy/failover"
 	"understudy/ownership"
 	"understudy/status"
+	"understudy/status/samples"
 	"understudy/transport"
 )
 
@@ -160,9 +161,10 @@ func live(signals context.Context, o Options, self config.Host, id *transport.Id
 		return nil, err
 	}
 	changing.changed = drills.Changed
+	past := samples.NewKeeper(ownership.HostID(self.Name))
 	server := status.NewServer(status.Sources{Operations: h, Slog: o.Slog, Events: told{o.record}, Bubbles: h, Peers: peers, Owner: ownerIn(voter),
 		Drills: drills, BootID: bootID(), Configuration: changing, Members: members{voter}, Strikes: newStrikes(ctx, o, self, changing.now, &workers),
-		Cluster: func() status.Cluster { return clusterOf(voter.View()) }, Upgrades: l,
+		Cluster: func() status.Cluster { return clusterOf(voter.View()) }, Upgrades: l, Samples: past,
 		Report: func() status.Report {
 			return status.Report{PID: os.Getpid(), Host: ownership.HostID(self.Name), Leader: voter.Leader(), Lease: voter.Lease(), Exits: hosting.ways(), Config: changing.brief()}
 		},
@@ -176,6 +178,7 @@ func live(signals context.Context, o Options, self config.Host, id *transport.Id
 	workers.Go(func() { changing.listen(ctx) })
 	workers.Go(func() { changing.follow(ctx, peers) })
 	workers.Go(func() { drills.Run(ctx) })
+	workers.Go(func() { past.Run(ctx, clock.Boot{}, h.Status) })
 	workers.Go(func() { followMembers(ctx, o, voter, book, port) })
 	if o.Supervisor != nil {
 		workers.Go(func() {
