@@ -113,6 +113,32 @@ detach_after = "3s"
 `, name, home, backup, sim.MACFor(name), filepath.Join(x.dir, "switch"), strings.Join(protection, "\n"))
 }
 
+// newTrioInUse is one whose guest web, of host a, is protected by b and serves a
+// client.
+func newTrioInUse(t *testing.T) (x *trio, ctx context.Context, c *sim.Client, web status.Guest) {
+	t.Helper()
+	x = newTrio(t)
+	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
+	t.Cleanup(cancel)
+	x.protectedBy(ctx, "a", "web", "b")
+	c, _ = x.caller(ctx, "web")
+	x.must(c.WaitLine(ctx, 20))
+	web, err := x.status(ctx, "a", "web")
+	x.must(err)
+	return x, ctx, c, web
+}
+
+// switchedOver moves web from host a to its backup, and checks that its client lost
+// nothing.
+func (x *trio) switchedOver(ctx context.Context, c *sim.Client, backup string) {
+	x.t.Helper()
+	x.must(x.up["a"].client.Operate(ctx, "web", "switchover", new(struct{})))
+	x.protectedBy(ctx, backup, "web", "a")
+	x.must(c.WaitLine(ctx, c.Report().Lines+20))
+	x.must(c.Report().Err())
+	x.t.Logf("%d lines in all, longest gap %v (of the switchover)", c.Report().Lines, c.Report().LongestGap)
+}
+
 // write writes the configuration, as it is to be now, to a host's file.
 func (x *trio) write(name string) {
 	x.t.Helper()
@@ -275,14 +301,7 @@ func (x *trio) quiet(ctx context.Context, c *sim.Client, name, guest string, gen
 // TestTheConfigurationChangesUnderAGuest: settings, one after the other; what cannot
 // be done is refused as a whole and says why; guests come and go.
 func TestTheConfigurationChangesUnderAGuest(t *testing.T) {
-	x := newTrio(t)
-	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
-	t.Cleanup(cancel)
-	x.protectedBy(ctx, "a", "web", "b")
-	c, _ := x.caller(ctx, "web")
-	x.must(c.WaitLine(ctx, 20))
-	before, err := x.status(ctx, "a", "web")
-	x.must(err)
+	x, ctx, c, before := newTrioInUse(t)
 	image, generation := before.Primary.Image, uint64(before.Log.Generation)
 
 	// Nothing has changed.
@@ -452,14 +471,7 @@ func (x *trio) replace(ctx context.Context, old, fresh, by string) {
 // no failover, no lost lease, no line lost. Then the guest fails over with the fresh
 // witness' vote alone.
 func TestTheWitnessIsReplacedUnderAGuest(t *testing.T) {
-	x := newTrio(t)
-	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
-	t.Cleanup(cancel)
-	x.protectedBy(ctx, "a", "web", "b")
-	c, _ := x.caller(ctx, "web")
-	x.must(c.WaitLine(ctx, 20))
-	g, err := x.status(ctx, "a", "web")
-	x.must(err)
+	x, ctx, c, g := newTrioInUse(t)
 	image := g.Primary.Image
 
 	x.replace(ctx, "w", "w2", "a")
@@ -475,24 +487,13 @@ func TestTheWitnessIsReplacedUnderAGuest(t *testing.T) {
 	x.stop("b")
 	x.start("b")
 	x.protectedBy(ctx, "a", "web", "b")
-	x.must(x.up["a"].client.Operate(ctx, "web", "switchover", new(struct{})))
-	x.protectedBy(ctx, "b", "web", "a")
-	x.must(c.WaitLine(ctx, c.Report().Lines+20))
-	x.must(c.Report().Err())
-	t.Logf("%d lines in all, longest gap %v (of the switchover)", c.Report().Lines, c.Report().LongestGap)
+	x.switchedOver(ctx, c, "b")
 }
 
 // TestTheBackupsHostIsReplacedByAFreshOne: its machine is lost; the guest runs on,
 // and is protected by the fresh one, to which it then goes.
 func TestTheBackupsHostIsReplacedByAFreshOne(t *testing.T) {
-	x := newTrio(t)
-	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
-	t.Cleanup(cancel)
-	x.protectedBy(ctx, "a", "web", "b")
-	c, _ := x.caller(ctx, "web")
-	x.must(c.WaitLine(ctx, 20))
-	g, err := x.status(ctx, "a", "web")
-	x.must(err)
+	x, ctx, c, g := newTrioInUse(t)
 
 	x.stop("b")
 	lost := time.Now()
@@ -500,9 +501,5 @@ func TestTheBackupsHostIsReplacedByAFreshOne(t *testing.T) {
 	x.protectedBy(ctx, "a", "web", "c")
 	t.Logf("protected by the fresh host %v after the old one was lost", time.Since(lost).Round(time.Millisecond))
 	x.quiet(ctx, c, "a", "web", uint64(g.Log.Generation))
-	x.must(x.up["a"].client.Operate(ctx, "web", "switchover", new(struct{})))
-	x.protectedBy(ctx, "c", "web", "a")
-	x.must(c.WaitLine(ctx, c.Report().Lines+20))
-	x.must(c.Report().Err())
-	t.Logf("%d lines in all, longest gap %v", c.Report().Lines, c.Report().LongestGap)
+	x.switchedOver(ctx, c, "c")
 }

@@ -55,7 +55,12 @@ var layers = map[string][]string{
 
 	// The backup's copy, in isolation.
 	"bubble":         {"epoch", "hypervisor", "rebuild"},
-	"bubble/isolate": {"bubble"},
+	"bubble/isolate": {"bubble", "netspace"},
+
+	// Network namespaces: of what is isolated, and of laboratories.
+	"netspace": nil,
+
+	"status/statustest": nil,
 
 	// The page's files.
 	"status/dashboard": nil,
@@ -90,7 +95,7 @@ var layers = map[string][]string{
 	"packaging/...": {"..."},
 
 	// What tests and the demo stand on: nothing of the engine.
-	"lab/...":   {"lab/..."},
+	"lab/...":   {"lab/...", "netspace"},
 	"guest/...": {"guest/..."},
 }
 

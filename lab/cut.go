@@ -38,17 +38,20 @@ func (h *Host) Restore() error { return h.setCut(0) }
 func (h *Host) setCut(d Direction) error {
 	h.cutting.Lock()
 	defer h.cutting.Unlock()
-	sw := h.lab.sw
-	sw.life.RLock()
-	defer sw.life.RUnlock()
-	if !sw.ns.IsOpen() {
-		return errClosed
-	}
-	conn, err := nftables.New(nftables.WithNetNSFd(int(sw.ns)))
+	err := h.lab.sw.Use(func(ns int) error { return dropFrames(ns, h.port, d) })
 	if err != nil {
 		return fmt.Errorf("cable of %s: %w", h.name, err)
 	}
-	table := &nftables.Table{Family: nftables.TableFamilyNetdev, Name: "cut-" + h.port}
+	return nil
+}
+
+// dropFrames sets what is dropped of a port's frames in a namespace.
+func dropFrames(ns int, port string, d Direction) error {
+	conn, err := nftables.New(nftables.WithNetNSFd(ns))
+	if err != nil {
+		return err
+	}
+	table := &nftables.Table{Family: nftables.TableFamilyNetdev, Name: "cut-" + port}
 	// Made first, so that it is there to be deleted.
 	conn.AddTable(table)
 	conn.DelTable(table)
@@ -63,14 +66,14 @@ func (h *Host) setCut(d Direction) error {
 	}{{FromHost, "from", nftables.ChainHookIngress}, {ToHost, "to", nftables.ChainHookEgress}} {
 		if d&c.d != 0 {
 			conn.AddChain(&nftables.Chain{Table: table, Name: c.name, Type: nftables.ChainTypeFilter,
-				Hooknum: c.hook, Priority: nftables.ChainPriorityFilter, Policy: &drop, Device: h.port})
+				Hooknum: c.hook, Priority: nftables.ChainPriorityFilter, Policy: &drop, Device: port})
 		}
 	}
 	if err := conn.Flush(); err != nil {
 		if errors.Is(err, unix.EOPNOTSUPP) {
 			err = fmt.Errorf("%w (it needs Linux 5.16 with nf_tables and netdev hooks)", err)
 		}
-		return fmt.Errorf("cable of %s: %w", h.name, err)
+		return err
 	}
 	return nil
 }

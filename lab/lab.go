@@ -7,9 +7,9 @@
 //	namespace NAME-HOST:  bridge br0 (address) ── up0, and whatever TAPs are joined to br0
 //
 // The files in the order of a lab's life: name.go (names that tell whose lab
-// it is), lab.go (building and closing), link.go (netlink and sysctl), run.go
-// (doing things inside a namespace), cut.go (cutting cables), sweep.go (finding
-// and removing what is left).
+// it is), lab.go (building and closing), run.go (doing things on a host), cut.go
+// (cutting cables), sweep.go (finding and removing what is left). What one
+// namespace is made of is package netspace's.
 //
 // It needs CAP_SYS_ADMIN (namespaces, mounts under /run/netns), CAP_NET_ADMIN
 // (links, nftables) and CAP_KILL (processes of other users left in a
@@ -20,12 +20,11 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"sync"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
+
+	"understudy/netspace"
 )
 
 // Options say what a lab looks like.
@@ -57,7 +56,7 @@ const (
 // goroutines.
 type Lab struct {
 	name string
-	sw   *space
+	sw   *netspace.Space
 	host map[string]*Host
 
 	closing sync.Once
@@ -66,11 +65,11 @@ type Lab struct {
 
 // Host is one host of a lab.
 type Host struct {
-	*space
-	name string
-	addr netip.Prefix
-	port string // its port on the switch
-	lab  *Lab
+	space *netspace.Space
+	name  string
+	addr  netip.Prefix
+	port  string // its port on the switch
+	lab   *Lab
 
 	cutting sync.Mutex
 }
@@ -129,7 +128,7 @@ func (l *Lab) build(o Options) error {
 	if l.sw, err = newSpace(l.name + "-" + switchName); err != nil {
 		return err
 	}
-	if err := l.sw.addBridge(o.MTU, netip.Prefix{}); err != nil {
+	if err := l.sw.AddBridge(Bridge, o.MTU, netip.Prefix{}); err != nil {
 		return err
 	}
 	addr := o.Subnet.Masked().Addr()
@@ -140,7 +139,7 @@ func (l *Lab) build(o Options) error {
 			return err
 		}
 		l.host[name] = h
-		if err := h.addBridge(o.MTU, h.addr); err != nil {
+		if err := h.space.AddBridge(Bridge, o.MTU, h.addr); err != nil {
 			return err
 		}
 		if err := l.connect(h, portIndex+i, o.MTU); err != nil {
@@ -148,7 +147,7 @@ func (l *Lab) build(o Options) error {
 		}
 	}
 	for _, h := range l.host {
-		if err := errors.Join(l.sw.awaitUp(h.port), h.awaitUp(Uplink), h.awaitUp(Bridge)); err != nil {
+		if err := errors.Join(l.sw.AwaitUp(h.port), h.space.AwaitUp(Uplink), h.space.AwaitUp(Bridge)); err != nil {
 			return err
 		}
 	}
@@ -165,14 +164,16 @@ const portIndex = 100
 func (l *Lab) connect(h *Host, index, mtu int) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.Index, attrs.MTU = h.port, index, mtu
-	cable := &netlink.Veth{LinkAttrs: attrs, PeerName: Uplink, PeerNamespace: netlink.NsFd(int(h.ns)), PeerMTU: uint32(mtu)}
-	if err := l.sw.links.LinkAdd(cable); err != nil {
+	err := h.space.Use(func(ns int) error {
+		return l.sw.AddLink(&netlink.Veth{LinkAttrs: attrs, PeerName: Uplink, PeerNamespace: netlink.NsFd(ns), PeerMTU: uint32(mtu)})
+	})
+	if err != nil {
 		return fmt.Errorf("a cable from %s to the switch: %w", h.name, err)
 	}
-	if err := l.sw.joinBridge(h.port); err != nil {
+	if err := l.sw.Join(h.port, Bridge); err != nil {
 		return err
 	}
-	return h.joinBridge(Uplink)
+	return h.space.Join(Uplink, Bridge)
 }
 
 // Name is the lab's name, the beginning of its namespaces' names.
@@ -191,6 +192,9 @@ func (l *Lab) Host(name string) *Host {
 // Name is the host's name.
 func (h *Host) Name() string { return h.name }
 
+// Namespace is the name of the host's namespace, as `ip netns` knows it.
+func (h *Host) Namespace() string { return h.space.Name() }
+
 // Addr is the host's address.
 func (h *Host) Addr() netip.Addr { return h.addr.Addr() }
 
@@ -203,19 +207,19 @@ func (h *Host) Prefix() netip.Prefix { return h.addr }
 func (l *Lab) Close() error {
 	l.closing.Do(func() {
 		var errs []error
-		spaces := []*space{l.sw}
+		spaces := []*netspace.Space{l.sw}
 		for _, h := range l.host {
 			spaces = append(spaces, h.space)
 		}
 		// All processes first: one host's would only log the loss of another.
 		for _, s := range spaces {
 			if s != nil {
-				errs = append(errs, killAll(s.path()))
+				errs = append(errs, netspace.Kill(s.Name()))
 			}
 		}
 		for _, s := range spaces {
 			if s != nil {
-				errs = append(errs, s.close())
+				errs = append(errs, s.Close())
 			}
 		}
 		l.closed = errors.Join(errs...)
@@ -223,73 +227,12 @@ func (l *Lab) Close() error {
 	return l.closed
 }
 
-// space is one network namespace, with a thread of this process in it.
-type space struct {
-	name   string
-	links  *netlink.Handle
-	thread *thread
-
-	life sync.RWMutex // held for reading while ns is used
-	ns   netns.NsHandle
-}
-
-// Namespace is the namespace's name, as `ip netns` knows it.
-func (s *space) Namespace() string { return s.name }
-
-func (s *space) path() string { return filepath.Join(netnsDir, s.name) }
-
-// newSpace makes a namespace and prepares it.
-func newSpace(name string) (*space, error) {
-	s := &space{name: name, ns: netns.None(), thread: newThread()}
-	err := s.thread.do(func() (err error) {
-		if s.ns, err = netns.NewNamed(name); err != nil {
-			return fmt.Errorf("making namespace %s: %w (this needs root)", name, err)
-		}
-		return quiet()
-	})
-	if err == nil {
-		if s.links, err = netlink.NewHandleAt(s.ns); err != nil {
-			err = fmt.Errorf("a netlink socket in namespace %s: %w", name, err)
-		}
-	}
-	if err == nil {
-		err = s.up("lo")
-	}
-	if err != nil {
-		return nil, errors.Join(err, s.close())
-	}
-	return s, nil
-}
-
-// close ends the thread and removes the namespace.
-func (s *space) close() error {
-	s.thread.stop()
-	if s.links != nil {
-		s.links.Close()
-	}
-	var errs []error
-	s.life.Lock()
-	if s.ns.IsOpen() {
-		errs = append(errs, s.ns.Close())
-	}
-	s.life.Unlock()
-	errs = append(errs, removeNamespace(s.path()))
-	return errors.Join(errs...)
-}
-
-// netnsDir is where named network namespaces are mounted (ip-netns(8)).
-const netnsDir = "/run/netns"
-
-// removeNamespace unmounts and removes a named namespace; one that is not
-// there is no error.
-func removeNamespace(path string) error {
-	err := netns.DeleteNamed(filepath.Base(path))
-	if err == nil || errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	// A file whose mount failed or is gone already.
-	if rm := os.Remove(path); rm == nil || errors.Is(rm, os.ErrNotExist) {
-		return nil
-	}
-	return fmt.Errorf("removing namespace %s: %w", path, err)
+// newSpace makes a namespace without IPv6, whose router and neighbour chatter
+// would be in every capture, and with queues for Unix datagrams of a length that
+// QEMU can work with (the kernel's default is 10).
+func newSpace(name string) (*netspace.Space, error) {
+	return netspace.New(name,
+		netspace.Setting{Path: "ipv6/conf/all/disable_ipv6", Value: "1"},
+		netspace.Setting{Path: "ipv6/conf/default/disable_ipv6", Value: "1"},
+		netspace.Setting{Path: "unix/max_dgram_qlen", Value: "2048"})
 }

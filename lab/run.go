@@ -3,18 +3,13 @@ package lab
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"os/exec"
-	"runtime"
-	"sync"
 	"syscall"
 
-	"github.com/vishvananda/netns"
-	"golang.org/x/sys/unix"
+	"understudy/netspace"
 )
 
 // Cmd is an exec.Cmd whose process runs in a namespace of the lab. It dies by
@@ -23,7 +18,7 @@ import (
 // SysProcAttr.Pdeathsig is set by Start.
 type Cmd struct {
 	*exec.Cmd
-	space *space
+	space *netspace.Space
 }
 
 // Command prepares a process in the host's namespace. The rest of its world is
@@ -39,7 +34,7 @@ func (c *Cmd) Start() error {
 		c.SysProcAttr = &syscall.SysProcAttr{}
 	}
 	c.SysProcAttr.Pdeathsig = syscall.SIGKILL
-	return c.space.thread.do(c.Cmd.Start)
+	return c.space.Do(c.Cmd.Start)
 }
 
 // Run starts the process and waits for its end.
@@ -69,10 +64,10 @@ func (c *Cmd) CombinedOutput() ([]byte, error) {
 
 // Kill sends SIGKILL to every process in the host's namespace and returns when
 // they are gone: the host's power is cut, its network stays.
-func (h *Host) Kill() error { return killAll(h.space.path()) }
+func (h *Host) Kill() error { return netspace.Kill(h.space.Name()) }
 
 // Processes lists the processes in the host's namespace, but this one.
-func (h *Host) Processes() ([]int, error) { return processesIn(h.space.path()) }
+func (h *Host) Processes() ([]int, error) { return netspace.Processes(h.space.Name()) }
 
 // Signal sends a signal to every process in the host's namespace, and goes on
 // until it has found none that it has not sent it to: SIGSTOP freezes a host
@@ -103,16 +98,16 @@ func (h *Host) Signal(s syscall.Signal) error {
 // Do calls f on a thread that is in the host's namespace for as long. What f
 // starts in other goroutines is not in the namespace; sockets and files it
 // opens stay in it.
-func (h *Host) Do(f func() error) error { return h.inside(f) }
+func (h *Host) Do(f func() error) error { return h.space.Visit(f) }
 
 // Dial connects from the host, whose network is "tcp", "udp" and the like, to
 // an address with a numerical host: names would be looked up by other threads,
 // outside the namespace.
 func (h *Host) Dial(ctx context.Context, network, address string) (conn net.Conn, err error) {
 	if _, err := netip.ParseAddrPort(address); err != nil {
-		return nil, fmt.Errorf("dialling from %s: %w", h.space.name, err)
+		return nil, fmt.Errorf("dialling from %s: %w", h.name, err)
 	}
-	err = h.inside(func() (err error) {
+	err = h.space.Visit(func() (err error) {
 		conn, err = new(net.Dialer).DialContext(ctx, network, address)
 		return err
 	})
@@ -122,116 +117,11 @@ func (h *Host) Dial(ctx context.Context, network, address string) (conn net.Conn
 // Listen listens on the host, on an address with a numerical host.
 func (h *Host) Listen(ctx context.Context, network, address string) (ln net.Listener, err error) {
 	if _, err := netip.ParseAddrPort(address); err != nil {
-		return nil, fmt.Errorf("listening on %s: %w", h.space.name, err)
+		return nil, fmt.Errorf("listening on %s: %w", h.name, err)
 	}
-	err = h.inside(func() (err error) {
+	err = h.space.Visit(func() (err error) {
 		ln, err = new(net.ListenConfig).Listen(ctx, network, address)
 		return err
 	})
 	return ln, err
-}
-
-// inside calls f on a thread of its own that visits the namespace. A thread
-// that does not find its way back is not used again: it ends with its
-// goroutine, which stays locked to it.
-func (s *space) inside(f func() error) error {
-	result := make(chan error, 1)
-	go func() {
-		err := errors.New("the function ended its goroutine")
-		defer func() { result <- err }()
-		runtime.LockOSThread()
-		home, homeErr := netns.Get()
-		if homeErr != nil {
-			err = fmt.Errorf("finding this thread's namespace: %w", homeErr)
-			return
-		}
-		if enterErr := s.enter(); enterErr != nil {
-			err = errors.Join(enterErr, home.Close())
-			return
-		}
-		defer func() {
-			if netns.Set(home) == nil {
-				runtime.UnlockOSThread()
-			}
-			_ = home.Close()
-		}()
-		err = f()
-	}()
-	return <-result
-}
-
-func (s *space) enter() error {
-	s.life.RLock()
-	defer s.life.RUnlock()
-	if !s.ns.IsOpen() {
-		return errClosed
-	}
-	if err := netns.Set(s.ns); err != nil {
-		return fmt.Errorf("entering namespace %s: %w", s.name, err)
-	}
-	return nil
-}
-
-var errClosed = errors.New("the lab is closed")
-
-// thread is one operating system thread that stays in one namespace for the
-// life of a lab: processes are started by it, since a process gets its
-// parent-death signal (prctl(2)) when the thread that forked it ends. Its
-// goroutine ends with stop, and the thread with it.
-type thread struct {
-	work       chan func()
-	quit, done chan struct{}
-	once       sync.Once
-}
-
-func newThread() *thread {
-	t := &thread{work: make(chan func()), quit: make(chan struct{}), done: make(chan struct{})}
-	go t.start()
-	return t
-}
-
-func (t *thread) start() {
-	runtime.LockOSThread()
-	if unix.Gettid() == os.Getpid() {
-		// The first thread stands for the whole process in /proc and cannot
-		// end alone. As long as it is locked, another goroutine gets another.
-		locked := make(chan struct{})
-		go func() {
-			runtime.LockOSThread()
-			close(locked)
-			t.run()
-		}()
-		<-locked
-		runtime.UnlockOSThread()
-		return
-	}
-	t.run()
-}
-
-func (t *thread) run() {
-	defer close(t.done)
-	for {
-		select {
-		case f := <-t.work:
-			f()
-		case <-t.quit:
-			return
-		}
-	}
-}
-
-// do calls f on the thread and waits for it.
-func (t *thread) do(f func() error) error {
-	result := make(chan error, 1)
-	select {
-	case t.work <- func() { result <- f() }:
-		return <-result
-	case <-t.quit:
-		return errClosed
-	}
-}
-
-func (t *thread) stop() {
-	t.once.Do(func() { close(t.quit) })
-	<-t.done
 }

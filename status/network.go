@@ -39,10 +39,6 @@ const (
 	maxConns       = 256      // connections
 	maxConnsOfOne  = 32       // … of one client address
 	maxNetworkBody = 64 << 10 // bytes of a request's body
-	maxHeader      = 16 << 10 // bytes of a request's header
-	headerTime     = 5 * time.Second
-	bodyTime       = 15 * time.Second
-	idleTime       = 30 * time.Second
 	// Requests of one client address: as a rate, and how many at once.
 	requestsASecond = 50
 	requestsAtOnce  = 100
@@ -68,24 +64,20 @@ func (s *Server) ServeTLS(ctx context.Context, l net.Listener, e Endpoint) error
 		_, _ = a.tokens.read() // says in the log what is wrong with it
 	}
 	g := newGuard(a, time.Now)
-	var plain http.Protocols
-	plain.SetHTTP1(true) // fewer ways to cost the host something than HTTP/2 has
-	server := &http.Server{
-		Handler:   http.MaxBytesHandler(s.handler(g.identify), maxNetworkBody),
-		Protocols: &plain,
-		TLSConfig: &tls.Config{
-			MinVersion:     tls.VersionTLS13,
-			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return e.Certificate() },
-			ClientCAs:      e.ClientCAs,
-		},
-		ReadHeaderTimeout: headerTime, ReadTimeout: bodyTime, IdleTimeout: idleTime, MaxHeaderBytes: maxHeader,
-		// Whoever wants to can fill a log with failed handshakes.
-		ErrorLog: slog.NewLogLogger(s.Slog.Handler(), slog.LevelDebug),
+	server := s.boundedServer(g.identify, maxNetworkBody)
+	server.Protocols = new(http.Protocols)
+	server.Protocols.SetHTTP1(true) // fewer ways to cost the host something than HTTP/2 has
+	server.TLSConfig = &tls.Config{
+		MinVersion:     tls.VersionTLS13,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return e.Certificate() },
+		ClientCAs:      e.ClientCAs,
 	}
 	if e.ClientCAs != nil {
 		server.TLSConfig.ClientAuth = tls.VerifyClientCertIfGiven
 	}
-	bounded := &boundedListener{Listener: l, by: map[netip.Prefix]int{}}
+	bounded := newBoundedListener(l, maxConns, maxConnsOfOne, func(c net.Conn) (netip.Prefix, bool) {
+		return addressOf(c.RemoteAddr().String()), true
+	})
 	err := runServer(ctx, server, func() error { return server.ServeTLS(bounded, "", "") })
 	if err != nil {
 		return fmt.Errorf("status endpoint on %s: %w", l.Addr(), err)
@@ -279,52 +271,4 @@ func (l *limiter) known(of netip.Prefix, now time.Time) netip.Prefix {
 		return of
 	}
 	return netip.Prefix{}
-}
-
-// boundedListener closes connections beyond its bounds as they come.
-type boundedListener struct {
-	net.Listener
-	mu  sync.Mutex
-	all int
-	by  map[netip.Prefix]int
-}
-
-func (b *boundedListener) Accept() (net.Conn, error) {
-	for {
-		c, err := b.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		from := addressOf(c.RemoteAddr().String())
-		b.mu.Lock()
-		room := b.all < maxConns && b.by[from] < maxConnsOfOne
-		if room {
-			b.all++
-			b.by[from]++
-		}
-		b.mu.Unlock()
-		if room {
-			return &boundedConn{Conn: c, of: b, from: from}, nil
-		}
-		_ = c.Close()
-	}
-}
-
-type boundedConn struct {
-	net.Conn
-	of   *boundedListener
-	from netip.Prefix
-	once sync.Once
-}
-
-func (c *boundedConn) Close() error {
-	c.once.Do(func() {
-		c.of.mu.Lock()
-		defer c.of.mu.Unlock()
-		c.of.all--
-		if c.of.by[c.from]--; c.of.by[c.from] == 0 {
-			delete(c.of.by, c.from)
-		}
-	})
-	return c.Conn.Close()
 }

@@ -6,7 +6,6 @@ package status
 
 import (
 	"bufio"
-	"context"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -59,7 +58,7 @@ func closedAfter(c net.Conn) time.Duration {
 
 func TestSlowClientsAreEnded(t *testing.T) {
 	paper := newPaper(t)
-	cert, key := paper.issue(t, "alpha")
+	paper.issue(t, "alpha")
 	trust := paper.settings(t, "")
 	issued := time.Now()
 	trust.Time = func() time.Time { return issued } // a bubble's clock begins in 2000
@@ -88,19 +87,11 @@ func TestSlowClientsAreEnded(t *testing.T) {
 	} {
 		t.Run(strings.ReplaceAll(about, " ", "-"), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := NewServer(sourcesOf(newFake()))
-				show, err := CertificateFiles(cert, key, s.Slog)
-				if err != nil {
-					t.Fatal(err)
-				}
-				ctx, cancel := context.WithCancel(t.Context())
-				l := newPipes()
-				ended := make(chan error, 1)
-				go func() { ended <- s.ServeTLS(ctx, l, Endpoint{Certificate: show, Anonymous: Health}) }()
+				_, l, stop := paper.serve(t, Health)
 				client := l.dial()
 				if c.tls {
 					secured := tls.Client(client, trust)
-					if err := secured.HandshakeContext(ctx); err != nil {
+					if err := secured.HandshakeContext(t.Context()); err != nil {
 						t.Fatal(err)
 					}
 					client = secured
@@ -112,10 +103,7 @@ func TestSlowClientsAreEnded(t *testing.T) {
 				}
 				_ = client.Close()
 				<-said
-				cancel()
-				if err := <-ended; err != nil {
-					t.Error(err)
-				}
+				stop()
 			})
 		})
 	}
@@ -124,20 +112,12 @@ func TestSlowClientsAreEnded(t *testing.T) {
 // TestAStreamThatNobodyReadsEnds: a client that takes nothing holds nothing.
 func TestAStreamThatNobodyReadsEnds(t *testing.T) {
 	paper := newPaper(t)
-	cert, key := paper.issue(t, "alpha")
+	paper.issue(t, "alpha")
 	trust := paper.settings(t, "")
 	issued := time.Now()
 	trust.Time = func() time.Time { return issued } // a bubble's clock begins in 2000
 	synctest.Test(t, func(t *testing.T) {
-		s := NewServer(sourcesOf(newFake()))
-		show, err := CertificateFiles(cert, key, s.Slog)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		l := newPipes()
-		ended := make(chan error, 1)
-		go func() { ended <- s.ServeTLS(ctx, l, Endpoint{Certificate: show, Anonymous: Read}) }()
+		s, l, stop := paper.serve(t, Read)
 		client := tls.Client(l.dial(), trust)
 		if _, err := io.WriteString(client, "GET /api/v1/stream HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
 			t.Fatal(err)
@@ -153,10 +133,7 @@ func TestAStreamThatNobodyReadsEnds(t *testing.T) {
 		}
 		s.crowd.mu.Unlock()
 		_ = client.Close()
-		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
+		stop()
 	})
 }
 

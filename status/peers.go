@@ -23,13 +23,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"understudy/ownership"
@@ -66,73 +64,21 @@ func (s *Server) ServePeers(ctx context.Context, l net.Listener, name func(net.C
 	identify := func(r *http.Request) (who, *denial) {
 		return who{level: Operate, name: "host " + string(cameFrom(r))}, nil
 	}
-	server := &http.Server{
-		Handler:           http.MaxBytesHandler(s.handler(identify), MaxBody),
-		ReadHeaderTimeout: headerTime, ReadTimeout: bodyTime, IdleTimeout: idleTime, MaxHeaderBytes: maxHeader,
-		ErrorLog: slog.NewLogLogger(s.Slog.Handler(), slog.LevelDebug),
-		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			if p, ok := c.(*peerConn); ok {
-				ctx = context.WithValue(ctx, peerKey{}, p.host)
-			}
-			return ctx
-		},
+	server := s.boundedServer(identify, MaxBody)
+	server.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+		if p, ok := c.(*boundedConn[ownership.HostID]); ok {
+			ctx = context.WithValue(ctx, peerKey{}, p.from)
+		}
+		return ctx
 	}
-	bounded := &peerListener{Listener: l, name: name, by: map[ownership.HostID]int{}}
+	bounded := newBoundedListener(l, maxPeerConns, maxPeerConnsOfOne, func(c net.Conn) (ownership.HostID, bool) {
+		host := name(c)
+		return host, host != ""
+	})
 	if err := runServer(ctx, server, func() error { return server.Serve(bounded) }); err != nil {
 		return fmt.Errorf("the endpoint for other hosts: %w", err)
 	}
 	return nil
-}
-
-// peerListener closes connections beyond its bounds as they come.
-type peerListener struct {
-	net.Listener
-	name func(net.Conn) ownership.HostID
-	mu   sync.Mutex
-	all  int
-	by   map[ownership.HostID]int
-}
-
-func (l *peerListener) Accept() (net.Conn, error) {
-	for {
-		c, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		host := l.name(c)
-		l.mu.Lock()
-		room := host != "" && l.all < maxPeerConns && l.by[host] < maxPeerConnsOfOne
-		if room {
-			l.all++
-			l.by[host]++
-		}
-		l.mu.Unlock()
-		if room {
-			return &peerConn{Conn: c, of: l, host: host}, nil
-		}
-		_ = c.Close()
-	}
-}
-
-// peerConn is a connection of a host. It is no *tls.Conn, in which net/http
-// would look for a protocol of its own.
-type peerConn struct {
-	net.Conn
-	of   *peerListener
-	host ownership.HostID
-	once sync.Once
-}
-
-func (c *peerConn) Close() error {
-	c.once.Do(func() {
-		c.of.mu.Lock()
-		defer c.of.mu.Unlock()
-		c.of.all--
-		if c.of.by[c.host]--; c.of.by[c.host] == 0 {
-			delete(c.of.by, c.host)
-		}
-	})
-	return c.Conn.Close()
 }
 
 func (s *Server) peerRoutes() []route {

@@ -44,13 +44,13 @@ type trio struct {
 	ends     map[ownership.HostID]func()
 	unix     map[ownership.HostID]http.Handler // what its socket answers
 	owner    ownership.HostID                  // of every guest
-	recorded map[ownership.HostID]*recorded
+	recorded map[ownership.HostID]recorded
 }
 
 func newTrio(t *testing.T) *trio {
 	t.Helper()
 	three := &trio{t: t, keys: t.TempDir(), owner: "beta", at: map[ownership.HostID]string{}, fakes: map[ownership.HostID]*fake{},
-		ends: map[ownership.HostID]func(){}, unix: map[ownership.HostID]http.Handler{}, recorded: map[ownership.HostID]*recorded{}}
+		ends: map[ownership.HostID]func(){}, unix: map[ownership.HostID]http.Handler{}, recorded: map[ownership.HostID]recorded{}}
 	if err := pki.Init(three.keys, []string{"alpha", "beta", "witness", "mallory"}, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -103,8 +103,9 @@ func (three *trio) begin(h ownership.HostID) {
 	s := NewServer(from)
 	three.unix[h] = s.unix.Handler
 	ended := make(chan error, 1)
+	peers := port.Protocol(peerProtocol) // before anybody can ask
 	go func() {
-		ended <- s.ServePeers(ctx, port.Protocol(peerProtocol), func(c net.Conn) ownership.HostID { return ownership.HostID(transport.PeerName(c)) })
+		ended <- s.ServePeers(ctx, peers, func(c net.Conn) ownership.HostID { return ownership.HostID(transport.PeerName(c)) })
 	}()
 	three.ends[h] = func() {
 		cancel()
@@ -521,7 +522,7 @@ func TestAClientThatReadsNothingHoldsNoStreamOfAnotherHost(t *testing.T) {
 
 func TestConnectionsOfOneHostAreBounded(t *testing.T) {
 	l := newPipes()
-	bounded := &peerListener{Listener: l, name: func(net.Conn) ownership.HostID { return "beta" }, by: map[ownership.HostID]int{}}
+	bounded := newBoundedListener(l, maxPeerConns, maxPeerConnsOfOne, func(net.Conn) (ownership.HostID, bool) { return "beta", true })
 	got := make(chan net.Conn, maxPeerConnsOfOne+2)
 	done := make(chan struct{})
 	go func() {

@@ -12,13 +12,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"iter"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -31,6 +29,7 @@ import (
 	"understudy/ownership"
 	"understudy/primary"
 	"understudy/status/samples"
+	"understudy/status/statustest"
 	"understudy/strike"
 	"understudy/transport/pki"
 )
@@ -79,62 +78,41 @@ func (p *paper) settings(t *testing.T, name string) *tls.Config {
 	return c
 }
 
-// recorded are events that are made up.
-type recorded struct {
-	mu   sync.Mutex
-	all  []Event
-	more chan struct{}
+// serve serves a made-up host, with the certificate of alpha, in memory until stop.
+func (p *paper) serve(t *testing.T, anonymous Level) (s *Server, l *pipes, stop func()) {
+	t.Helper()
+	s = NewServer(sourcesOf(newFake()))
+	show, err := CertificateFiles(pki.CertificateFile(p.dir, "alpha"), pki.KeyFile(p.dir, "alpha"), s.Slog)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	l = newPipes()
+	ended := make(chan error, 1)
+	go func() { ended <- s.ServeTLS(ctx, l, Endpoint{Certificate: show, Anonymous: anonymous}) }()
+	return s, l, func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
 }
 
-func newRecorded(n int) *recorded {
-	r := &recorded{more: make(chan struct{})}
+// recorded are events that are made up.
+type recorded struct{ *statustest.Record[Event] }
+
+func newRecorded(n int) recorded {
+	r := recorded{statustest.NewRecord(func(e Event) uint64 { return e.Seq })}
 	for range n {
 		r.add()
 	}
 	return r
 }
 
-func (r *recorded) add() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	n := uint64(len(r.all) + 1)
-	r.all = append(r.all, Event{Seq: n, JSON: fmt.Appendf(nil, `{"seq":%d,"guest":"web","kind":"test","text":"number %d"}`, n, n)})
-	close(r.more)
-	r.more = make(chan struct{})
-}
-
-func (r *recorded) Since(seq uint64, _, _ string, limit int) []Event {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	rest := r.all[min(seq, uint64(len(r.all))):]
-	return rest[:min(limit, len(rest))]
-}
-
-func (r *recorded) Newest(_, _ string, limit int) []Event {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.all[max(0, len(r.all)-limit):]
-}
-
-func (r *recorded) Follow(ctx context.Context, seq uint64, guest, kind string) iter.Seq[Event] {
-	return func(yield func(Event) bool) {
-		for {
-			r.mu.Lock()
-			more := r.more
-			r.mu.Unlock()
-			for _, e := range r.Since(seq, guest, kind, 100) {
-				if !yield(e) {
-					return
-				}
-				seq = e.Seq
-			}
-			select {
-			case <-more:
-			case <-ctx.Done():
-				return
-			}
-		}
-	}
+func (r recorded) add() {
+	r.Add(func(n uint64) Event {
+		return Event{Seq: n, JSON: fmt.Appendf(nil, `{"seq":%d,"guest":"web","kind":"test","text":"number %d"}`, n, n)}
+	})
 }
 
 func ptr[T any](v T) *T { return &v }

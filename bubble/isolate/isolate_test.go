@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"understudy/netspace"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -56,7 +58,7 @@ func TestANetworkThatNothingLeaves(t *testing.T) {
 	if err := n.Close(); err != nil {
 		t.Error(err)
 	}
-	if _, err := os.Lstat(filepath.Join(netnsDir, name)); !os.IsNotExist(err) {
+	if _, err := os.Lstat(netspace.Path(name)); !os.IsNotExist(err) {
 		t.Errorf("network %s is left", name)
 	}
 }

@@ -22,14 +22,10 @@ import (
 const configPath = "/api/v1/config"
 
 func configCommand(f *common) *cobra.Command {
-	c := &cobra.Command{
-		Use:     "config",
-		Short:   "Work on the configuration",
-		Long:    "Check a configuration, say what a changed one would change, and make it count while guests run.",
-		Example: "  understudy config check\n  understudy config diff\n  understudy config apply",
-	}
-	c.AddCommand(configCheckCommand(f), configDiffCommand(f), configApplyCommand(f), configShowCommand(f))
-	return c
+	return group("config", "Work on the configuration",
+		"Check a configuration, say what a changed one would change, and make it count while guests run.",
+		"  understudy config check\n  understudy config diff\n  understudy config apply",
+		configCheckCommand(f), configDiffCommand(f), configApplyCommand(f), configShowCommand(f))
 }
 
 func configCheckCommand(f *common) *cobra.Command {

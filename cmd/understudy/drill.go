@@ -30,15 +30,14 @@ import (
 )
 
 func drillCommand(f *common) *cobra.Command {
-	c := &cobra.Command{Use: "drill", Short: "Prove that a failure would be survived, and measure it",
-		Long: `A drill moves or strikes a guest on purpose, or starts its backup's copy in
+	return group("drill", "Prove that a failure would be survived, and measure it",
+		`A drill moves or strikes a guest on purpose, or starts its backup's copy in
 isolation; it measures the outage and the loss, asserts each guarantee with its
 evidence, puts everything back and keeps a report. It runs in a daemon, that of
 the witness where there is one, whoever asks.`,
-		Example: `  understudy drill run --kind bubble --guest web
-  understudy drill list`}
-	c.AddCommand(drillRunCommand(f), drillListCommand(f), drillReportCommand(f), drillAbortCommand(f))
-	return c
+		`  understudy drill run --kind bubble --guest web
+  understudy drill list`,
+		drillRunCommand(f), drillListCommand(f), drillReportCommand(f), drillAbortCommand(f))
 }
 
 // drillRun are the flags of drill run.

@@ -14,16 +14,12 @@ import (
 )
 
 func fenceCommand(f *common) *cobra.Command {
-	c := &cobra.Command{
-		Use:   "fence",
-		Short: "Hosts that are known to be off",
-		Long: `A host that is known to be off need not be waited for: not for its lease, and not for its lock of a
+	return group("fence", "Hosts that are known to be off",
+		`A host that is known to be off need not be waited for: not for its lease, and not for its lock of a
 shared disk. The command of [fencing] makes sure of it when a takeover stands still; where there is none, or it
 fails, an operator looks, and says so.`,
-		Example: "  understudy fence status\n  understudy fence confirm alpha",
-	}
-	c.AddCommand(fenceConfirmCommand(f), fenceStatusCommand(f))
-	return c
+		"  understudy fence status\n  understudy fence confirm alpha",
+		fenceConfirmCommand(f), fenceStatusCommand(f))
 }
 
 func fenceConfirmCommand(f *common) *cobra.Command {

@@ -18,14 +18,10 @@ import (
 )
 
 func hostCommand(f *common) *cobra.Command {
-	c := &cobra.Command{
-		Use:     "host",
-		Short:   "Work on the hosts of the cluster",
-		Long:    "Put another machine into the place of a host or of the witness, while guests run.",
-		Example: "  understudy host replace witness judge",
-	}
-	c.AddCommand(hostReplaceCommand(f))
-	return c
+	return group("host", "Work on the hosts of the cluster",
+		"Put another machine into the place of a host or of the witness, while guests run.",
+		"  understudy host replace witness judge",
+		hostReplaceCommand(f))
 }
 
 func hostReplaceCommand(f *common) *cobra.Command {
@@ -101,14 +97,10 @@ func checkFresh(toml, fresh, address string, witness, say bool) error {
 }
 
 func certCommand(f *common) *cobra.Command {
-	c := &cobra.Command{
-		Use:     "cert",
-		Short:   "Work on the cluster's certificates",
-		Long:    "Issue certificates of the cluster's own authority.",
-		Example: "  understudy cert add gamma --dir /root/understudy-ca",
-	}
-	c.AddCommand(certAddCommand(f))
-	return c
+	return group("cert", "Work on the cluster's certificates",
+		"Issue certificates of the cluster's own authority.",
+		"  understudy cert add gamma --dir /root/understudy-ca",
+		certAddCommand(f))
 }
 
 func certAddCommand(f *common) *cobra.Command {

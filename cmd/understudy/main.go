@@ -124,6 +124,13 @@ func root(f *common) *cobra.Command {
 	return c
 }
 
+// group is a command that does nothing but stand above others.
+func group(use, short, long, example string, children ...*cobra.Command) *cobra.Command {
+	c := &cobra.Command{Use: use, Short: short, Long: long, Example: example}
+	c.AddCommand(children...)
+	return c
+}
+
 // load reads the configuration and finds this host in it.
 func (f *common) load() (*config.Config, config.Host, error) {
 	c, err := config.Load(f.config)

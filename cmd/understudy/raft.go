@@ -13,13 +13,10 @@ import (
 )
 
 func raftCommand(f *common) *cobra.Command {
-	c := &cobra.Command{
-		Use:   "raft",
-		Short: "The ownership log: who votes, who leads",
-		Long:  "Look at the ownership log, a raft log of three voters, in which it is recorded who owns each guest.",
-	}
-	c.AddCommand(raftPeersCommand(f))
-	return c
+	return group("raft", "The ownership log: who votes, who leads",
+		"Look at the ownership log, a raft log of three voters, in which it is recorded who owns each guest.",
+		"",
+		raftPeersCommand(f))
 }
 
 func raftPeersCommand(f *common) *cobra.Command {

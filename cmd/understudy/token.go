@@ -23,15 +23,12 @@ import (
 )
 
 func tokenCommand(f *common) *cobra.Command {
-	c := &cobra.Command{
-		Use:   "token",
-		Short: "Bearer tokens for the status endpoint",
-		Long: `Work on this host's file of bearer tokens, the one that tokens in [api] names. The
+	return group("token", "Bearer tokens for the status endpoint",
+		`Work on this host's file of bearer tokens, the one that tokens in [api] names. The
 file holds no token, only hashes; what is changed there counts from the next request
 on. Each host has a file of its own.`,
-	}
-	c.AddCommand(tokenAddCommand(f), tokenListCommand(f), tokenRemoveCommand(f))
-	return c
+		"",
+		tokenAddCommand(f), tokenListCommand(f), tokenRemoveCommand(f))
 }
 
 // madeToken is what `token add --output json` prints.

@@ -10,7 +10,6 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
-	"iter"
 	"net"
 	"os"
 	"path/filepath"
@@ -27,6 +26,7 @@ import (
 	"understudy/ownership"
 	"understudy/primary"
 	"understudy/status"
+	"understudy/status/statustest"
 	"understudy/transport/pki"
 )
 
@@ -92,17 +92,16 @@ const testTime = 25 * time.Second
 // stage is a host that is made up.
 type stage struct {
 	status.Operations // what is not below is not asked for
-	t                 *testing.T
-	url               string
-	reader, operator  string // tokens
+	*statustest.Record[status.Event]
+	t                *testing.T
+	url              string
+	reader, operator string // tokens
 
 	mu      sync.Mutex
 	guests  func() []host.GuestStatus
 	cluster func() status.Cluster
 	exits   map[string][]status.Exit
 	self    ownership.HostID
-	record  []status.Event
-	more    chan struct{}
 	asked   []string
 	refuse  error
 	drilled []drill.Summary
@@ -113,7 +112,7 @@ type stage struct {
 
 func newStage(t *testing.T) *stage {
 	t.Helper()
-	s := &stage{t: t, self: "alpha", more: make(chan struct{}), cluster: wellCluster, guests: func() []host.GuestStatus { return nil }}
+	s := &stage{t: t, self: "alpha", Record: statustest.NewRecord(func(e status.Event) uint64 { return e.Seq }), cluster: wellCluster, guests: func() []host.GuestStatus { return nil }}
 	var lines strings.Builder
 	for secret, level := range map[*string]status.Level{&s.reader: status.Read, &s.operator: status.Operate} {
 		made, token, err := status.NewToken("eve-"+level.String(), level)
@@ -224,57 +223,17 @@ func (d drills) List(int) (drill.List, error) { return drill.List{Drills: d.all}
 
 // tell adds an event, of so long ago.
 func (s *stage) tell(ago time.Duration, event map[string]any) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	n := uint64(len(s.record) + 1)
-	event["seq"], event["time"] = n, time.Now().Add(-ago).UTC().Format(time.RFC3339Nano)
-	if event["host"] == nil {
-		event["host"] = "alpha"
-	}
-	text, err := json.Marshal(event)
-	if err != nil {
-		s.t.Error(err)
-	}
-	s.record = append(s.record, status.Event{Seq: n, JSON: text})
-	close(s.more)
-	s.more = make(chan struct{})
-}
-
-// Since implements status.Events.
-func (s *stage) Since(seq uint64, _, _ string, limit int) []status.Event {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	rest := s.record[min(seq, uint64(len(s.record))):]
-	return rest[:min(limit, len(rest))]
-}
-
-// Newest implements status.Events.
-func (s *stage) Newest(_, _ string, limit int) []status.Event {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.record[max(0, len(s.record)-limit):]
-}
-
-// Follow implements status.Events.
-func (s *stage) Follow(ctx context.Context, seq uint64, guest, kind string) iter.Seq[status.Event] {
-	return func(yield func(status.Event) bool) {
-		for {
-			s.mu.Lock()
-			more := s.more
-			s.mu.Unlock()
-			for _, e := range s.Since(seq, guest, kind, 100) {
-				if !yield(e) {
-					return
-				}
-				seq = e.Seq
-			}
-			select {
-			case <-more:
-			case <-ctx.Done():
-				return
-			}
+	s.Add(func(n uint64) status.Event {
+		event["seq"], event["time"] = n, time.Now().Add(-ago).UTC().Format(time.RFC3339Nano)
+		if event["host"] == nil {
+			event["host"] = "alpha"
 		}
-	}
+		text, err := json.Marshal(event)
+		if err != nil {
+			s.t.Error(err)
+		}
+		return status.Event{Seq: n, JSON: text}
+	})
 }
 
 // page is a tab with what its test wants of it.
