@@ -78,16 +78,17 @@ func (p *paper) settings(t *testing.T, name string) *tls.Config {
 	return c
 }
 
-// serve serves a made-up host, with the certificate of alpha, in memory until stop.
-func (p *paper) serve(t *testing.T, anonymous Level) (s *Server, l *pipes, stop func()) {
+// serve serves a made-up host, with the certificate of alpha, in memory until the
+// function that it returns is called.
+func (p *paper) serve(t *testing.T, anonymous Level) (*Server, *pipes, func()) {
 	t.Helper()
-	s = NewServer(sourcesOf(newFake()))
+	s := NewServer(sourcesOf(newFake()))
 	show, err := CertificateFiles(pki.CertificateFile(p.dir, "alpha"), pki.KeyFile(p.dir, "alpha"), s.Slog)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	l = newPipes()
+	l := newPipes()
 	ended := make(chan error, 1)
 	go func() { ended <- s.ServeTLS(ctx, l, Endpoint{Certificate: show, Anonymous: anonymous}) }()
 	return s, l, func() {

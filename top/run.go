@@ -91,6 +91,9 @@ func (v *view) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	switch msg := msg.(type) {
 	case tea.WindowSizeMsg:
 		v.model.Resize(msg.Width, msg.Height)
+		// A terminal may lay what it shows out anew when its size changes, some of it
+		// after a frame of ours: what is on it then is not what was drawn.
+		return v, tea.ClearScreen
 	case looked:
 		v.model.Take(Look(msg))
 		return v, tea.Tick(v.Every, func(time.Time) tea.Msg { return due{} })
