@@ -43,9 +43,9 @@ func (h *Host) Removable(ctx context.Context, guest string) error {
 	if _, err := h.manager(guest); err != nil {
 		return err
 	}
-	state, err := h.cfg.Log.Read(ctx, guest)
+	state, err := h.readLog(ctx, guest)
 	if err != nil {
-		return fmt.Errorf("guest %q: read the ownership log: %w", guest, err)
+		return fmt.Errorf("guest %q: %w", guest, err)
 	}
 	return h.removable(guest, state)
 }
@@ -84,7 +84,7 @@ func (h *Host) Remove(ctx context.Context, guest string) error {
 	m.cancel()
 	<-m.ended
 	// It may have been started, or taken over, at the last moment.
-	state, err := h.cfg.Log.Read(ctx, guest)
+	state, err := h.readLog(ctx, guest)
 	if err == nil {
 		err = h.removable(guest, state)
 	}

@@ -63,9 +63,9 @@ func (h *Host) FailoverCost(ctx context.Context, guest string) (FailoverCost, er
 	if err != nil {
 		return FailoverCost{}, err
 	}
-	state, err := h.cfg.Log.Read(ctx, guest)
+	state, err := h.readLog(ctx, guest)
 	if err != nil {
-		return FailoverCost{}, fmt.Errorf("read the ownership log: %w", err)
+		return FailoverCost{}, err
 	}
 	return m.failoverCost(state), nil
 }
@@ -157,16 +157,16 @@ func (h *Host) Failover(ctx context.Context, guest string, r FailoverRequest) (o
 	}
 	ctx, cancel := context.WithTimeout(ctx, failoverTime)
 	defer cancel()
-	state, err := h.cfg.Log.Read(ctx, guest)
+	state, err := h.readLog(ctx, guest)
 	if err != nil {
-		return state, fmt.Errorf("read the ownership log: %w", err)
+		return state, err
 	}
 	c := m.failoverCost(state)
 	switch {
 	case c.Way == WayNone || c.Way == WayTakeover && c.Why != "":
 		return state, errors.New(c.Why)
 	case c.Way == WayTakeover:
-		return m.await(ctx, "the takeover", func(now ownership.Guest) (bool, error) { return arrived(h.cfg.Self, state, now) })
+		return m.await(ctx, "the takeover", nil, func(now ownership.Guest) (bool, error) { return arrived(h.cfg.Self, state, now) })
 	case !r.Force:
 		return state, fmt.Errorf("no takeover by host %s would be granted: %s. By force (--force): %s", h.cfg.Self, c.Why, c.Loses[0])
 	case r.Lose != c.Consent:
@@ -180,7 +180,7 @@ func (h *Host) Failover(ctx context.Context, guest string, r FailoverRequest) (o
 	if err != nil {
 		return state, fmt.Errorf("failover of %s to %s by force: %w", guest, h.cfg.Self, err)
 	}
-	last, err := m.await(ctx, "the forced failover", func(now ownership.Guest) (bool, error) { return arrived(h.cfg.Self, state, now) })
+	last, err := m.await(ctx, "the forced failover", nil, func(now ownership.Guest) (bool, error) { return arrived(h.cfg.Self, state, now) })
 	for err == nil && !m.runs() {
 		if sleep(ctx, lookAgain); ctx.Err() != nil {
 			return last, fmt.Errorf("guest %q is owned by host %s, and does not run there yet: see its status: %w", guest, h.cfg.Self, ctx.Err())

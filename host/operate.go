@@ -140,10 +140,12 @@ func (h *Host) Switchover(ctx context.Context, guest string) (ownership.Guest, e
 	case !st.Linked:
 		return ownership.Guest{}, fmt.Errorf("guest %q is not protected: its backup %s does not answer", guest, st.Backup)
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, moveTime, errMoveTime)
+	defer cancel()
 	// What has been applied here may be older than what the primary was told.
-	from, err := h.cfg.Log.Read(ctx, guest)
+	from, err := h.readLog(ctx, guest)
 	if err != nil {
-		return from, fmt.Errorf("read the ownership log: %w", err)
+		return from, err
 	}
 	if !from.InSync { // lost just now
 		return from, fmt.Errorf("guest %q is not protected: the log names no backup in sync", guest)
@@ -151,7 +153,7 @@ func (h *Host) Switchover(ctx context.Context, guest string) (ownership.Guest, e
 	if err := p.Ask(ctx, primary.RequestSwitchover); err != nil {
 		return ownership.Guest{}, err
 	}
-	return m.await(ctx, "the switchover", func(s ownership.Guest) (bool, error) { return switched(from, s) })
+	return m.await(ctx, "the switchover", nil, func(s ownership.Guest) (bool, error) { return switched(from, s) })
 }
 
 // switched tells from the log whether a guest has gone from its owner to the
@@ -177,15 +179,53 @@ func (h *Host) Stop(ctx context.Context, guest string) (ownership.Guest, error) 
 	if err != nil {
 		return ownership.Guest{}, err
 	}
-	if err := p.Ask(ctx, primary.RequestStop); err != nil {
-		return ownership.Guest{}, err
+	ctx, cancel := context.WithTimeoutCause(ctx, moveTime, errMoveTime)
+	defer cancel()
+	from, err := h.readLog(ctx, guest)
+	if err != nil {
+		return from, err
 	}
-	return m.stopped(ctx)
+	if err := p.Ask(ctx, primary.RequestStop); err != nil {
+		return ownership.Guest{}, fmt.Errorf("stop guest %q: %w", guest, err)
+	}
+	return m.stopped(ctx, p, from)
 }
 
 // stopped waits until the log says that the guest is stopped.
-func (m *manager) stopped(ctx context.Context) (ownership.Guest, error) {
-	return m.await(ctx, "the stop", func(s ownership.Guest) (bool, error) { return s.Desired == ownership.Stopped, nil })
+func (m *manager) stopped(ctx context.Context, p *primary.Primary, from ownership.Guest) (ownership.Guest, error) {
+	return m.await(ctx, "the stop", p.Over(), func(s ownership.Guest) (bool, error) { return stoppedSince(from, s) })
+}
+
+// stoppedSince tells from the log whether a guest has been stopped, or never will be
+// by this request: it died before, and goes on in another generation.
+func stoppedSince(from, now ownership.Guest) (done bool, err error) {
+	switch {
+	case now.Desired == ownership.Stopped:
+		return true, nil
+	case now.Generation > from.Generation:
+		return false, fmt.Errorf("the guest was lost before, and goes on on host %s: see its status, and stop it there", now.Owner)
+	}
+	return false, nil
+}
+
+// moveTime bounds an operator's wait for a switchover or a stop, which go on without
+// him: no voter may be reached, or a disk be slow.
+const moveTime = 2 * time.Minute
+
+var errMoveTime = fmt.Errorf("it has taken %v: see the guest's status", moveTime)
+
+// readTime bounds the wait for the log to be read through a barrier.
+const readTime = 5 * time.Second
+
+// readLog reads the log through a barrier.
+func (h *Host) readLog(ctx context.Context, guest string) (ownership.Guest, error) {
+	ctx, cancel := context.WithTimeout(ctx, readTime)
+	defer cancel()
+	state, err := h.cfg.Log.Read(ctx, guest)
+	if err != nil {
+		return state, fmt.Errorf("read the ownership log: %w", err)
+	}
+	return state, nil
 }
 
 // starting is an operator's start on its way to the guest's manager.
@@ -202,9 +242,9 @@ func (h *Host) Start(ctx context.Context, guest string) (ownership.Guest, error)
 	if err != nil {
 		return ownership.Guest{}, err
 	}
-	state, err := h.cfg.Log.Read(ctx, guest)
+	state, err := h.readLog(ctx, guest)
 	if err != nil {
-		return state, fmt.Errorf("read the ownership log: %w", err)
+		return state, err
 	}
 	if state.Desired != ownership.Stopped {
 		return state, fmt.Errorf("guest %q is not stopped: it runs on host %s", guest, state.Owner)
@@ -256,19 +296,35 @@ func (h *Host) Verify(ctx context.Context, guest string) (primary.VerifyResult, 
 	return p.Verify(ctx)
 }
 
-// await waits until the log satisfies done, or done says that it never will.
-func (m *manager) await(ctx context.Context, what string, done func(ownership.Guest) (bool, error)) (ownership.Guest, error) {
+// await waits until the log satisfies done, or done says that it never will. over,
+// if not nil, is closed when nobody works on it any more: then the log says how it
+// has ended.
+func (m *manager) await(ctx context.Context, what string, over <-chan struct{}, done func(ownership.Guest) (bool, error)) (ownership.Guest, error) {
 	watch, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var last ownership.Guest
-	for s := range m.host.cfg.Log.Watch(watch, m.Name) {
-		last = s
-		switch ok, err := done(s); {
+	for states := m.host.cfg.Log.Watch(watch, m.Name); ; {
+		ended := false
+		select {
+		case s, ok := <-states:
+			if !ok {
+				return last, fmt.Errorf("%s of %s is not done: the log names %s the owner, %s: %w", what, m.Name, last.Owner, last.Phase, context.Cause(ctx))
+			}
+			last = s
+		case <-over:
+			s, err := m.host.readLog(ctx, m.Name)
+			if err != nil {
+				return last, fmt.Errorf("%s of %s: how it has ended is not known: %w", what, m.Name, err)
+			}
+			last, ended = s, true
+		}
+		switch ok, err := done(last); {
 		case err != nil:
-			return s, fmt.Errorf("%s of %s was given up: %w", what, m.Name, err)
+			return last, fmt.Errorf("%s of %s was given up: %w", what, m.Name, err)
 		case ok:
-			return s, nil
+			return last, nil
+		case ended:
+			return last, fmt.Errorf("%s of %s was given up: this host is not its primary any more; the log names %s the owner, %s", what, m.Name, last.Owner, last.Phase)
 		}
 	}
-	return last, fmt.Errorf("%s of %s is not done: the log names %s the owner, %s: %w", what, m.Name, last.Owner, last.Phase, ctx.Err())
 }

@@ -54,10 +54,10 @@ func (h *Host) protection(ctx context.Context, guest string, to ownership.Protec
 	ctx, cancel := context.WithTimeout(ctx, switchTime)
 	defer cancel()
 	for {
-		state, err := h.cfg.Log.Read(ctx, guest)
+		state, err := h.readLog(ctx, guest)
 		switch {
 		case err != nil:
-			return state, fmt.Errorf("read the ownership log: %w", err)
+			return state, err
 		case state.Generation == 0:
 			return state, fmt.Errorf("guest %q was never started: its protection is on once it is", guest)
 		case state.Owner != h.cfg.Self:
@@ -90,10 +90,10 @@ func (h *Host) Failback(ctx context.Context, guest string) (ownership.Guest, err
 		return ownership.Guest{}, err
 	}
 	home := m.settings.Load().Home
-	state, err := h.cfg.Log.Read(ctx, guest)
+	state, err := h.readLog(ctx, guest)
 	switch {
 	case err != nil:
-		return state, fmt.Errorf("read the ownership log: %w", err)
+		return state, err
 	case state.Owner == home:
 		return state, fmt.Errorf("guest %q is on %s already, the host that the configuration names for it", guest, home)
 	case state.Owner != h.cfg.Self:

@@ -65,10 +65,9 @@ func (h *Host) RestoreCheckpoint(ctx context.Context, guest string, req RestoreR
 	if err != nil {
 		return RestoreResult{}, err
 	}
-	state, err := h.cfg.Log.Read(ctx, guest)
+	state, err := h.readLog(ctx, guest)
 	switch {
-	case err != nil:
-		err = fmt.Errorf("read the ownership log: %w", err)
+	case err != nil: // says what was tried
 	case state.Desired != ownership.Stopped:
 		err = fmt.Errorf("guest %q is not stopped: it runs on host %s; stop it first", guest, state.Owner)
 	case m.Copies && state.Owner != h.cfg.Self:

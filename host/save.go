@@ -129,10 +129,13 @@ func (h *Host) SaveCheckpoint(ctx context.Context, guest string, req SaveRequest
 	defer s.close()
 	switch {
 	case req.Stop:
-		_, err = p.SaveAndStop(ctx, s, s.complete)
+		var from ownership.Guest
+		if from, err = h.readLog(ctx, guest); err == nil {
+			_, err = p.SaveAndStop(ctx, s, s.complete)
+		}
 		if err == nil {
 			s.result.Stopped = true
-			_, err = m.stopped(ctx)
+			_, err = m.stopped(ctx, p, from)
 		}
 	default:
 		var moment primary.Moment
@@ -438,9 +441,9 @@ func (h *Host) RemoveCheckpoint(ctx context.Context, guest, path string, keep bo
 		}
 	}
 	if pinned && m.History != nil {
-		state, err := h.cfg.Log.Read(ctx, guest)
+		state, err := h.readLog(ctx, guest)
 		if err != nil {
-			return fmt.Errorf("read the ownership log: %w", err)
+			return err
 		}
 		if state.Owner != h.cfg.Self {
 			return fmt.Errorf("the disks of guest %q belong to host %s: remove the file there", guest, state.Owner)

@@ -101,7 +101,6 @@ type Primary struct {
 
 	events  chan Event                     // from goroutines without a link
 	linked  chan linkEvent                 // from the link
-	asked   chan Event                     // from operators
 	errands chan func(ctx context.Context) // what others want done between two events
 	over    chan struct{}                  // closed when Run returns
 	workers sync.WaitGroup
@@ -152,7 +151,6 @@ func New(cfg Config, d Deps) (*Primary, error) {
 		core:    NewCore(cfg, d.State, d.Running),
 		events:  make(chan Event, 16),
 		linked:  make(chan linkEvent, 16),
-		asked:   make(chan Event, 4),
 		errands: make(chan func(ctx context.Context)),
 		over:    make(chan struct{}),
 		devices: make(chan []byte, maxWindow),
@@ -202,7 +200,6 @@ func (p *Primary) Run(ctx context.Context) (Outcome, error) {
 		case <-timer.C:
 			ev = Tick{}
 		case ev = <-p.events:
-		case ev = <-p.asked:
 		case f := <-p.errands:
 			f(ctx)
 			timer.Reset(p.core.NextWake().Sub(p.Clock.Now()))
@@ -357,12 +354,31 @@ func (p *Primary) listen(ctx context.Context) {
 	}
 }
 
-// Ask hands an operator's request to the primary.
+// ErrBusy marks a guest that is on its way elsewhere already.
+var ErrBusy = errors.New("it cannot be asked for now")
+
+// Ask hands an operator's request to the primary. Once it has returned nil, what
+// was asked for is under way, or the log tells why it will not be: a new
+// generation, or the primary's end (Over). The error is ErrBusy if something else
+// is under way, and ErrEnded after the primary's end.
 func (p *Primary) Ask(ctx context.Context, r Request) error {
-	select {
-	case p.asked <- Asked{Request: r}:
+	return p.errand(ctx, func(loop context.Context) error {
+		p.step(loop, Asked{Request: r})
+		switch leave := p.core.leave; {
+		case p.outcome != 0:
+			return ErrEnded
+		case p.core.Mode() == ModeYielded:
+			return fmt.Errorf("%w: the guest is on its way to another host", ErrBusy)
+		case leave != 0 && leave != r:
+			return fmt.Errorf("%w: %s", ErrBusy, underWay[leave])
+		}
 		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	})
 }
+
+// underWay says what a request is doing.
+var underWay = [...]string{RequestSwitchover: "the guest is being handed to its backup", RequestStop: "the guest is being stopped",
+	RequestHandover: "the guest is being left to the next daemon of this host"}
+
+// Over is closed when Run has returned.
+func (p *Primary) Over() <-chan struct{} { return p.over }
