@@ -189,7 +189,7 @@ func (m *manager) read(ctx context.Context) (ownership.Guest, error) {
 		return state, fmt.Errorf("read the ownership log: %w", err)
 	}
 	if m.lease() == 0 {
-		return state, errors.New("the ownership log has no lease length yet")
+		return state, errors.New("the ownership log has not begun, or this host has not heard of it: the first start needs all three daemons, later ones two")
 	}
 	m.mu.Lock()
 	m.state = state

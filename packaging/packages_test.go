@@ -170,7 +170,8 @@ func TestAnOperatorOfAnRPMSystem(t *testing.T) {
 	list := says(t, "", "rpm", "-qpl", "--nosignature", rpm)
 	for _, want := range []string{"/usr/bin/understudy", "/usr/sbin/understudyd", "/usr/lib/systemd/system/understudyd.service", "/usr/share/man/man1/understudy-status.1.gz",
 		"/usr/share/man/man8/understudyd.8.gz", "/usr/share/man/man5/understudy.toml.5.gz", "/usr/share/zsh/site-functions/_understudy",
-		"/usr/share/bash-completion/completions/understudy", "/usr/share/understudy/prometheus/alerts.yaml", "/usr/share/understudy/grafana/understudy.json", "/etc/understudy"} {
+		"/usr/share/bash-completion/completions/understudy", "/usr/share/understudy/prometheus/alerts.yaml", "/usr/share/understudy/grafana/understudy.json", "/etc/understudy",
+		"/usr/share/doc/understudy/docs/GUIDE.md", "/usr/share/doc/understudy/docs/TROUBLESHOOTING.md"} {
 		if !strings.Contains(list, want+"\n") {
 			t.Errorf("not in the package: %s\n%s", want, list)
 		}

@@ -244,8 +244,13 @@ func engineOf(ctx context.Context, f *common, local *status.Client, s drill.Spec
 	return at, local.At(at), nil
 }
 
-// lookEvery is how often a drill is looked at.
-const lookEvery = 300 * time.Millisecond
+const (
+	// lookEvery is how often a drill is looked at.
+	lookEvery = 300 * time.Millisecond
+	// looksInVain are as many looks without an answer as take a minute: the daemon
+	// that is asked may be the one that the drill strikes.
+	looksInVain = int(time.Minute / lookEvery)
+)
 
 // follow looks on until a drill is over. On a terminal it tells each step.
 func follow(ctx context.Context, to io.Writer, client *status.Client, id string) (drill.Report, error) {
@@ -258,10 +263,10 @@ func follow(ctx context.Context, to io.Writer, client *status.Client, id string)
 		switch {
 		case ctx.Err() != nil:
 			return giveUp(context.WithoutCancel(ctx), to, client, id)
-		case err != nil && silent < 20: // the host may be restarted
+		case err != nil && silent < looksInVain:
 			silent++
 		case err != nil:
-			return report, fmt.Errorf("drill %s goes on by itself, and cannot be looked at: %w", id, err)
+			return report, fmt.Errorf("drill %s goes on by itself: look later, or on another host, with 'understudy drill report %s': %w", id, id, err)
 		default:
 			silent = 0
 			for ; tells && shown < len(report.Timeline) && !report.State.Over(); shown++ {

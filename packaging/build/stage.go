@@ -54,8 +54,11 @@ var files = []struct{ from, to string }{
 	{"packaging/copyright", "/usr/share/doc/understudy/copyright"},
 }
 
-// examples is the directory all of whose files are examples.
-const examples = "packaging/examples"
+// trees are directories all of whose files are taken.
+var trees = []struct{ from, to string }{
+	{"docs", "/usr/share/doc/understudy/docs"},
+	{"packaging/examples", "/usr/share/doc/understudy/examples"},
+}
 
 // programs builds the programs into the stage. They need no library.
 func (s *stager) programs(ctx context.Context) error {
@@ -100,13 +103,15 @@ func (s *stager) fill(ctx context.Context) error {
 			return err
 		}
 	}
-	found, err := os.ReadDir(filepath.Join(s.root, examples))
-	if err != nil {
-		return err
-	}
-	for _, e := range found {
-		if err := s.take(examples+"/"+e.Name(), "/usr/share/doc/understudy/examples/"+e.Name()); err != nil {
+	for _, tree := range trees {
+		found, err := os.ReadDir(filepath.Join(s.root, tree.from))
+		if err != nil {
 			return err
+		}
+		for _, e := range found {
+			if err := s.take(tree.from+"/"+e.Name(), tree.to+"/"+e.Name()); err != nil {
+				return err
+			}
 		}
 	}
 	s.contents = append(s.contents, content{Destination: "/etc/understudy", Type: "dir", FileInfo: s.info(0o755)})
