@@ -22,7 +22,7 @@ import (
 )
 
 // documents are checked; root is the module's directory, seen from here.
-var documents = []string{"README.md", "ARCHITECTURE.md", "PROTOCOL.md", "model/README.md"}
+var documents = []string{"README.md", "ARCHITECTURE.md", "PROTOCOL.md", "model/README.md", guide, troubleshooting}
 
 const root = ".."
 
@@ -32,7 +32,7 @@ func TestDocumentsCiteWhatExists(t *testing.T) {
 	for _, name := range documents {
 		text := read(t, name)
 		cited := symbolsIn(text)
-		if name != "README.md" && len(cited) == 0 {
+		if len(cited) == 0 && (name == "ARCHITECTURE.md" || name == "PROTOCOL.md") {
 			t.Errorf("%s cites no symbol: is the pattern still right?", name)
 		}
 		for _, c := range cited {
