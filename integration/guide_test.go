@@ -148,3 +148,34 @@ func values(t *testing.T, v *ast.ValueSpec) (found []string) {
 	}
 	return found
 }
+
+// TestTheProtocolListsTheRoutes compares PROTOCOL.md's routes with those of the
+// contract, which package status holds its handlers against.
+func TestTheProtocolListsTheRoutes(t *testing.T) {
+	var contract []string
+	route := ""
+	for line := range strings.Lines(read(t, "status/openapi.yaml")) {
+		if m := regexp.MustCompile(`^  (/\S*):`).FindStringSubmatch(line); m != nil {
+			route = m[1]
+		} else if m := regexp.MustCompile(`^    (get|post|put|delete):`).FindStringSubmatch(line); m != nil && route != "" {
+			contract = append(contract, strings.ToUpper(m[1])+" "+route)
+		}
+	}
+	var told []string
+	for _, m := range regexp.MustCompile("`((?:GET|POST|PUT|DELETE) /[^` ?]*)`").FindAllStringSubmatch(read(t, "PROTOCOL.md"), -1) {
+		told = append(told, m[1])
+	}
+	if len(contract) < 40 {
+		t.Errorf("the contract has %d routes: is the pattern still right?", len(contract))
+	}
+	for _, r := range contract {
+		if !slices.Contains(told, r) {
+			t.Errorf("PROTOCOL.md does not list %s", r)
+		}
+	}
+	for _, r := range told {
+		if !slices.Contains(contract, r) {
+			t.Errorf("PROTOCOL.md lists %s, the contract does not", r)
+		}
+	}
+}
