@@ -179,3 +179,18 @@ func TestTheProtocolListsTheRoutes(t *testing.T) {
 		}
 	}
 }
+
+// TestTheReadmeNamesEveryKey compares the README's table of the configuration
+// with the keys that a file may have.
+func TestTheReadmeNamesEveryKey(t *testing.T) {
+	_, section, ok := strings.Cut(read(t, "README.md"), "\n### The configuration in brief\n")
+	if !ok {
+		t.Fatal("README.md has no section The configuration in brief")
+	}
+	section, _, _ = strings.Cut(section, "\n## ")
+	for _, key := range written(t, "config", "toml:\"([a-z_]+)\"") {
+		if !regexp.MustCompile("[`\\[.]"+key+"[`\\]]").MatchString(section) {
+			t.Errorf("README.md does not name the key %s", key)
+		}
+	}
+}
