@@ -63,7 +63,7 @@ func TestTheGuideSaysWhatEachStateMeans(t *testing.T) {
 // operators word by word through the command tree's own sources.
 func TestTheGuideNamesRealCommands(t *testing.T) {
 	known := map[string]bool{"COMMAND": true, "version": true, "help": true}
-	for _, use := range written(t, "cmd/understudy", `(?:Use: +|operation\(f, )"([a-z-]+)`) {
+	for _, use := range written(t, "cmd/understudy", `(?:Use: +|operation\(f, |group\()"([a-z-]+)`) {
 		known[use] = true
 	}
 	for _, name := range []string{guide, troubleshooting, "README.md"} {
@@ -189,7 +189,7 @@ func TestTheReadmeNamesEveryKey(t *testing.T) {
 	}
 	section, _, _ = strings.Cut(section, "\n## ")
 	for _, key := range written(t, "config", "toml:\"([a-z_]+)\"") {
-		if !regexp.MustCompile("[`\\[.]"+key+"[`\\]]").MatchString(section) {
+		if !regexp.MustCompile("[`\\[.]" + key + "[`\\]]").MatchString(section) {
 			t.Errorf("README.md does not name the key %s", key)
 		}
 	}

@@ -44,7 +44,7 @@ var speakers = []speaker{
 	{"failover", false}, {"failover/leases", false}, {"hypervisor", false}, {"hypervisor/qemu", false},
 	{"hypervisor/qemu/dirty", false}, {"hypervisor/qemu/qmp", false}, {"hypervisor/qemu/stream", false},
 	{"hypervisor/sim", false}, {"primary", false}, {"protocol", false}, {"rebuild", false}, {"top", false},
-	{"status/dashboard", false}, {"transport", false}, {"transport/pki", false}, {"cmd/manual", false},
+	{"status/dashboard", false}, {"status/samples", false}, {"netspace", false}, {"transport", false}, {"transport/pki", false}, {"cmd/manual", false},
 }
 
 // silent are packages of the binaries that say nothing to an operator: the
