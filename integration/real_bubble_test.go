@@ -62,7 +62,7 @@ ask "disk work stop"
 ask "disk check"
 ask "disk sync"
 ip -brief link
-timeout 2 bash -c 'exec 4<>/dev/tcp/%s/1' 2>/dev/null || echo "no way out"
+timeout 2 bash -c 'exec 4<>/dev/tcp/%s/1' 2>&1 | grep refused || echo "no way out"
 `
 
 func aBubbleHarmsNobody(s *stage) {
@@ -134,11 +134,7 @@ func aBubbleHarmsNobody(s *stage) {
 // leaves it alone: nobody but the guest has written to either.
 func (s *stage) copiesEqual() {
 	s.t.Helper()
-	s.must(s.disk.Close())
-	s.disk = nil
-	s.must(s.Control(s.ctx, web, func(ctx context.Context, c *client.Control) error {
-		return errors.Join(c.StopDiskWork(ctx), c.SyncDisk(ctx))
-	}))
+	s.restDisk()
 	ctx, cancel := context.WithTimeout(s.ctx, soon)
 	defer cancel()
 	for {
@@ -154,6 +150,17 @@ func (s *stage) copiesEqual() {
 		}
 	}
 	s.useDisk()
+}
+
+// restDisk has the guest leave its disk alone.
+func (s *stage) restDisk() {
+	s.t.Helper()
+	s.must(s.disk.Close())
+	s.disk = nil
+	s.must(s.Control(s.ctx, web, func(ctx context.Context, c *client.Control) error {
+		return errors.Join(c.StopDiskWork(ctx), c.SyncDisk(ctx))
+	}))
+	s.must(s.Written(s.ctx, web, s.owner))
 }
 
 // hashOf hashes a file.

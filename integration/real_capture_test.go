@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -52,4 +53,18 @@ func (w wire) handedOver(t *testing.T, mac config.MAC, from time.Time, old, now 
 		t.Errorf("%d frames of %s left host %s after host %s had begun to speak for it, the last %v later", late, mac, old, now, last.Sub(first))
 	}
 	return last, first
+}
+
+// turns lists which hosts spoke for the guest since a point in time, in turn.
+func (w wire) turns(t *testing.T, mac config.MAC, from time.Time) []string {
+	t.Helper()
+	frames := w.since(t, mac, from)
+	slices.SortStableFunc(frames, func(a, b world.Frame) int { return a.At.Compare(b.At) })
+	var hosts []string
+	for _, f := range frames {
+		if len(hosts) == 0 || hosts[len(hosts)-1] != f.Host {
+			hosts = append(hosts, f.Host)
+		}
+	}
+	return hosts
 }

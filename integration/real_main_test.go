@@ -8,6 +8,8 @@ package integration
 //	real_stories_test.go   one pair, one guest: what can happen to them
 //	real_two_test.go       two guests that protect each other's host
 //	real_strangers_test.go who must not get in
+//	real_bubble_test.go    the backup's copy in isolation
+//	real_drills_test.go    drills of every kind in a row, as mixed_test.go plans them
 
 import (
 	"context"
@@ -63,6 +65,12 @@ type real struct {
 // newReal brings up the three hosts; the guests boot.
 func newReal(t *testing.T, prefix string, guests ...world.Guest) *real {
 	t.Helper()
+	return newRealWith(t, world.Options{Prefix: prefix, Guests: guests})
+}
+
+// newRealWith is newReal, for what the options say of guests and drills.
+func newRealWith(t *testing.T, o world.Options) *real {
+	t.Helper()
 	images, err := filepath.Abs("../build/guest")
 	if err != nil {
 		t.Fatal(err)
@@ -71,9 +79,9 @@ func newReal(t *testing.T, prefix string, guests ...world.Guest) *real {
 	if err != nil {
 		t.Fatal(err)
 	}
+	o.Daemon, o.Profile = filepath.Join(programs, "understudyd"), config.Standard
 	q, err := world.NewQEMU(world.QEMUOptions{
-		Options: world.Options{Daemon: filepath.Join(programs, "understudyd"), Profile: config.Standard, Guests: guests, Prefix: prefix},
-		Kernel:  filepath.Join(images, "vmlinuz"), Initrd: filepath.Join(images, "initrd"), Image: small,
+		Options: o, Kernel: filepath.Join(images, "vmlinuz"), Initrd: filepath.Join(images, "initrd"), Image: small,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -83,7 +91,7 @@ func newReal(t *testing.T, prefix string, guests ...world.Guest) *real {
 		err = q.StartAll(r.ctx)
 	}
 	if err != nil {
-		r.end(prefix)
+		r.end(o.Prefix)
 		t.Fatal(err)
 	}
 	return r

@@ -72,6 +72,7 @@ type stage struct {
 	measured []measure
 	mode     config.DiskMode // of the guest's disk
 	prefix   string          // "": storyPrefix
+	drills   []config.Drill  // that the hosts know by name
 	unfenced bool            // a shared disk is used before the other host is known to have let go
 }
 
@@ -102,8 +103,8 @@ func (s *stage) play(t *testing.T, tell func(*stage)) {
 		s.prefix = storyPrefix
 	}
 	if s.real == nil {
-		s.real = newReal(t, s.prefix, world.Guest{Name: web, Home: world.HostA, Memory: 256 * config.MiB, Machine: "q35",
-			Disk: s.mode, Unfenced: s.unfenced})
+		s.real = newRealWith(t, world.Options{Prefix: s.prefix, Drills: s.drills, Guests: []world.Guest{{Name: web, Home: world.HostA,
+			Memory: 256 * config.MiB, Machine: "q35", Disk: s.mode, Unfenced: s.unfenced, BubbleAddress: bubbleAddress}}})
 	}
 	s.t, s.began = t, time.Now()
 	defer func() {

@@ -1,7 +1,7 @@
 package packaging
 
 // A clean root: a minimal Debian that is made once with debootstrap, with an
-// overlay over it for each test, in namespaces of its own. Whatever a test does
+// overlay over it for each machine, in namespaces of its own. Whatever a test does
 // there is gone with the namespaces, however the test ends.
 
 import (
@@ -21,9 +21,10 @@ import (
 
 const (
 	suite = "bookworm"
-	// rootPackages are what is needed to look at what was installed.
-	rootPackages = "bash-completion,iproute2,man-db,procps,systemd"
-	rootName     = "root-" + suite + "-1" // another number when the recipe changes
+	// rootPackages are what is needed to look at what was installed, and what the
+	// package recommends.
+	rootPackages = "bash-completion,iproute2,ipxe-qemu,man-db,nftables,procps,qemu-system-x86,seabios,systemd"
+	rootName     = "root-" + suite + "-2" // another number when the recipe changes
 )
 
 // debian returns the directory of the minimal Debian, which it makes if need be.
@@ -84,27 +85,43 @@ type machine struct {
 	ends []func()
 }
 
-// held makes the root out of $1, the Debian, and $2, an empty directory: then it
-// waits until its standard input ends.
+// held makes the root out of $1, the Debian, and $2, an empty directory, for a
+// host named $3: then it waits until its standard input ends. It is the first
+// process there: the shell's read collects those whose parent has died.
 const held = `set -e
 mount -t tmpfs tmpfs "$2"
 mkdir "$2/upper" "$2/work" "$2/root"
 mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work" "$2/root"
 mount -t proc proc "$2/root/proc"
-mount -t tmpfs tmpfs "$2/root/run"
-mount -t tmpfs tmpfs "$2/root/tmp"
-hostname alpha
-ip link set lo up
-for a in 192.0.2.1 192.0.2.2 192.0.2.3; do ip address add $a/32 dev lo; done
+mount -t sysfs sysfs "$2/root/sys"
+for d in run tmp dev/shm; do mkdir -p "$2/root/$d"; mount -t tmpfs tmpfs "$2/root/$d"; done
+mkdir -p "$2/root/dev/net"
+mknod "$2/root/dev/net/tun" c 10 200
+hostname "$3"
 echo ready
-exec cat`
+read -r _ || exit 0`
+
+// alone is the network of a machine that has all three hosts' addresses.
+const alone = `ip link set lo up
+for a in 192.0.2.1 192.0.2.2 192.0.2.3; do ip address add $a/32 dev lo; done
+`
 
 // newMachine enters a clean root, with its own host name (alpha), network and
 // processes.
 func newMachine(t *testing.T) *machine {
 	t.Helper()
+	return enter(t, "alpha", func(program string, args ...string) (*exec.Cmd, func() error) {
+		c := exec.Command("unshare", append([]string{"--net", program}, args...)...)
+		return c, c.Start
+	}, alone)
+}
+
+// enter enters a clean root; start prepares a program in the machine's network,
+// and setup is what is done there first.
+func enter(t *testing.T, name string, start func(program string, args ...string) (*exec.Cmd, func() error), setup string) *machine {
+	t.Helper()
 	tree, dir := debian(t), t.TempDir()
-	c := exec.Command("unshare", "--mount", "--propagation", "private", "--uts", "--net", "--pid", "--fork", "--kill-child", "--ipc", "sh", "-c", held, "sh", tree, dir)
+	c, begin := start("unshare", "--mount", "--propagation", "private", "--uts", "--pid", "--fork", "--kill-child", "--ipc", "bash", "-c", setup+held, "bash", tree, dir, name)
 	c.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
 	in, err := c.StdinPipe()
 	if err != nil {
@@ -116,7 +133,7 @@ func newMachine(t *testing.T) *machine {
 	}
 	var complaints strings.Builder
 	c.Stderr = &complaints
-	if err := c.Start(); err != nil {
+	if err := begin(); err != nil {
 		t.Fatal(err)
 	}
 	m := &machine{t: t}
@@ -124,7 +141,7 @@ func newMachine(t *testing.T) *machine {
 		for _, end := range m.ends {
 			end()
 		}
-		_ = in.Close() // ends cat, the namespace's first process, and with it all others
+		_ = in.Close() // ends the namespace's first process, and with it all others
 		_ = c.Wait()
 	})
 	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "ready\n" {
@@ -142,15 +159,19 @@ func newMachine(t *testing.T) *machine {
 	return m
 }
 
-// command is a program in the machine.
+// command is a program in the machine, for some minutes at most.
 func (m *machine) command(script string, args ...string) *exec.Cmd {
+	return m.inside(append([]string{"timeout", "--foreground", "300", "bash", "-c", script, "bash"}, args...)...)
+}
+
+// inside is a program in the machine.
+func (m *machine) inside(words ...string) *exec.Cmd {
 	dir, err := os.Readlink(filepath.Join("/proc", strconv.Itoa(m.pid), "root"))
 	if err != nil {
 		m.t.Fatal(err)
 	}
 	_, inside, _ := strings.Cut(m.dir, "/root/")
-	c := exec.Command("nsenter", append([]string{"--target", strconv.Itoa(m.pid), "--mount", "--uts", "--net", "--pid", "--ipc", "chroot", filepath.Join(dir, inside),
-		"timeout", "--foreground", "300", "bash", "-c", script, "bash"}, args...)...)
+	c := exec.Command("nsenter", append([]string{"--target", strconv.Itoa(m.pid), "--mount", "--uts", "--net", "--pid", "--ipc", "chroot", filepath.Join(dir, inside)}, words...)...)
 	c.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8", "TERM=dumb", "DEBIAN_FRONTEND=noninteractive"}
 	return c
 }
@@ -181,8 +202,9 @@ func (m *machine) fails(status int, script string) string {
 func (m *machine) begin(script string) (end func()) {
 	m.t.Helper()
 	pid := "/tmp/begun-" + strconv.Itoa(len(m.ends)) // in the machine: nsenter's own is not the program's
-	c := m.command("echo $$ > " + pid + "; exec " + script)
+	c := m.inside("bash", "-c", "echo $$ > "+pid+"; exec "+script)
 	c.Stdout, c.Stderr = m.t.Output(), m.t.Output()
+	c.WaitDelay = time.Second // another may have taken its place, and its output
 	if err := c.Start(); err != nil {
 		m.t.Fatal(err)
 	}

@@ -118,8 +118,9 @@ func (c *Client) More(ctx context.Context, n uint64, limit time.Duration) error 
 // Close ends the connection.
 func (c *Client) Close() { c.stop() }
 
-// follow reads the counter service of a guest under QEMU over conn.
-func follow(ctx context.Context, conn net.Conn) (*Client, error) {
+// Follow reads the counter service of a guest under QEMU over conn, which it closes
+// in the end.
+func Follow(ctx context.Context, conn net.Conn) (*Client, error) {
 	stream, err := client.OpenStream(ctx, conn, LineEvery)
 	if err != nil {
 		return nil, errors.Join(err, conn.Close())

@@ -111,8 +111,8 @@ func NewQEMU(o QEMUOptions) (_ *QEMU, err error) {
 			Disks: disks,
 			Name:  g.Name, Host: g.Home, Backup: Other(g.Home), Hypervisor: config.QEMU, Memory: g.Memory, CPUs: 1, Machine: g.Machine, Accel: g.Accel,
 			Kernel: o.Kernel, Initrd: o.Initrd, Append: boot.CommandLine(),
-			NICs:       []config.NIC{{MAC: q.MAC(g.Name), Bridge: lab.Bridge}},
-			Protection: g.Protection,
+			NICs:          []config.NIC{{MAC: q.MAC(g.Name), Bridge: lab.Bridge}},
+			BubbleAddress: g.BubbleAddress, Protection: g.Protection,
 		})
 	}
 	return q, q.write()
@@ -222,7 +222,7 @@ func (q *QEMU) Connect(ctx context.Context, guest string) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return follow(ctx, conn)
+	return Follow(ctx, conn)
 }
 
 // Control runs f on a control connection of its own.

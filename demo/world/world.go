@@ -63,6 +63,8 @@ type Guest struct {
 	// Unfenced, Queues: see config.Disk.
 	Unfenced bool
 	Queues   int
+	// BubbleAddress is the host's own in the guest's bubbles; see config.Guest.
+	BubbleAddress string
 }
 
 // Options say how a world is set up.
@@ -73,6 +75,8 @@ type Options struct {
 	// Arguments, if not nil, are more of a host's daemon's.
 	Arguments func(host string) []string
 	Guests    []Guest
+	// Drills are those that the hosts know by name.
+	Drills []config.Drill
 	// KeepLogs leaves the daemons' logs in this directory; "" keeps none.
 	KeepLogs string
 	// Prefix begins the names of what is made outside the world's directory,
@@ -130,7 +134,7 @@ func newWorld(o Options, c *config.Config) (_ *World, err error) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return nil, err
 	}
-	c.Cluster, c.Profile = "demo", o.Profile
+	c.Cluster, c.Profile, c.Drill = "demo", o.Profile, o.Drills
 	for i := range c.Hosts {
 		h := &c.Hosts[i]
 		if err := os.Mkdir(filepath.Join(dir, h.Name), 0o755); err != nil {
