@@ -4,6 +4,7 @@
 #   make demo       a real guest survives the loss of its host, before your eyes
 #   make test       everything: lint, unit tests, real guests, with the race detector
 #   make failovers  fifty failovers in a row
+#   make drills     a hundred drills of every kind in a row, checked from outside; an hour: see DRILL_FLAGS
 #   make faults     real daemons and guests struck at every step of the protocol; hours: see FAULT_FLAGS
 #   make bench      figures, into build/bench.json
 #   make bench-checkpoint   checkpoint files beside QEMU's own, into build/bench-checkpoint.json and .svg
@@ -26,6 +27,7 @@ DEMO_FLAGS    ?=
 BENCH_FLAGS   ?=
 MODEL_FLAGS   ?=
 FAULT_FLAGS   ?=
+DRILL_FLAGS   ?=
 PACKAGE_FLAGS ?=
 
 # The simulation's worlds have one goroutine each: with the race detector a few
@@ -35,7 +37,7 @@ GOTEST := $(GO) test -race -timeout 15m
 REAL   := ./demo ./disk/vhost ./guest ./hypervisor/qemu ./integration ./integration/diskbench ./integration/faults ./packaging/... ./status/dashboard
 
 .NOTPARALLEL:
-.PHONY: all build guest guest-big demo test failovers faults bench bench-disk packages lint model fuzz setup clean
+.PHONY: all build guest guest-big demo test failovers drills faults bench bench-disk packages lint model fuzz setup clean
 
 all: build
 
@@ -64,6 +66,11 @@ test: setup guest build lint $(NFPM)
 
 failovers: setup build guest
 	bin/understudy demo --repeat 50 $(DEMO_FLAGS)
+
+# Again, or on where it ended: make drills DRILL_FLAGS="-seed 7"; some of them only:
+# DRILL_FLAGS="-seed 7 -piece 20".
+drills: setup guest
+	$(GO) test ./integration -run TestMixedDrills -v -timeout 8h -drills 100 -drills-record $(CURDIR)/build/drills.jsonl $(DRILL_FLAGS)
 
 # A part of it: make faults FAULT_FLAGS="-cells 'captured / kill' -repeat 1"; all at
 # random: FAULT_FLAGS="-mixed 200 -seed 7".

@@ -61,9 +61,9 @@ func (f *watched) join(was watched) {
 			f.acked[g] = a
 		}
 	}
-	for h, i := range was.image {
-		if _, newer := f.image[h]; !newer {
-			f.image[h] = i
+	for g, i := range was.image {
+		if _, newer := f.image[g]; !newer {
+			f.image[g] = i
 		}
 	}
 	for g, of := range was.runs {

@@ -164,7 +164,7 @@ func (e *evidence) rpo() *RPO {
 	} else if asked, ok := e.find(e.to, events.KindTakeoverAsked, 0); ok {
 		out.Resumed = asked.Epoch
 	}
-	if i, ok := e.seen.image[e.to]; ok && i.epoch == out.Resumed && out.Resumed > 0 && e.spec.Kind == Failover {
+	if i, ok := e.seen.image[e.before.Generation]; ok && i.epoch == out.Resumed && out.Resumed > 0 && e.spec.Kind == Failover {
 		out.Age = &Measured{Took: e.struckAt - i.committed, Error: i.error + e.struckErr}
 	}
 	given, surrendered := e.find(e.from, events.KindSurrendered, 0)

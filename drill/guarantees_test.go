@@ -32,7 +32,7 @@ func sound() *evidence {
 			at(9000, home, events.Event{Kind: events.KindTakeoverRunning, Generation: 5, Epoch: 300}),
 		},
 		seen: watched{answers: 99, acked: map[epoch.Generation]acked{3: {101, 900 * time.Millisecond}},
-			image: map[ownership.HostID]imaged{other: {102, 980 * time.Millisecond, time.Millisecond}},
+			image: map[epoch.Generation]imaged{3: {102, 980 * time.Millisecond, time.Millisecond}},
 			runs: map[epoch.Generation]map[ownership.HostID]span{3: {home: {0, 990 * time.Millisecond}}, 4: {other: {2100 * time.Millisecond, 8900 * time.Millisecond}},
 				5: {home: {9100 * time.Millisecond, 12 * time.Second}}}},
 		moved: true, returned: true, protected: true, verified: &primary.VerifyResult{Pages: 10, Identical: true}, drained: "nothing is held", drainedOK: true}

@@ -123,6 +123,9 @@ func measuredRight(t *testing.T, s Spec, r Report) {
 	if r.RPO == nil || r.RPO.Resumed == 0 || r.RPO.Committed > r.RPO.Resumed {
 		t.Errorf("RPO %+v", r.RPO)
 	}
+	if s.Kind == Failover && (r.RPO.Age == nil || (r.RPO.Age.Took-commitAge).Abs() > r.RPO.Age.Error+10*time.Millisecond) {
+		t.Errorf("the guest was set back by %v, want %v", r.RPO.Age, commitAge)
+	}
 	for i, step := range r.Timeline {
 		if i > 0 && step.At < r.Timeline[i-1].At {
 			t.Errorf("the timeline goes back: %+v after %+v", step, r.Timeline[i-1])

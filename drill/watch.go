@@ -55,8 +55,8 @@ type watched struct {
 	// acked is, for each generation, the highest epoch that its owner was seen to
 	// have acknowledged, and when it was asked.
 	acked map[epoch.Generation]acked
-	// image is what the backup last said of its image before it took over.
-	image map[ownership.HostID]imaged
+	// image is, for each generation, what its backup last said of its image.
+	image map[epoch.Generation]imaged
 	// runs is, for each generation, who was seen to run the guest under a lease,
 	// and between when and when.
 	runs map[epoch.Generation]map[ownership.HostID]span
@@ -82,7 +82,7 @@ type span struct{ first, last time.Duration }
 func watch(ctx context.Context, c Cluster, guest, probe string, began time.Time) *watcher {
 	ctx, cancel := context.WithCancel(ctx)
 	w := &watcher{c: c, guest: guest, began: began, last: map[ownership.HostID]told{}, news: make(chan struct{}), cancel: cancel,
-		facts: watched{acked: map[epoch.Generation]acked{}, image: map[ownership.HostID]imaged{}, runs: map[epoch.Generation]map[ownership.HostID]span{}}}
+		facts: watched{acked: map[epoch.Generation]acked{}, image: map[epoch.Generation]imaged{}, runs: map[epoch.Generation]map[ownership.HostID]span{}}}
 	for _, m := range c.Members() {
 		w.workers.Go(func() { w.ask(ctx, m.Host) })
 	}
@@ -172,7 +172,7 @@ func (f *watched) note(at ownership.HostID, t told) {
 		}
 	}
 	if b := t.guest.Backup; b != nil && b.Epoch > 0 {
-		f.image[at] = imaged{epoch: b.Epoch, committed: (t.asked+t.heard)/2 - b.EpochAge, error: (t.heard - t.asked) / 2}
+		f.image[t.guest.Log.Generation] = imaged{epoch: b.Epoch, committed: (t.asked+t.heard)/2 - b.EpochAge, error: (t.heard - t.asked) / 2}
 	}
 }
 

@@ -65,6 +65,7 @@ type world struct {
 	records  map[ownership.HostID][]events.Event
 	changed  time.Time // when the owner or the backup last changed: epochs are counted from there
 	frozenAt epoch.Number
+	frozen   time.Time // when
 	bubble   bool
 	ended    bool // EndBubble was asked for
 	busy     map[ownership.HostID]string
@@ -145,6 +146,9 @@ func (w *world) call(ctx context.Context, h ownership.HostID) error {
 	return nil
 }
 
+// commitAge is how old the image's last commit is.
+const commitAge = 15 * time.Millisecond
+
 // acked is the epoch that the owner has acknowledged: one each 25 ms.
 func (w *world) acked() epoch.Number {
 	if w.frozenAt != 0 {
@@ -188,7 +192,10 @@ func (w *world) Status(ctx context.Context, h ownership.HostID) (Seen, error) {
 		}
 		g.Primary = p
 	case w.log.Owner != h:
-		g.Backup = &backup.Status{State: "fed", Epoch: w.acked(), EpochAge: 15 * time.Millisecond, Whole: w.log.InSync, InSync: w.log.InSync}
+		g.Backup = &backup.Status{State: "fed", Epoch: w.acked(), EpochAge: commitAge, Whole: w.log.InSync, InSync: w.log.InSync}
+		if w.frozenAt != 0 {
+			g.Backup.EpochAge += time.Since(w.frozen)
+		}
 	}
 	s.Guests = []host.GuestStatus{g}
 	return s, nil
@@ -253,7 +260,7 @@ func (w *world) Operate(ctx context.Context, h ownership.HostID, name, operation
 		return errors.New("it is not protected")
 	}
 	to := w.log.Backup.Host
-	w.frozenAt = w.acked()
+	w.frozenAt, w.frozen = w.acked(), time.Now()
 	w.tell(h, events.Event{Kind: events.KindSwitchoverAsked, Text: "asked"})
 	w.tell(h, events.Event{Kind: events.KindSurrendered, Epoch: w.frozenAt, Text: "handed over"})
 	w.runs[h] = false
@@ -357,7 +364,7 @@ func (w *world) Strike(ctx context.Context, h ownership.HostID, _ string, o Stri
 	now := time.Now()
 	s := Struck{ID: o.ID, At: now.Add(skew(h)), Undo: now.Add(o.For).Add(skew(h))}
 	w.struck[h], w.strikes[h] = now.Add(o.For), s
-	w.frozenAt = w.acked()
+	w.frozenAt, w.frozen = w.acked(), now
 	if o.Kind == Kill {
 		w.runs[h] = false
 	}

@@ -230,8 +230,8 @@ func (s *stage) bubbled(r drill.Report) {
 	s.noBubbleLeft()
 }
 
-// oneRuns checks that one machine runs, on the owner's host, and that the
-// processors of the other, which waits, stand still.
+// oneRuns checks that one machine runs, on the owner's host, and that the other,
+// which waits, stands still.
 func (s *stage) oneRuns() {
 	s.t.Helper()
 	running, waiting := s.machines(s.owner), s.machines(s.backup)
@@ -239,36 +239,31 @@ func (s *stage) oneRuns() {
 		s.t.Errorf("QEMU processes %v on host %s, %v on host %s: want one each", running, s.owner, waiting, s.backup)
 		return
 	}
-	before, beside := s.processorTime(running[0]), s.processorTime(waiting[0])
+	before, beside := s.ran(running[0]), s.ran(waiting[0])
 	s.must(s.client.More(s.ctx, 100, soon))
-	if s.processorTime(running[0]) == before {
-		s.t.Errorf("the processors of the guest (process %d) are not seen to run", running[0])
+	const some = 5 * time.Millisecond // a processor that runs needs more, others of QEMU's threads less
+	if d := s.ran(running[0]) - before; d < some {
+		s.t.Errorf("the guest (process %d) is not seen to run: for %v while 100 lines came", running[0], d)
 	}
-	if now := s.processorTime(waiting[0]); now != beside {
-		s.t.Errorf("the processors of the machine that waits on host %s (process %d) have run", s.backup, waiting[0])
+	if d := s.ran(waiting[0]) - beside; d > some {
+		s.t.Errorf("the machine that waits on host %s (process %d) has run, for %v", s.backup, waiting[0], d)
 	}
 }
 
-// processorTime is for how long a machine's processors have run, in nanoseconds:
-// the first field of schedstat (Documentation/scheduler/sched-stats.rst).
-func (s *stage) processorTime(pid int) (total uint64) {
+// ran is for how long all threads of a QEMU have run but the first, which answers
+// its sockets: the first field of schedstat (Documentation/scheduler/sched-stats.rst).
+func (s *stage) ran(pid int) (total time.Duration) {
 	s.t.Helper()
-	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
 	s.must(err)
-	found := false
-	for _, dir := range threads {
-		name, err := os.ReadFile(filepath.Join(dir, "comm"))
-		if err != nil || !strings.HasPrefix(string(name), "CPU ") {
-			continue // or gone
+	for _, file := range threads {
+		text, err := os.ReadFile(file)
+		if err != nil || strings.HasSuffix(filepath.Dir(file), fmt.Sprintf("/task/%d", pid)) {
+			continue // it has ended, or is the first
 		}
-		text, err := os.ReadFile(filepath.Join(dir, "schedstat"))
+		ran, err := strconv.ParseInt(strings.Fields(string(text))[0], 10, 64)
 		s.must(err)
-		ran, err := strconv.ParseUint(strings.Fields(string(text))[0], 10, 64)
-		s.must(err)
-		total, found = total+ran, true
-	}
-	if !found {
-		s.t.Errorf("QEMU process %d has no thread of a processor", pid)
+		total += time.Duration(ran)
 	}
 	return total
 }

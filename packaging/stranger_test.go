@@ -281,8 +281,7 @@ func (p *path) dial() (net.Conn, error) {
 // protectedOn waits until the guest runs, protected, on a host.
 func (p *path) protectedOn(name string) {
 	p.t.Helper()
-	p.machines[name].until("understudy status")
-	p.must(name, "understudy status", `^ +owner +`+name+`, generation \d+, active`, `^ +protected +yes`)
+	p.machines[name].until(`said=$(understudy status) && grep -E "^ +owner +$(hostname), generation [0-9]+, active" <<<"$said" && grep "^ *protected *yes" <<<"$said"`)
 }
 
 // goesOn: the guest's lines come to the client, none lost, repeated or taken back.
@@ -417,7 +416,7 @@ func (p *path) uninstall() {
 				p.t.Errorf("left behind on %s: %s", name, file)
 			}
 		}
-		if got := strings.TrimSpace(p.must(name, "ls -A /run/understudy /dev/shm /run/netns 2>/dev/null || true; ip -o link | grep -v ' lo:\\| "+lab.Bridge+":\\| "+lab.Uplink+"@' || true; nft list tables; pidof understudyd qemu-system-x86_64 || true")); got != "" {
+		if got := strings.TrimSpace(p.must(name, "find /run/understudy /run/netns /dev/shm -mindepth 1 2>/dev/null || true; ip -o link | grep -v ' lo:\\| "+lab.Bridge+":\\| "+lab.Uplink+"@' || true; nft list tables; pidof understudyd qemu-system-x86_64 || true")); got != "" {
 			p.t.Errorf("left behind on %s: %s", name, got)
 		}
 	}

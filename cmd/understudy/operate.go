@@ -65,8 +65,12 @@ func printStatus(w io.Writer, r status.Report) error {
 		if said := notWanted(g, time.Now()); said != "" {
 			p("  switched\t%s\n", said)
 		}
-		p("  owner\t%s, generation %d, %s, meant to be %s\n", g.Log.Owner, g.Log.Generation, g.Log.Phase, g.Log.Desired)
-		p("  here\t%s\n", g.Role)
+		if g.Log.Owner == "" {
+			p("  owner\tnot known: %s\n", noOwner)
+		} else {
+			p("  owner\t%s, generation %d, %s, meant to be %s\n", g.Log.Owner, g.Log.Generation, g.Log.Phase, g.Log.Desired)
+		}
+		p("  here\t%s\n", roleOf(g))
 		if s := g.Primary; s != nil {
 			p("  last commit\tepoch %d, %v ago\n", s.Epoch, s.EpochAge.Round(time.Millisecond))
 			p("  pause\t%v median, %v p99\n", s.Pause.Median.Round(10*time.Microsecond), s.Pause.P99.Round(10*time.Microsecond))
@@ -137,9 +141,15 @@ func printDisks(p func(format string, a ...any), d disk.Status) {
 	}
 }
 
+// noOwner is why this host cannot say who owns a guest: right after its start, or
+// while it hears nothing of the other voters.
+const noOwner = "nothing of it was heard from the ownership log yet"
+
 // protectedText is the first thing an operator wants to know.
 func protectedText(g host.GuestStatus) string {
 	switch {
+	case g.Primary == nil && g.Log.Owner == "":
+		return fmt.Sprintf("%s here (%s)", g.Protected, noOwner)
 	case g.Primary == nil:
 		return fmt.Sprintf("%s here (ask host %s, the owner)", g.Protected, g.Log.Owner)
 	case g.Protected == host.ProtectedYes:

@@ -38,7 +38,7 @@ const (
 )
 
 // report is a host that runs one guest, stands by for another, and has trouble
-// with a third.
+// with a third; of a fourth it knows nothing yet.
 func report() status.Report {
 	return status.Report{
 		Version: status.Version, Host: "alpha", Leader: "witness", Lease: time.Second,
@@ -52,6 +52,7 @@ func report() status.Report {
 				Backup: &backup.Status{State: "fed", Epoch: 77, EpochAge: 12*ms + 300*us, InSync: true}},
 			{Name: "mail", Host: "alpha", Role: "booting", Protected: host.ProtectedUnknown, Problem: "start the guest: no such kernel",
 				Log: ownership.Guest{Generation: 1, Owner: "alpha", Phase: ownership.PhaseActive, Desired: ownership.Running}},
+			{Name: "new", Host: "alpha", Protected: host.ProtectedUnknown},
 			{Name: "web", Host: "alpha", Role: "primary", Protected: host.ProtectedYes,
 				Log: ownership.Guest{Generation: 2, Owner: "alpha", Phase: ownership.PhaseActive, Desired: ownership.Running, InSync: true},
 				Primary: &primary.Status{Mode: primary.ModeProtected, ModeFor: 90 * time.Second, Backup: "beta",
@@ -81,6 +82,11 @@ guest          mail
   owner        alpha, generation 1, active, meant to be running
   here         booting
   problem      start the guest: no such kernel
+guest          new
+  now          starting here; nothing of it was heard from the ownership log yet
+  protected    unknown here (nothing of it was heard from the ownership log yet)
+  owner        not known: nothing of it was heard from the ownership log yet
+  here         starting
 guest          web
   now          protected by beta, 21ms behind; a failover now: granted within 1s (what is left of the lease), set back by 21ms at most; no output that was seen is lost
   protected    yes, by host beta, for 1m30s
@@ -173,11 +179,11 @@ func answering(t *testing.T, code int, v any) (socket string) {
 // TestExitStatusTellsTheOutcome: scripts go by it, so it must be honest.
 func TestExitStatusTellsTheOutcome(t *testing.T) {
 	unprotected := report()
-	unprotected.Guests[2].Protected = host.ProtectedNo
+	unprotected.Guests[3].Protected = host.ProtectedNo
 	paused := report()
-	paused.Guests[2].Protected = host.ProtectedNo
-	paused.Guests[2].Log.Protection, paused.Guests[2].Log.ProtectionSince = ownership.ProtectionPaused, time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC).UnixMilli()
-	paused.Guests[2].Primary.Mode = primary.ModeAlone
+	paused.Guests[3].Protected = host.ProtectedNo
+	paused.Guests[3].Log.Protection, paused.Guests[3].Log.ProtectionSince = ownership.ProtectionPaused, time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC).UnixMilli()
+	paused.Guests[3].Primary.Mode = primary.ModeAlone
 	elsewhere := ownership.Guest{Generation: 5, Owner: "beta", Phase: ownership.PhaseActive, Desired: ownership.Running}
 	refused := map[string]string{"error": `guest "web" is not protected (alone)`}
 	for _, c := range []struct {

@@ -197,8 +197,10 @@ func summary(g host.GuestStatus, lease time.Duration) string {
 		return "stopped"
 	case g.Log.Owner == g.Host:
 		return fmt.Sprintf("%s here, NOT protected", roleOf(g))
+	case g.Log.Owner == "":
+		return fmt.Sprintf("%s here; %s", roleOf(g), noOwner)
 	}
-	return fmt.Sprintf("%s here; ask host %s, the owner", roleOf(g), orNone(g.Log.Owner))
+	return fmt.Sprintf("%s here; ask host %s, the owner", roleOf(g), g.Log.Owner)
 }
 
 // cost is what it would take to go on at the backup if the owner fell silent now:
