@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"understudy/backup"
 	"understudy/bubble"
@@ -29,7 +30,25 @@ type bubbleRun struct {
 	end     context.CancelCauseFunc
 	release chan struct{}
 	once    sync.Once
-	held    bool // it is only there to be looked at; bubbles.mu
+	began   time.Time
+	stage   string // bubbles.mu
+	held    bool   // it is, or was, only there to be looked at; bubbles.mu
+}
+
+// BubbleStatus is how far the copy of a guest is that this host runs in isolation.
+type BubbleStatus struct {
+	Stage string        `json:"stage"` // a stage of package bubble; "" before the first
+	For   time.Duration `json:"for_ns"`
+}
+
+// status is that of the one that there is, nil if there is none.
+func (b *bubbles) status() *BubbleStatus {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.current == nil {
+		return nil
+	}
+	return &BubbleStatus{Stage: b.current.stage, For: time.Since(b.current.began)}
 }
 
 // serveBubbles removes what a former process has left, and ends what there is when
@@ -76,11 +95,10 @@ func (h *Host) Bubble(ctx context.Context, guest string, spec bubble.Spec, progr
 	defer m.endBubble(run)
 	m.tell(events.Event{Kind: events.KindBubbleBegun, Peer: m.Peer, Text: "a copy of the backup's last commit is started in isolation"})
 	noted := bubble.Progress(func(stage string, done, total uint64) {
-		if stage == bubble.StageHold {
-			m.bubbles.mu.Lock()
-			run.held = true
-			m.bubbles.mu.Unlock()
-		}
+		m.bubbles.mu.Lock()
+		run.stage = stage
+		run.held = run.held || stage == bubble.StageHold
+		m.bubbles.mu.Unlock()
 		if progress != nil {
 			progress(stage, done, total)
 		}
@@ -157,7 +175,7 @@ func (m *manager) beginBubble(ctx context.Context) (context.Context, *bubbleRun,
 	case m.bubbles.current != nil:
 		return nil, nil, fmt.Errorf("guest %q has a bubble already: `understudy bubble --end %s` ends it", m.Name, m.Name)
 	}
-	run := &bubbleRun{release: make(chan struct{})}
+	run := &bubbleRun{release: make(chan struct{}), began: time.Now()}
 	ctx, run.end = context.WithCancelCause(ctx)
 	m.bubbles.current = run
 	m.bubbles.running.Add(1)

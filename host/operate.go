@@ -24,6 +24,8 @@ import (
 type GuestStatus struct {
 	Name string           `json:"name"`
 	Host ownership.HostID `json:"host"` // who answers
+	// Home is the host that the configuration names for it, where a failback brings it.
+	Home ownership.HostID `json:"home,omitempty"`
 	Role string           `json:"role"` // primary, backup, booting, recovering, waiting, stopped, yielding, released
 	// Owner and the rest of Log are what the ownership log has applied here.
 	Log ownership.Guest `json:"log"`
@@ -39,6 +41,8 @@ type GuestStatus struct {
 	// Missing pages of a lazy restore are still only in the checkpoint file.
 	Missing uint64 `json:"missing_pages,omitempty"`
 	Problem string `json:"problem,omitempty"`
+	// Bubble is the copy that this host runs in isolation, nil if there is none.
+	Bubble *BubbleStatus `json:"bubble,omitempty"`
 	// Takeovers counts how often this host took the guest over, and Earlier sums
 	// up its former times as the primary, since the daemon began.
 	Takeovers uint64          `json:"takeovers"`
@@ -81,6 +85,7 @@ func (m *manager) status() GuestStatus {
 	if now, ok := m.host.applied(m.Name); ok {
 		st.Log = now
 	}
+	st.Home, st.Bubble = m.settings.Load().Home, m.bubbles.status()
 	if m.Disks != nil {
 		ds := m.Disks.Status()
 		st.Disks = &ds

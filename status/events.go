@@ -301,6 +301,11 @@ func ageless(r Report) Report {
 			b.EpochAge, b.PeerAge = 0, nil
 			g.Backup = &b
 		}
+		if g.Bubble != nil {
+			b := *g.Bubble
+			b.For = 0
+			g.Bubble = &b
+		}
 		guests[i] = g
 	}
 	r.Guests = guests

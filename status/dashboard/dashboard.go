@@ -5,7 +5,7 @@
 //	main.js      starts the page: where it is (route), what it knows (model), what it shows
 //	  api.js, token.js, stream.js ← sse.js   ask the endpoint, and hear from it
 //	  model.js ← state.js, words.js          what is known, how old it is, and what that means
-//	  samples.js, scale.js ← plot.js, plots.js   what the plots show
+//	  past.js ← samples.js, scale.js ← plot.js, plots.js   what the plots show
 //	  picture.js ← scene.js                  the pair as a picture
 //	  guest.js, overview.js, events.js, drills.js, actions.js, hosts.js   parts of the page
 //	  dom.js, units.js                       elements; numbers for people

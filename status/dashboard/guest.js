@@ -56,8 +56,8 @@ export class GuestPage {
     show(this.exits.parentElement, exits.length > 0);
   }
 
-  plot(samples, now) {
-    this.plots.show(samples, now);
+  plot(past, guest, now, offered) {
+    this.plots.show(past.samples(guest, this.plots.ring), now, offered);
   }
 }
 

@@ -15,14 +15,14 @@ import { GuestPage } from './guest.js';
 import { judge } from './state.js';
 import { listen } from './stream.js';
 import { Model } from './model.js';
-import { Samples } from './samples.js';
+import { Past } from './past.js';
 
 const $ = (id) => document.getElementById(id);
 
 class Page {
   constructor() {
     this.model = new Model();
-    this.samples = new Map(); // guest → Samples
+    this.past = new Past();
     this.said = new Map(); // guest → the key of the state that was last spoken of
     this.access = { level: 'nothing', name: '' };
     this.link = { state: 'connecting', why: '' };
@@ -38,8 +38,10 @@ class Page {
     // The address says which guest: it is no place to jump to.
     $('skip').addEventListener('click', (e) => { e.preventDefault(); $('view').focus(); });
     $('reload').addEventListener('click', () => location.reload());
-    window.addEventListener('hashchange', () => { this.render(); this.plot(); $('view').querySelector('h1:not([hidden] *)')?.focus(); });
-    document.addEventListener('visibilitychange', () => document.hidden || (this.render(), this.plot()));
+    this.guest.plots.changed = () => this.look();
+    this.look = () => {}; // asks for the past at once
+    window.addEventListener('hashchange', () => { this.render(); this.look(); $('view').querySelector('h1:not([hidden] *)')?.focus(); });
+    document.addEventListener('visibilitychange', () => document.hidden || (this.render(), this.look()));
   }
 
   // start begins anew, with the token that there is.
@@ -98,8 +100,9 @@ class Page {
       alive: () => model.alive(model.self, performance.now()),
       state: (name, why) => this.became(name, why),
     });
-    ask(model, signal, () => { this.sample(); this.render(); });
+    ask(model, signal, () => this.render());
     this.watch(signal);
+    this.remember(signal);
   }
 
   // watch asks for what the stream does not bring, and so notices soon when the
@@ -123,23 +126,21 @@ class Page {
 
   took(report) {
     this.model.reported(report.host, report, performance.now());
-    this.sample();
     this.render();
   }
 
-  // sample takes what the plots show from the owners' views.
-  sample() {
-    const now = performance.now();
-    for (const name of this.model.guests()) {
-      const { view } = judge(this.model, name, now);
-      if (view?.guest.primary) {
-        if (!this.samples.has(name)) {
-          this.samples.set(name, new Samples());
-        }
-        this.samples.get(name).add(view, view.at, new Date(Date.now() - (now - view.at)));
+  // remember keeps the plots of the guest that is shown up to date.
+  async remember(signal) {
+    while (!signal.aborted) {
+      const next = new Promise((done) => { this.look = done; setTimeout(done, 1000); });
+      this.plot();
+      const name = this.route();
+      if (!document.hidden && name) {
+        await this.past.load(this.model, name, this.guest.plots.ring);
+        this.plot();
       }
+      await next;
     }
-    this.plot();
   }
 
   became(state, why) {
@@ -209,7 +210,8 @@ class Page {
   plot() {
     const name = this.route();
     if (!document.hidden && !this.guest.root.hidden && name) {
-      this.guest.plot(this.samples.get(name)?.all ?? [], performance.now());
+      const { model, past } = this;
+      this.guest.plot(past, name, performance.now(), model.pair(name).some((h) => !past.none.has(h)));
     }
   }
 

@@ -1,11 +1,11 @@
-// One plot of the last ten minutes: lines, or areas upon each other; a crosshair
-// for the pointer and the arrow keys; the same as a table. Its colours and hatches
-// are in plot.css.
+// One plot over time: lines, or areas upon each other, on a ground that is shaded
+// where the guest was not protected; a crosshair for the pointer and the arrow keys;
+// the same as a table. Its colours and hatches are in plot.css.
 
 import { el, list, say, set, show, svg } from './dom.js';
 import { area, linear, nearest, path, stack, steps, ticks } from './scale.js';
 import { quiet } from './model.js';
-import { minutes, shown, span } from './samples.js';
+import { bands, rings, rows, shown } from './samples.js';
 import { clock, duration } from './units.js';
 
 const height = 150;
@@ -15,21 +15,21 @@ const margin = { left: 64, right: 8, top: 8, bottom: 22 };
 // values' words. style is a class of plot.css: a to f.
 export class Plot {
   constructor({ title, note, lines, write, base, stacked }) {
-    Object.assign(this, { title, lines, write, base, stacked, samples: [], now: 0, at: null, width: 400, span });
+    Object.assign(this, { title, lines, write, base, stacked, samples: [], now: 0, at: null, width: 400, ring: rings.fine, span: rings.fine.span });
     this.legend = el('ul', { class: 'legend' });
     this.picture = svg('svg', { class: 'plot', height, 'aria-hidden': 'true', focusable: 'false' });
     this.slider = el('div', {
       class: 'plotarea', tabindex: '0', role: 'slider', 'aria-label': `${title}: values over time, with the arrow keys`,
-      'aria-orientation': 'horizontal', 'aria-valuemin': String(-span / 1000), 'aria-valuemax': '0', 'aria-valuenow': '0', 'aria-valuetext': 'nothing yet',
+      'aria-orientation': 'horizontal', 'aria-valuemin': String(-rings.fine.span / 1000), 'aria-valuemax': '0', 'aria-valuenow': '0', 'aria-valuetext': 'nothing yet',
       onpointermove: (e) => this.point(e), onpointerdown: (e) => this.point(e),
       onpointerleave: () => this.aim(null), onblur: () => this.aim(null), onkeydown: (e) => this.key(e),
     }, this.picture);
-    this.empty = el('p', { class: 'hint', hidden: true }, 'Nothing to show yet: this fills as reports come in.');
+    this.empty = el('p', { class: 'hint', hidden: true }, 'Nothing is known of this time.');
     this.body = el('tbody');
     this.table = el('details', { class: 'astable', ontoggle: () => this.tabulate() },
       el('summary', {}, 'As a table', el('span', { class: 'visually-hidden' }, `: ${title}`)),
       el('div', { class: 'scroll', tabindex: '0', role: 'region', 'aria-label': `${title} as a table` },
-        el('table', {}, el('caption', {}, `${title}: median and largest of each minute`), this.head(), this.body)));
+        el('table', {}, this.caption = el('caption'), this.head(), this.body)));
     this.root = el('figure', { class: 'panel' },
       el('figcaption', {}, el('h3', {}, title), note ? el('p', { class: 'hint' }, note) : null), this.legend, this.slider, this.empty, this.table);
     this.build();
@@ -40,7 +40,7 @@ export class Plot {
   }
 
   head() {
-    return el('thead', {}, el('tr', {}, el('th', { scope: 'col' }, 'Minute from'),
+    return el('thead', {}, el('tr', {}, el('th', { scope: 'col' }, 'From'),
       ...this.lines.map((l) => el('th', { scope: 'col' }, l.name))));
   }
 
@@ -53,16 +53,21 @@ export class Plot {
         this.stacked ? svg('rect', { class: 'area', width: 24, height: 12 }) : svg('path', { class: 'line', d: 'M1 6h22' })), `${l.name} `, value));
     }
     this.grid = svg('g', { class: 'grid' });
+    this.unprotected = svg('path', { class: 'unprotected' });
+    this.shade = el('li', { class: 'shade' }, svg('svg', { class: 'swatch', viewBox: '0 0 24 12', 'aria-hidden': 'true' }, svg('path', { class: 'unprotected', d: 'M0 0h24v12h-24z' })), 'not protected');
+    this.legend.append(this.shade);
     this.shapes = this.lines.map((l) => svg('path', { class: `${this.stacked ? 'area' : 'line'} ${l.style}` }));
     this.cross = svg('path', { class: 'cross' });
     this.when = svg('text', { class: 'when', y: height - 6 });
-    this.picture.append(this.grid, ...this.shapes, this.cross, this.when);
+    this.picture.append(this.unprotected, this.grid, ...this.shapes, this.cross, this.when);
   }
 
-  // show draws samples (samples.js) as of a time.
-  show(samples, now) {
+  // show draws samples of a ring (samples.js) as of a time.
+  show(samples, now, ring) {
     this.samples = samples;
     this.now = now;
+    this.ring = ring;
+    set(this.slider, 'aria-valuemin', -ring.span / 1000);
     this.draw();
     this.tabulate();
   }
@@ -76,10 +81,13 @@ export class Plot {
     const stacked = this.stacked ? stack(samples, this.lines.map((l) => l.key)) : null;
     const top = stacked ? samples.map((_, i) => stacked.get(this.lines.at(-1).key)[i][1] ?? 0) : samples.flatMap((s) => this.lines.map((l) => s[l.key] ?? 0));
     const axis = steps(top.reduce((a, b) => Math.max(a, b), 0), this.base);
-    this.span = shown(samples, this.now);
+    this.span = shown(samples, this.now, this.ring.span);
     this.x = linear(this.now - this.span, this.now, margin.left, width - margin.right);
     this.y = linear(0, axis.at(-1), height - margin.bottom, margin.top);
     this.axes(drawn ? axis : axis.slice(0, 1));
+    const dark = bands(samples).map(([from, to]) => [Math.max(this.x(from), margin.left), Math.max(this.x(to), this.x(from) + 1.5)]).filter(([, to]) => to > margin.left);
+    set(this.unprotected, 'd', dark.map(([from, to]) => `M${from.toFixed(1)} ${margin.top}H${to.toFixed(1)}V${height - margin.bottom}H${from.toFixed(1)}Z`).join('') || 'M0 0');
+    show(this.shade, dark.length > 0);
     this.lines.forEach((l, i) => {
       const d = stacked
         ? area(samples.map((s, j) => { const [low, high] = stacked.get(l.key)[j]; return [this.x(s.at), low === null ? null : this.y(low), high === null ? null : this.y(high)]; }))
@@ -151,14 +159,14 @@ export class Plot {
       const x = this.x(s.at);
       set(this.when, 'x', Math.min(this.width - 60, Math.max(margin.left, x)));
     }
-    const known = aimed || (s && this.now - s.at < quiet);
+    const known = aimed || (s && this.now - s.at < Math.max(quiet, 2 * this.ring.step));
     for (const l of this.lines) {
       say(this.values.get(l.key), known ? this.write(s[l.key]) : 'unknown');
     }
     if (s) {
       set(this.slider, 'aria-valuenow', Math.round((s.at - this.now) / 1000));
       if (aimed || document.activeElement !== this.slider) {
-        set(this.slider, 'aria-valuetext', `${clock(s.wall)}: ${this.lines.map((l) => `${l.name} ${this.write(s[l.key])}`).join(', ')}`);
+        set(this.slider, 'aria-valuetext', `${clock(s.wall)}: ${this.lines.map((l) => `${l.name} ${this.write(s[l.key])}`).join(', ')}${s.protected === 0 ? '; not protected' : ''}`);
       }
     }
   }
@@ -167,8 +175,8 @@ export class Plot {
     if (!this.table.open) {
       return;
     }
-    const rows = minutes(this.samples, this.lines.map((l) => l.key), this.now);
-    list(this.body, rows, (r) => r.minute,
+    say(this.caption, `${this.title}: median and largest of each ${duration(this.ring.row * 1e6)}`);
+    list(this.body, rows(this.samples, this.lines.map((l) => l.key), this.now, this.ring), (r) => r.part,
       () => el('tr', {}, el('th', { scope: 'row' }), ...this.lines.map(() => el('td'))),
       (tr, r) => {
         const [when, ...cells] = tr.children;

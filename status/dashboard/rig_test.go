@@ -20,12 +20,14 @@ import (
 
 	"go.uber.org/goleak"
 
+	"understudy/clock"
 	"understudy/drill"
 	"understudy/host"
 	"understudy/lab/browser"
 	"understudy/ownership"
 	"understudy/primary"
 	"understudy/status"
+	"understudy/status/samples"
 	"understudy/status/statustest"
 	"understudy/transport/pki"
 )
@@ -105,6 +107,7 @@ type stage struct {
 	asked   []string
 	refuse  error
 	drilled []drill.Summary
+	past    *samples.Keeper
 	stop    func() // ends the endpoint
 	address string
 	tokens  string
@@ -126,6 +129,11 @@ func newStage(t *testing.T) *stage {
 	if err := os.WriteFile(s.tokens, []byte(lines.String()), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	s.past = samples.NewKeeper(s.self)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() { defer close(ended); s.past.Run(ctx, clock.Boot{}, s.Status) }()
+	t.Cleanup(func() { cancel(); <-ended })
 	s.address = "127.0.0.1:0"
 	s.up()
 	t.Cleanup(func() { s.stop() })
@@ -141,7 +149,7 @@ func (s *stage) up() {
 	}
 	s.address = l.Addr().String()
 	s.url = "https://" + s.address + "/ui/"
-	server := status.NewServer(status.Sources{Operations: s, Events: s, Drills: drills{all: s.drilled}, Cluster: func() status.Cluster { s.mu.Lock(); defer s.mu.Unlock(); return s.cluster() },
+	server := status.NewServer(status.Sources{Operations: s, Events: s, Drills: drills{all: s.drilled}, Samples: s.past, Cluster: func() status.Cluster { s.mu.Lock(); defer s.mu.Unlock(); return s.cluster() },
 		Report: func() status.Report {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -176,6 +184,15 @@ func (s *stage) is(f func() []host.GuestStatus) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.guests = f
+}
+
+// was has the host remember what it saw of these guests, as of so long ago, in the
+// last minutes.
+func (s *stage) was(minutes int, f func(at time.Time) []host.GuestStatus) {
+	now, wall := clock.Boot{}.Now(), time.Now()
+	for ago := time.Duration(minutes) * time.Minute; ago > 0; ago -= time.Second {
+		s.past.Take(now.Add(-ago), f(wall.Add(-ago)))
+	}
 }
 
 func (s *stage) knows(f func() status.Cluster) {

@@ -24,7 +24,7 @@ export function linear(from, to, a, b) {
 // ticks returns the marks of an axis of time that goes back for a span, in
 // milliseconds: at most n after the first, which is 0.
 export function ticks(span, n) {
-  const step = [10, 15, 30, 60, 120, 300, 600].map((s) => s * 1000).find((s) => span / s <= n) ?? span;
+  const step = [10, 15, 30, 60, 120, 180, 300, 600, 1200, 1800, 3600, 7200].map((s) => s * 1000).find((s) => span / s <= n) ?? span;
   return Array.from({ length: Math.floor(span / step) + 1 }, (_, i) => i * step);
 }
 

@@ -37,8 +37,11 @@ var began = time.Now()
 
 // busy is a guest that alpha runs and beta stands by for, and whose counts go on
 // as time goes by.
-func busy(name string) host.GuestStatus {
-	n := 65000 + uint64(time.Since(began)/(50*time.Millisecond)) // an epoch takes 50 ms
+func busy(name string) host.GuestStatus { return busyAt(name, time.Now()) }
+
+// busyAt is what it was at a time, or will be.
+func busyAt(name string, at time.Time) host.GuestStatus {
+	n := 650000 + uint64(at.Sub(began.Add(-time.Hour))/(50*time.Millisecond)) // an epoch takes 50 ms
 	wave := time.Duration(n%40) * 20 * time.Microsecond
 	const kib = 1 << 10
 	t := primary.Totals{Checkpoints: n, Commits: n - 1, PauseTime: time.Duration(n)*2100*time.Microsecond + wave, LagTime: time.Duration(n)*8*time.Millisecond + 4*wave,

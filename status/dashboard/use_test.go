@@ -58,9 +58,9 @@ func (p *page) focus() (f focused) {
 	p.t.Helper()
 	p.must(p.Eval(p.ctx, `(() => {
 		const e = document.activeElement;
-		const style = getComputedStyle(e);
+		const style = getComputedStyle(e.type === 'radio' ? e.nextElementSibling : e);
 		const by = document.getElementById(e.getAttribute('aria-labelledby'));
-		return e === document.body ? { What: 'nothing', Seen: true } : { What: (e.getAttribute('aria-label') || (by ?? e).textContent || e.id).trim().slice(0, 40), Seen: style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2 };
+		return e === document.body ? { What: 'nothing', Seen: true } : { What: (e.getAttribute('aria-label') || (e.labels?.[0] ?? by ?? e).textContent || e.id).trim().slice(0, 40), Seen: style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2 };
 	})()`, &f))
 	return f
 }
@@ -144,6 +144,39 @@ func TestWithAKeyboardAlone(t *testing.T) {
 			t.Errorf("the keyboard does not come to %q; it came to %q", want, passed)
 		}
 	}
+	p.clean(s.url, refused)
+}
+
+// TestThePlotsBeginBeforeThePageWasOpened: the host has looked before anybody did.
+func TestThePlotsBeginBeforeThePageWasOpened(t *testing.T) {
+	s := newStage(t)
+	s.was(12, func(at time.Time) []host.GuestStatus {
+		g := busyAt("web", at)
+		switch ago := time.Since(at); {
+		case ago > 8*time.Minute && ago < 9*time.Minute: // it ran elsewhere
+			g.Primary = nil
+		case ago > 4*time.Minute && ago < 5*time.Minute:
+			unprotected(primary.ModeAlone, false)(&g)
+		}
+		return []host.GuestStatus{g}
+	})
+	s.is(with(func(*host.GuestStatus) {}))
+	p := open(t, s.url, s.reader)
+	p.reads("h1", "web is protected")
+	// A line from twelve minutes ago to now, in two parts: the guest was elsewhere.
+	const line = "document.querySelector('.plots .plot path.line.a').getAttribute('d')"
+	p.within(testTime, "plotting twelve minutes", line+".split('L').length > 600 && "+line+".split('M').length === 3")
+	p.reads(".plots text", "−10 min")
+	p.within(testTime, "shading the minute in which it was not protected", "document.querySelector('.plot .unprotected').getBoundingClientRect().width > 10")
+	p.reads(".legend", "not protected")
+	p.picture("plots")
+	p.walk("15 minutes")
+	p.press("ArrowRight")
+	p.within(testTime, "plotting the coarse samples", line+".split('L').length > 50 && "+line+".split('L').length < 90")
+	p.must(p.Eval(p.ctx, "document.querySelector('.astable summary').click()", nil))
+	p.reads("caption", "of each 20 min")
+	p.press("ArrowLeft")
+	p.within(testTime, "plotting the fine samples", line+".split('L').length > 600")
 	p.clean(s.url, refused)
 }
 
@@ -237,7 +270,7 @@ const contrast = `(() => {
 	const bad = [];
 	for (const e of document.querySelectorAll('body *')) {
 		if (![...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()) || !e.checkVisibility({ visibilityProperty: true }) || e.disabled || e.closest('.visually-hidden, noscript, style')) continue;
-		const style = getComputedStyle(e);
+		const style = getComputedStyle(e.type === 'radio' ? e.nextElementSibling : e);
 		const ink = e instanceof SVGElement ? style.fill : style.color;
 		const under = e.classList.contains('guestname') ? getComputedStyle(e.previousElementSibling).fill : ground(e instanceof SVGElement ? e.closest('svg').parentElement : e);
 		const [a, b] = [light(ink), light(under)].sort((x, y) => y - x);

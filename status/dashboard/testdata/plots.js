@@ -1,6 +1,6 @@
 // What the plots show, from counts to places.
 const { steps, linear, path, area, stack, nearest, ticks } = await import('/ui/scale.js');
-const { Samples, minutes, shown, span } = await import('/ui/samples.js');
+const { Samples, bands, columns, rings, rows, shown } = await import('/ui/samples.js');
 
 for (const base of [1000, 1024]) {
   for (let e = -3; e < 15; e += 0.37) {
@@ -15,7 +15,7 @@ same(steps(NaN, 1000), [0, 1], 'steps of what is none');
 same(steps(5e6, 1000), [0, 1e6, 2e6, 3e6, 4e6, 5e6], 'steps');
 same(steps(40 * 1024, 1024), [0, 10240, 20480, 30720, 40960], 'steps of bytes');
 same(ticks(60_000, 6), [0, 10_000, 20_000, 30_000, 40_000, 50_000, 60_000], 'ticks');
-ok([60, 120, 180, 240, 300, 360, 420, 480, 540, 600].every((s) => { const t = ticks(s * 1000, 3); return t.length >= 2 && t.length <= 4; }), 'ticks of every span');
+ok([60, 120, 180, 240, 300, 360, 420, 480, 540, 600, 900, 3600, 4 * 3600, 6 * 3600].every((s) => { const t = ticks(s * 1000, 3); return t.length >= 2 && t.length <= 4; }), 'ticks of every span');
 same(linear(0, 10, 100, 200)(5), 150, 'linear');
 same(linear(3, 3, 100, 200)(3), 100, 'linear without length');
 same(path([[0, 1], [1, 2], [2, null], [3, 4], [4, null]]), 'M0 1L1 2M3 4h1', 'a line with a gap');
@@ -25,31 +25,28 @@ const all = [1, 3, 7].map((at) => ({ at }));
 same([-5, 1, 2, 2.1, 5.1, 99].map((at) => nearest(all, at)), [0, 0, 1, 1, 2, 2], 'nearest');
 same(nearest([], 1), -1, 'nearest of none');
 
-const totals = (n) => ({
-  checkpoints: n, commits: n, pause_time_ns: n * 2e6, commit_lag_time_ns: n * 8e6, raw_bytes: n * 100 * 4096, wire_bytes: n * 10 * 4096,
-  reference_pages: n * 30, copy_pages: n * 5, zero_pages: n * 10, same_pages: n * 15,
-});
-const view = (host, generation, n) => ({ host, guest: { primary: { generation, totals: totals(n), held_bytes: 7, held_frames: 1, pause: { samples: 0 }, commit_lag: { samples: 3, p99_ns: 9 } } } });
-const s = new Samples();
-s.add(view('a', 1, 100), 0, new Date(0));
-same([s.all.length, s.all[0].pause, s.all[0].heldBytes, s.all[0].pauseP99, s.all[0].lagP99], [1, null, 7, null, 9], 'the first says nothing of what happened');
-s.add(view('a', 1, 120), 1000, new Date(1000));
-const page = 4096 * 20;
-same([s.all[1].pause, s.all[1].epoch, s.all[1].lag, s.all[1].sent, s.all[1].disk, s.all[1].equal, s.all[1].zero, s.all[1].same, s.all[1].packed],
-  [2e6, 50e6, 8e6, 10 * page, 30 * page, 5 * page, 10 * page, 15 * page, 30 * page], 'what happened in a second');
-s.add(view('a', 1, 120), 1000, new Date(1000));
-same(s.all.length, 2, 'the same report twice');
-s.add(view('a', 1, 120), 2000, new Date(2000));
-same([s.all[2].pause, s.all[2].sent], [null, 0], 'nothing happened');
-for (const [what, next] of [['another host', view('b', 1, 130)], ['another generation', view('b', 2, 140)], ['counts that began anew', view('b', 2, 3)]]) {
-  const before = s.all.length;
-  s.add(next, s.all.at(-1).at + 1000, new Date(3000));
-  same([s.all.length - before, s.all.at(-1).pause, s.all.at(-2).heldBytes], [2, null, null], `${what} is a gap`);
+// What hosts answer: each value is its age, if it is not said otherwise.
+const series = (ages, over = {}) => ({ next: `x-${ages.length}`, whole: true, age_ms: ages, generation: ages.map(() => 1), values: Object.fromEntries(columns.map((c) => [c, ages])), ...over });
+const s = new Samples(rings.fine);
+same([s.next('a'), s.all], ['', []], 'nothing is known');
+s.took('a', series([2000, 1000, 0]), 10_000, 5e6);
+same([s.next('a'), s.all.map((x) => [x.at, x.wall.getTime(), x.pause_ns])], ['x-3', [[8000, 4_998_000, 2000], [9000, 4_999_000, 1000], [10_000, 5e6, 0]]], 'the past of a host');
+s.took('a', series([0], { whole: false }), 11_000, 5_001_000);
+same(s.all.map((x) => x.at), [8000, 9000, 10_000, 11_000], 'and what comes on top of it');
+s.took('b', series([9000, 0], { generation: [0, 2] }), 13_000, 5_003_000);
+same(s.all.map((x) => [x.at, x.generation, x.pause_ns]), [[8000, 1, 2000], [9000, 1, 1000], [10_000, 1, 0], [11_000, 1, 0], [12_000, 0, null], [13_000, 2, 0]], 'another host runs it: a gap');
+s.took('a', series([0], { whole: false }), 14_000, 5_004_000);
+same(s.all.map((x) => x.at), [8000, 9000, 10_000, 11_000, 12_000, 13_000], 'a former owner says nothing of what is now');
+s.took('a', series([1000, 500, 0], { generation: [3, 0, 3] }), 16_000, 5_006_000);
+same(s.all.map((x) => [x.at, x.generation]), [[13_000, 2], [14_000, 0], [15_000, 3], [15_500, 0], [16_000, 3]], 'a daemon began anew, and did not look for a while');
+s.took('b', series([]), 16_000 + rings.fine.span - 500, 0);
+same(s.all.map((x) => x.at), [16_000], 'what is older than the plot is forgotten');
+for (const bad of [{}, { age_ms: 'x' }, { age_ms: [NaN, null, 'x', {}] }, series([5], { values: null }), series([5], { values: { pause_ns: ['<b>', {}] } }), series([5], { generation: null }), series([5], { next: {} }), { whole: true, age_ms: Array(9999).fill(1) }]) {
+  const hostile = new Samples(rings.fine);
+  hostile.took('a', bad, 1000, 0);
+  ok(hostile.all.length <= 5000 && hostile.all.every((x) => columns.every((c) => x[c] === null || Number.isFinite(x[c]))) && typeof hostile.next('a') === 'string', `a host that says ${JSON.stringify(bad)?.slice(0, 60)}`);
 }
-s.add({ host: 'b', guest: {} }, 9e5, new Date(0));
-const last = s.all.at(-1).at;
-s.add(view('b', 2, 9), last + span + 5000, new Date(0));
-ok(s.all.every((x) => x.at >= last + 5000), 'what is older than the plot is forgotten');
-same([shown([], 5), shown([{ at: 0 }], 61_000), shown([{ at: 0 }], 9e9)], [60_000, 120_000, span], 'how far back a plot goes');
-same(minutes([{ at: 1000, wall: 1, x: 5 }, { at: 2000, wall: 2, x: 3 }, { at: 3000, wall: 3, x: null }, { at: 61_000, wall: 4, x: 1 }], ['x'], 61_500),
-  [{ minute: 0, wall: 2, values: [{ median: 3, max: 3 }] }, { minute: 1, wall: 1, values: [{ median: 5, max: 5 }] }], 'a table of minutes');
+same([shown([], 5, 9e9), shown([{ at: 0 }], 61_000, 9e9), shown([{ at: 0 }], 9e9, 900_000)], [60_000, 120_000, 900_000], 'how far back a plot goes');
+same(bands([{ at: 1, protected: 1 }, { at: 2, protected: 0 }, { at: 3, protected: 0 }, { at: 4, protected: 1 }, { at: 5, protected: 0 }, { at: 6, protected: null }, { at: 7, protected: 0 }]), [[2, 4], [5, 5], [7, 7]], 'when it was not protected');
+same(rows([{ at: 1000, wall: 1, x: 5 }, { at: 2000, wall: 2, x: 3 }, { at: 3000, wall: 3, x: null }, { at: 61_000, wall: 4, x: 1 }], ['x'], 61_500, rings.fine),
+  [{ part: 0, wall: 2, values: [{ median: 3, max: 3 }] }, { part: 1, wall: 1, values: [{ median: 5, max: 5 }] }], 'a table of minutes');
