@@ -106,10 +106,10 @@ var columns = []column{
 	{"state", 24, func(_ *Model, r row) string { return r.state }},
 	{"on > backup", 16, func(m *Model, r row) string { return string(r.owner) + " > " + orNone(string(r.backup)) }},
 	{"lag", 7, func(m *Model, r row) string {
-		return m.known(r, func(p point) string { return short(p.lag) })
+		return m.known(r, func(p point) string { return orDash(p.lags, short(p.lag)) })
 	}},
 	{"pause", 7, func(m *Model, r row) string {
-		return m.known(r, func(p point) string { return short(p.pause) })
+		return m.known(r, func(p point) string { return orDash(p.pauses, short(p.pause)) })
 	}},
 	{"sent/s", 8, func(m *Model, r row) string { return m.rate(r) }},
 	{"commit", 7, func(_ *Model, r row) string {
@@ -119,7 +119,7 @@ var columns = []column{
 		return short(r.at.Primary.EpochAge)
 	}},
 	{"dirty", 7, func(m *Model, r row) string {
-		return m.known(r, func(p point) string { return fmt.Sprint(p.dirty) })
+		return m.known(r, func(p point) string { return orDash(p.pages, fmt.Sprint(p.dirty)) })
 	}},
 	{"held", 8, func(m *Model, r row) string {
 		return m.known(r, func(p point) string { return size(float64(p.held)) })
@@ -135,10 +135,8 @@ func (m *Model) known(r row, text func(p point) string) string {
 }
 
 func (m *Model) rate(r row) string {
-	if p := m.past[r.name].last(); p.rates {
-		return size(p.sentRate)
-	}
-	return "-"
+	p := m.past[r.name].last()
+	return orDash(p.rates, size(p.sentRate))
 }
 
 // overview is the table, sparklines of the selected guest, and the latest events.
@@ -210,10 +208,10 @@ func (m *Model) sparklines(guest string) []string {
 		title, now string
 		of         func(p point) (float64, bool)
 	}{
-		{"pause", short(last.pause), func(p point) (float64, bool) { return float64(p.pause), p.known }},
-		{"lag", short(last.lag), func(p point) (float64, bool) { return float64(p.lag), p.known }},
-		{"dirty", fmt.Sprint(last.dirty), func(p point) (float64, bool) { return float64(p.dirty), p.known }},
-		{"sent/s", size(last.sentRate), func(p point) (float64, bool) { return p.sentRate, p.rates }},
+		{"pause", orDash(last.pauses, short(last.pause)), func(p point) (float64, bool) { return float64(p.pause), p.pauses }},
+		{"lag", orDash(last.lags, short(last.lag)), func(p point) (float64, bool) { return float64(p.lag), p.lags }},
+		{"dirty", orDash(last.pages, fmt.Sprint(last.dirty)), func(p point) (float64, bool) { return float64(p.dirty), p.pages }},
+		{"sent/s", orDash(last.rates, size(last.sentRate)), func(p point) (float64, bool) { return p.sentRate, p.rates }},
 	} {
 		if !last.known {
 			s.now = "?"
@@ -332,6 +330,14 @@ func clean(s string) string {
 		}
 		return r
 	}, s)
+}
+
+// orDash is a text, or a dash where there is nothing to say yet.
+func orDash(yes bool, s string) string {
+	if !yes {
+		return "-"
+	}
+	return s
 }
 
 func orNone(s string) string {

@@ -18,6 +18,7 @@ import (
 	"understudy/ownership"
 	"understudy/primary"
 	"understudy/status"
+	"understudy/status/samples"
 )
 
 // Look is what the hosts said at one moment.
@@ -27,7 +28,10 @@ type Look struct {
 	Lease   time.Duration
 	Hosts   []Host
 	Events  []Event // the newest last
-	Err     error   // nothing could be asked; the rest is empty
+	// Past is what the hosts remember of guests of which no look told before, by
+	// their names.
+	Past map[string][]samples.Series
+	Err  error // nothing could be asked; the rest is empty
 }
 
 // Host is one host of the cluster.

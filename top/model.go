@@ -1,6 +1,7 @@
 package top
 
 import (
+	"cmp"
 	"slices"
 	"time"
 )
@@ -10,6 +11,8 @@ type Model struct {
 	// Colour and Unicode are what the terminal can do; what they say is said in
 	// words and plain characters as well.
 	Colour, Unicode bool
+	// Every is the time between two looks; 0: a second.
+	Every time.Duration
 
 	width, height int
 	look          Look
@@ -57,6 +60,7 @@ func (m *Model) Take(l Look) {
 	for _, r := range m.rows {
 		if m.past[r.name] == nil {
 			m.past[r.name] = &history{}
+			m.past[r.name].begin(l.At, cmp.Or(m.Every, time.Second), l.Past[r.name])
 		}
 		m.past[r.name].add(l.At, r)
 	}

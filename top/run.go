@@ -29,7 +29,7 @@ type Options struct {
 // as it was.
 func Run(ctx context.Context, o Options) error {
 	v := &view{ctx: ctx, Options: o, model: New(0, 0)}
-	v.model.Colour, v.model.Unicode = o.Colour, o.Unicode
+	v.model.Colour, v.model.Unicode, v.model.Every = o.Colour, o.Unicode, o.Every
 	p := tea.NewProgram(v, tea.WithContext(ctx), tea.WithInput(o.In), tea.WithOutput(o.Out), tea.WithEnvironment(o.Environ))
 	if _, err := p.Run(); err != nil && ctx.Err() == nil && !errors.Is(err, tea.ErrInterrupted) {
 		return err // else that is how one leaves it
@@ -41,7 +41,7 @@ func Run(ctx context.Context, o Options) error {
 // it takes two looks, so that there are rates.
 func Once(ctx context.Context, o Options, width int) (string, error) {
 	m := New(width, 1000)
-	m.Colour, m.Unicode = o.Colour, o.Unicode
+	m.Colour, m.Unicode, m.Every = o.Colour, o.Unicode, o.Every
 	for i := range 2 {
 		if i > 0 {
 			select {

@@ -19,12 +19,14 @@ import (
 	"pgregory.net/rapid"
 
 	"understudy/backup"
+	"understudy/clock"
 	"understudy/disk"
 	"understudy/exclusion"
 	"understudy/host"
 	"understudy/ownership"
 	"understudy/primary"
 	"understudy/status"
+	"understudy/status/samples"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -47,8 +49,8 @@ func moment(n int) Look {
 					Disks: &disk.Status{Writes: 4, Bytes: 16384, Limit: 64 << 20}, Excluded: &exclusion.Stats{Mapped: 900, Indexed: 100, Copied: 7},
 					Primary: &primary.Status{Mode: primary.ModeProtected, ModeFor: time.Duration(n) * time.Second, Backup: "beta", Epoch: 1234, EpochAge: 20 * time.Millisecond,
 						Held: 3, HeldBytes: 4500, Dirty: uint64(600 + 100*(n%7)), LeaseLeft: 750 * time.Millisecond,
-						Pause:  primary.Percentiles{Median: wave, P99: 5 * time.Millisecond, Max: 9 * time.Millisecond},
-						Lag:    primary.Percentiles{Median: 4 * wave, P99: 40 * time.Millisecond},
+						Pause:  primary.Percentiles{Samples: 9, Median: wave, P99: 5 * time.Millisecond, Max: 9 * time.Millisecond},
+						Lag:    primary.Percentiles{Samples: 9, Median: 4 * wave, P99: 40 * time.Millisecond},
 						Totals: primary.Totals{RawBytes: uint64(n) * 40 << 20, WireBytes: uint64(3*n+2*(n%3)) << 20, ZeroPages: 5, SamePages: 6}}},
 			}},
 			{Name: "beta", Guests: []host.GuestStatus{
@@ -85,6 +87,44 @@ func after(m *Model, looks int, keys ...string) *Model {
 	return m
 }
 
+// rememberedBy is a first look at hosts that remember: web ran on beta until 30
+// seconds ago, and for ten seconds on no host.
+func rememberedBy(m *Model) *Model {
+	k := map[ownership.HostID]*samples.Keeper{"alpha": samples.NewKeeper("alpha"), "beta": samples.NewKeeper("beta")}
+	const now = 70
+	for n := range now {
+		web := moment(n).Hosts[0].Guests[1]
+		web.Primary.Totals.Checkpoints, web.Primary.Generation = uint64(10*n), 3
+		elsewhere := web
+		elsewhere.Primary = nil
+		at := map[ownership.HostID]host.GuestStatus{"alpha": elsewhere, "beta": elsewhere}
+		switch {
+		case n < 30:
+			at["beta"] = web
+		case n >= 40:
+			p := *web.Primary
+			p.Generation = 4
+			web.Primary = &p
+			at["alpha"] = web
+		}
+		for h, one := range k {
+			one.Take(clock.Instant(n)*clock.Instant(time.Second), []host.GuestStatus{at[h]})
+		}
+	}
+	l := moment(now)
+	l.Past = map[string][]samples.Series{}
+	for _, one := range k {
+		s, err := one.Series("web", "fine", "", now*clock.Instant(time.Second))
+		if err != nil {
+			panic(err)
+		}
+		l.Past["web"] = append(l.Past["web"], s)
+	}
+	m.Take(l)
+	m.Key("down")
+	return m
+}
+
 func TestFrames(t *testing.T) {
 	t.Parallel()
 	unicode := func(width, height int) *Model {
@@ -114,6 +154,7 @@ func TestFrames(t *testing.T) {
 		"no-answer":  gone,
 		"no-daemon":  never,
 		"first-look": unicode(80, 10),
+		"remembered": rememberedBy(unicode(80, 24)),
 	} {
 		got := m.Frame(noon.Add(75*time.Second)) + "\n"
 		path := filepath.Join("testdata", name+".txt")

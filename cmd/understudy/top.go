@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"strings"
 	"sync"
@@ -17,7 +18,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"understudy/events"
+	"understudy/ownership"
 	"understudy/status"
+	"understudy/status/samples"
 	"understudy/top"
 )
 
@@ -44,7 +47,7 @@ UTF-8 locale no other characters than ASCII.`,
 			if err != nil {
 				return err
 			}
-			o := top.Options{Source: cluster{client}, Every: every, In: cmd.InOrStdin(), Out: cmd.OutOrStdout(), Environ: os.Environ(), Unicode: utf8Locale(os.Getenv)}
+			o := top.Options{Source: &cluster{Client: client, asked: map[string]bool{}}, Every: every, In: cmd.InOrStdin(), Out: cmd.OutOrStdout(), Environ: os.Environ(), Unicode: utf8Locale(os.Getenv)}
 			width, terminal := terminalWidth(cmd.OutOrStdout())
 			o.Colour = terminal && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 			if !once {
@@ -94,13 +97,16 @@ func utf8Locale(env func(string) string) bool {
 }
 
 // cluster is all hosts, by way of one.
-type cluster struct{ *status.Client }
+type cluster struct {
+	*status.Client
+	asked map[string]bool // guests whose past was asked for
+}
 
 // recentEvents is how many are asked for.
 const recentEvents = 100
 
 // Look asks all hosts at once.
-func (c cluster) Look(ctx context.Context) top.Look {
+func (c *cluster) Look(ctx context.Context) top.Look {
 	l := top.Look{At: time.Now()}
 	here, err := c.Status(ctx)
 	if err == nil {
@@ -128,11 +134,47 @@ func (c cluster) Look(ctx context.Context) top.Look {
 	}
 	l.Events = c.recent(ctx)
 	asking.Wait()
+	l.Past = c.past(ctx, here.Host, l.Hosts)
 	return l
 }
 
+// past is what the hosts remember of the guests that are seen for the first time. A
+// host that remembers nothing, or is silent, is no reason to wait.
+func (c *cluster) past(ctx context.Context, here ownership.HostID, hosts []top.Host) map[string][]samples.Series {
+	var mu sync.Mutex
+	var asking sync.WaitGroup
+	found := map[string][]samples.Series{}
+	for _, h := range hosts {
+		at := c.Client
+		if h.Name != here {
+			at = c.At(h.Name)
+		}
+		for _, g := range h.Guests {
+			if c.asked[g.Name] {
+				continue
+			}
+			asking.Go(func() {
+				var s samples.Series
+				if at.Get(ctx, "/api/v1/guests/"+url.PathEscape(g.Name)+"/samples", &s) != nil {
+					return
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				found[g.Name] = append(found[g.Name], s)
+			})
+		}
+	}
+	asking.Wait()
+	for _, h := range hosts {
+		for _, g := range h.Guests {
+			c.asked[g.Name] = true
+		}
+	}
+	return found
+}
+
 // recent are the latest events of the host that is asked; none if it keeps none.
-func (c cluster) recent(ctx context.Context) (found []top.Event) {
+func (c *cluster) recent(ctx context.Context) (found []top.Event) {
 	var list status.EventList
 	if c.Get(ctx, fmt.Sprintf("/api/v1/events?limit=%d", recentEvents), &list) != nil {
 		return nil

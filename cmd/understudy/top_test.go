@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -133,6 +134,10 @@ func TestTopInATerminal(t *testing.T) {
 	out, err := exec.Command(filepath.Join(programs, "understudy"), append([]string{"top", "--once", "--every", "200ms"}, strings.Fields(flags)...)...).Output()
 	if err != nil || !strings.Contains(string(out), "NOT PROTECTED") || strings.Contains(string(out), "\x1b") {
 		t.Errorf("%v\n%s", err, out)
+	}
+	// Two looks of its own, and what the daemon remembers: its sparklines are longer.
+	if !regexp.MustCompile(`(?m)^ sent/s .* [-._=+*%#]{12}`).Match(out) {
+		t.Errorf("its sparklines begin with the first look:\n%s", out)
 	}
 	out, err = exec.Command(filepath.Join(programs, "understudy"), append([]string{"top"}, strings.Fields(flags)...)...).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "--once") {

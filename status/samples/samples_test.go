@@ -180,6 +180,29 @@ func TestWhoAsksAgainGetsWhatIsNew(t *testing.T) {
 	}
 }
 
+func TestAMomentOfSeveralHosts(t *testing.T) {
+	a := Series{Age: []int64{5000, 4000, 3000, 1000}, Generation: []uint64{1, 1, 0, 3}, Values: map[string][]Value{"held_bytes": {5, 4, Unknown(), 1}}}
+	b := Series{Age: []int64{4500, 2500, 2000}, Generation: []uint64{0, 2, 2}, Values: map[string][]Value{"held_bytes": {Unknown(), 25}}}
+	for _, c := range []struct {
+		ago  time.Duration
+		want string
+	}{
+		{6 * time.Second, "none"}, {5 * time.Second, "5"}, {4500 * time.Millisecond, "5"}, {4 * time.Second, "4"}, {3 * time.Second, "none"}, {2500 * time.Millisecond, "25"},
+		{2 * time.Second, "NaN"}, {time.Second, "1"}, {0, "1"}, {-time.Minute, "none"},
+	} {
+		got := "none"
+		if m, known := At([]Series{a, b}, c.ago, 2*time.Second); known {
+			got = fmt.Sprint(m.Value("held_bytes"))
+		}
+		if got != c.want {
+			t.Errorf("%v ago: %s, want %s", c.ago, got, c.want)
+		}
+	}
+	if m, known := At([]Series{a, b}, time.Second, time.Second); !known || m.Value("no such").Known() {
+		t.Error("a column that is none")
+	}
+}
+
 // TestMemoryIsBounded holds what the package says of itself.
 func TestMemoryIsBounded(t *testing.T) {
 	k := newTaken(t)
