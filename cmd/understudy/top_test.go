@@ -136,7 +136,7 @@ func TestTopInATerminal(t *testing.T) {
 		t.Errorf("%v\n%s", err, out)
 	}
 	// Two looks of its own, and what the daemon remembers: its sparklines are longer.
-	if !regexp.MustCompile(`(?m)^ sent/s .* [-._=+*%#]{12}`).Match(out) {
+	if !regexp.MustCompile(`(?m)^ pause +\S+  [^ \n]{5}`).Match(out) {
 		t.Errorf("its sparklines begin with the first look:\n%s", out)
 	}
 	out, err = exec.Command(filepath.Join(programs, "understudy"), append([]string{"top"}, strings.Fields(flags)...)...).CombinedOutput()

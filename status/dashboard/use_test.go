@@ -166,7 +166,7 @@ func TestThePlotsBeginBeforeThePageWasOpened(t *testing.T) {
 	// A line from twelve minutes ago to now, in two parts: the guest was elsewhere.
 	const line = "document.querySelector('.plots .plot path.line.a').getAttribute('d')"
 	p.within(testTime, "plotting twelve minutes", line+".split('L').length > 600 && "+line+".split('M').length === 3")
-	p.reads(".plots text", "−10 min")
+	p.reads(".plots text", "−9 min")
 	p.within(testTime, "shading the minute in which it was not protected", "document.querySelector('.plot .unprotected').getBoundingClientRect().width > 10")
 	p.reads(".legend", "not protected")
 	p.picture("plots")
