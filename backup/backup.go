@@ -495,7 +495,7 @@ func (b *Backup) propose(ctx context.Context, c ownership.Command) {
 	b.Slog.Info(LogAsking, "command", c.Kind, "generation", c.Generation, "epoch", c.Backup.Epoch)
 	state, err := b.Log.Propose(call, c)
 	if err != nil {
-		b.Slog.Warn("not granted", "command", c.Kind, "err", err)
+		b.Slog.Warn("the ownership log has not taken what was asked for", "command", c.Kind, "err", err)
 	} else {
 		b.Slog.Info(LogGranted, "command", c.Kind, "generation", state.Generation)
 		crashpoint.At(crashpoint.Granted)

@@ -97,10 +97,10 @@ func (v *validator) drill(key string, d Drill, c *Config) {
 			between(v, key+"fault_for", d.FaultFor, minFault, maxFault)
 		}
 	} else if d.Fault != "" || d.FaultFor != 0 {
-		v.add(key+"fault", "is for a failover")
+		v.add(key+"fault", "is for a failover: leave it out")
 	}
 	if d.Kind == DrillBubble && !d.Returns() {
-		v.add(key+"return", "a bubble moves nothing")
+		v.add(key+"return", "a bubble moves nothing: leave it out")
 	}
 	v.check(key+"check", d.Check)
 	between(v, key+"check_timeout", d.CheckTimeout, minCheckTimeout, maxCheckTimeout)

@@ -60,7 +60,7 @@ func (v *validator) fencing(c *Config) {
 	for i, h := range c.Hosts[:min(len(c.Hosts), voters)] {
 		v.oneFencing(fmt.Sprintf("host[%d].fencing.", i), h.Fencing, true)
 		if f := c.Fencing.with(h.Fencing); len(f.Verify) > 0 && len(f.Command) == 0 {
-			v.add(fmt.Sprintf("host[%d].fencing.verify", i), "verifies a command, and there is none")
+			v.add(fmt.Sprintf("host[%d].fencing.verify", i), "verifies a command, and there is none: set command, or leave it out")
 		}
 	}
 }

@@ -282,7 +282,7 @@ func (v *validator) bootFrom(key string, g Guest) {
 	}
 	for _, one := range []struct{ key, value string }{{"initrd", g.Initrd}, {"append", g.Append}} {
 		if one.value != "" && g.Kernel == "" {
-			v.add(key+one.key, "goes with a kernel, and there is none")
+			v.add(key+one.key, "goes with a kernel, and there is none: set kernel, or leave it out")
 		}
 	}
 	if len(g.Append) > maxAppend || strings.ContainsFunc(g.Append, isControl) {

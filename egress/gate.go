@@ -382,7 +382,7 @@ func (g *Gate) fail(side string, err error) {
 		return
 	}
 	err = fmt.Errorf("the %s's side of the egress gate: %w", side, err)
-	g.log.Error("egress gate", "error", err)
+	g.log.Error("one direction of the guest's network has ended for good: restart the daemon", "error", err)
 	select {
 	case g.failed <- err:
 	default:

@@ -109,7 +109,7 @@ func Open(c Config) (*Log, error) {
 // Close it does nothing.
 func (l *Log) Add(e Event) {
 	if !e.Kind.valid() {
-		l.cfg.Slog.Error("an event of no kind", "kind", cut(string(e.Kind), maxKind), "text", e.Text)
+		l.cfg.Slog.Error("an event has no kind and is not recorded", "kind", cut(string(e.Kind), maxKind), "text", e.Text)
 		return
 	}
 	e.clip()

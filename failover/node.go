@@ -335,7 +335,7 @@ func (n *Node) stopOnFailure() {
 	case <-n.failed:
 		n.log.Error("this voter stops", "err", n.failure)
 		if err := n.raft.Shutdown().Error(); err != nil {
-			n.log.Error("stop raft", "err", err)
+			n.log.Error("the ownership log was not closed cleanly", "err", err)
 		}
 	case <-n.ctx.Done():
 	}

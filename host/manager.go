@@ -66,7 +66,7 @@ func (m *manager) run(ctx context.Context) {
 		}
 		m.note(err)
 		if err != nil && ctx.Err() == nil {
-			m.slog.Warn("will try again", "err", err)
+			m.slog.Warn("this host cannot do its part for the guest, and tries again", "err", err)
 			sleep(ctx, again)
 		}
 	}

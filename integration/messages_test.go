@@ -108,6 +108,10 @@ func (r *reading) listen(f *ast.File) {
 			r.call(n)
 		case *ast.CompositeLit:
 			r.literal(n)
+		case *ast.FuncDecl:
+			if r.dir == "config" && strings.HasPrefix(n.Name.Name, "check") {
+				r.returned(n)
+			}
 		}
 		return true
 	})
@@ -173,6 +177,8 @@ func (r *reading) call(c *ast.CallExpr) {
 		r.status(c.Args[1], c)
 	case name == "abandonLeave": // a warning of the primary's core
 		r.note(c.Args[0], c)
+	case name == "bad" && (r.dir == "config" || r.dir == "drill"), name == "refused" && r.dir == "failover":
+		r.note(c.Args[0], c)
 	case name == "add" && r.dir == "config" && len(c.Args) > 1: // what is wrong with a configuration
 		r.note(c.Args[1], c)
 	}
@@ -187,7 +193,7 @@ func (r *reading) literal(c *ast.CompositeLit) {
 	case *ast.SelectorExpr:
 		kind = t.Sel.Name
 	}
-	field := map[string]string{"Warn": "Text", "denial": "why", "Refusal": "What", "refusal": "text", "Problem": "Text", "exitError": ""}[kind]
+	field := map[string]string{"Warn": "Text", "denial": "why", "Refusal": "What", "refusal": "text", "Problem": "Text", "answer": "Text"}[kind]
 	for i, e := range c.Elts {
 		if kv, ok := e.(*ast.KeyValueExpr); ok {
 			if key, ok := kv.Key.(*ast.Ident); ok && key.Name == field {
@@ -199,6 +205,16 @@ func (r *reading) literal(c *ast.CompositeLit) {
 			r.note(e, c)
 		}
 	}
+}
+
+// returned reads the words of a function that says what is wrong with a value.
+func (r *reading) returned(f *ast.FuncDecl) {
+	ast.Inspect(f, func(n ast.Node) bool {
+		if s, ok := n.(*ast.ReturnStmt); ok && len(s.Results) == 1 {
+			r.note(s.Results[0], s)
+		}
+		return true
+	})
 }
 
 // passed are the places that log what somebody else has put into words: the

@@ -90,7 +90,7 @@ func (p *Primary) propose(ctx context.Context, c ownership.Command, last *will) 
 	}
 	if err != nil {
 		// Not proposed; the core asks again after a while.
-		p.Slog.Warn("not ready to be proposed", "command", c.Kind, "err", err)
+		p.Slog.Warn("what goes before a change of the ownership log failed; it is asked again", "command", c.Kind, "err", err)
 		p.send(ctx, Proposed{Command: c, Err: err})
 		return
 	}

@@ -310,7 +310,7 @@ func (p *Primary) do(ctx context.Context, a Action) Event {
 		}
 	}
 	if err != nil {
-		p.Slog.Error("action failed", "action", fmt.Sprintf("%T", a), "err", err)
+		p.Slog.Error("a step of the guest's protection failed", "action", fmt.Sprintf("%T", a), "err", err)
 	}
 	return nil
 }

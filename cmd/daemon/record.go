@@ -63,7 +63,7 @@ func tellDown(l *events.Log, began clock.Instant, why error, log *slog.Logger) {
 	}
 	l.Add(e)
 	if err := l.Close(); err != nil {
-		log.Warn("the record of events", "err", err)
+		log.Warn("the latest events may not be in the files of the record", "err", err)
 	}
 }
 

@@ -489,7 +489,7 @@ func (f *filler) close() {
 		f.pager.Halt()
 		f.running.Wait()
 		if err := f.pager.Close(); err != nil {
-			f.log.Warn("end the supply of guest memory", "err", err)
+			f.log.Warn("the supply of guest memory did not end cleanly", "err", err)
 		}
 	})
 }
