@@ -230,9 +230,12 @@ func (m *manager) forceImage(ctx context.Context) error {
 }
 
 // forceBoot makes this host the owner; its manager then finds no guest, and boots
-// it, or goes on with the one that it has kept.
+// it, or goes on with the one that it keeps while another host takes it over.
 func (m *manager) forceBoot(ctx context.Context, state ownership.Guest) (ownership.Guest, error) {
 	if err := m.whole(); err != nil {
+		return state, err
+	}
+	if err := m.putAway(state); err != nil {
 		return state, err
 	}
 	call, cancel := context.WithTimeout(ctx, bootForce)
@@ -244,4 +247,22 @@ func (m *manager) forceBoot(ctx context.Context, state ownership.Guest) (ownersh
 	m.tell(events.Event{Kind: events.KindForced, Generation: next.Generation, Peer: state.Owner, Reason: events.ReasonBoot,
 		Text: fmt.Sprintf("the guest is taken from %s by force, and booted anew here: its memory is lost", state.Owner)})
 	return next, nil
+}
+
+// putAway says why a guest of an earlier generation may still be here. This host
+// may hear of having lost the guest and of owning it again at once, and would then
+// go on with what it has, which the world has left behind. A guest that is kept
+// for a host which takes it over is as new as any: nothing of that one has left.
+func (m *manager) putAway(state ownership.Guest) error {
+	if state.Phase == ownership.PhaseActivating && state.Previous == m.host.cfg.Self {
+		return nil
+	}
+	m.mu.Lock()
+	role, b := m.role, m.backup
+	m.mu.Unlock()
+	switch {
+	case role == "released", role == "backup" && b != nil && b.Status().State != "asking":
+		return nil
+	}
+	return fmt.Errorf("host %s has not put away yet what it had of the guest (its role here: %q): try again", m.host.cfg.Self, role)
 }

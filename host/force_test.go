@@ -4,10 +4,12 @@ package host
 // at once: whose lease is waited for is told in packages leases and simulation.
 
 import (
+	"context"
 	"strings"
 	"testing"
 
 	"understudy/events"
+	"understudy/hypervisor/sim"
 	"understudy/ownership"
 	"understudy/primary"
 )
@@ -92,6 +94,35 @@ func TestAForcedFailoverWithoutAnImageBootsTheGuest(t *testing.T) {
 	}
 	a = p.up("a", "b")
 	p.until("a keeps nothing", func() bool { return a.status(t).Role == "released" })
+}
+
+// TestAGuestThatIsForcedHereIsNotTheOneThatWasLeftBehind: a guest was taken over
+// and ran elsewhere while the daemon here was down. What that daemon left is of the
+// past, and must not go on when the operator has the guest booted anew here.
+func TestAGuestThatIsForcedHereIsNotTheOneThatWasLeftBehind(t *testing.T) {
+	s := newScene(t)
+	left, err := sim.ReadBoot(s.guest())
+	s.must(err)
+	s.end()
+
+	s.log.mu.Lock()
+	s.log.state = ownership.Guest{Generation: 7, Revision: 20, Owner: "b", Phase: ownership.PhaseActive, Desired: ownership.Running}
+	s.log.mu.Unlock()
+	s.cfg.Log = &busyLog{memoryLog: s.log}
+	s.run()
+	ctx, boot := context.WithValue(t.Context(), operator{}, true), FailoverRequest{Force: true, Lose: "boot generation 7"}
+	if _, err := s.host.Failover(ctx, "web", boot); err == nil || !strings.Contains(err.Error(), "has not put away yet what it had of the guest") {
+		t.Errorf("forced before this host knows that it lost the guest: %v", err)
+	}
+	s.role("backup")
+	_, err = s.host.Failover(ctx, "web", boot)
+	s.must(err)
+	s.counts(1)
+	now, err := sim.ReadBoot(s.guest())
+	s.must(err)
+	if now.ID == left.ID {
+		t.Errorf("the guest %+v goes on as %+v: it was lost when another host took it over", left, now)
+	}
 }
 
 func TestWhatCannotBeForced(t *testing.T) {

@@ -168,12 +168,12 @@ func (m *manager) standBy(ctx context.Context, state ownership.Guest) error {
 
 // release keeps nothing of the guest: the operator has given its protection up.
 func (m *manager) release(ctx context.Context, state ownership.Guest) error {
-	m.as("released", nil, nil)
 	m.Gate.Shut()
 	m.Gate.Discard()
 	if err := errors.Join(m.end(ctx), m.letGo(ctx)); err != nil {
 		return err
 	}
+	m.as("released", nil, nil) // only now: see putAway
 	return m.changed(ctx, state)
 }
 

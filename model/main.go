@@ -36,13 +36,23 @@ var source string
 type bounds struct {
 	lease, generations, images, epochs               int
 	elections, crashes, unknowns, switches, failures int
+	turns, forces, fences                            int  // commands of an operator
+	away                                             int  // what he turns protection to: 1 paused, 2 off, 0 either
+	live                                             bool // begins in sync, and what is checked is that it goes on
 }
 
 func (b bounds) flags() []string {
 	var f []string
 	for name, n := range map[string]int{"LEASE": b.lease, "GENERATIONS": b.generations, "IMAGES": b.images, "EPOCHS": b.epochs,
-		"ELECTIONS": b.elections, "CRASHES": b.crashes, "UNKNOWNS": b.unknowns, "SWITCHES": b.switches, "FAILURES": b.failures} {
+		"ELECTIONS": b.elections, "CRASHES": b.crashes, "UNKNOWNS": b.unknowns, "SWITCHES": b.switches, "FAILURES": b.failures,
+		"TURNS": b.turns, "FORCES": b.forces, "FENCES": b.fences} {
 		f = append(f, fmt.Sprintf("-D%s=%d", name, n))
+	}
+	if b.away > 0 {
+		f = append(f, fmt.Sprintf("-DAWAY=%d", b.away))
+	}
+	if b.live {
+		f = append(f, "-DLIVE")
 	}
 	slices.Sort(f)
 	return f
@@ -53,6 +63,13 @@ type check struct {
 	name   string
 	within bounds
 	broken string // the rule that is left out; the search must find what that breaks
+}
+
+func (c check) String() string {
+	if c.broken != "" {
+		return "without: " + c.broken
+	}
+	return c.name
 }
 
 // sound are searches with every rule in force.
@@ -68,6 +85,25 @@ var sound = []check{
 	{name: "failed takeover, lost commits", within: bounds{lease: 2, generations: 3, images: 1, epochs: 2, failures: 1}},
 	{name: "taken back, another image", within: bounds{lease: 2, generations: 3, images: 2, epochs: 1, failures: 1}},
 	{name: "surrendered, lost image", within: bounds{lease: 2, generations: 2, images: 1, epochs: 2, switches: 1, failures: 1}},
+	{name: "paused", within: bounds{lease: 2, generations: 2, images: 1, epochs: 1, turns: 1}},
+	{name: "paused, protected again", within: bounds{lease: 1, generations: 2, images: 1, epochs: 2, turns: 2, away: 1}},
+	{name: "given up, protected again", within: bounds{lease: 1, generations: 2, images: 2, epochs: 1, turns: 2, away: 2}},
+	{name: "paused, new leader", within: bounds{lease: 1, generations: 2, images: 1, epochs: 1, turns: 1, elections: 1}},
+	{name: "paused, lost answer", within: bounds{lease: 1, generations: 2, images: 1, epochs: 1, turns: 1, unknowns: 1}},
+	{name: "paused, crash", within: bounds{lease: 1, generations: 2, images: 1, epochs: 1, turns: 1, crashes: 1}},
+	{name: "paused, switchover, dead guest", within: bounds{lease: 1, generations: 2, images: 1, epochs: 2, turns: 1, away: 1, switches: 1}},
+	{name: "forced", within: bounds{lease: 2, generations: 3, images: 1, epochs: 1, forces: 1}},
+	{name: "forced, fourth generation", within: bounds{lease: 1, generations: 4, images: 1, epochs: 1, forces: 1}},
+	{name: "forced, failed", within: bounds{lease: 1, generations: 4, images: 1, epochs: 1, forces: 1, failures: 1}},
+	{name: "forced, new leader", within: bounds{lease: 1, generations: 3, images: 1, epochs: 1, forces: 1, elections: 1}},
+	{name: "forced, lost answer", within: bounds{lease: 1, generations: 3, images: 1, epochs: 1, forces: 1, unknowns: 1}},
+	{name: "forced, crash", within: bounds{lease: 1, generations: 3, images: 1, epochs: 1, forces: 1, crashes: 1}},
+	{name: "paused, forced", within: bounds{lease: 1, generations: 3, images: 1, epochs: 1, turns: 1, forces: 1}},
+	{name: "fenced", within: bounds{lease: 2, generations: 3, images: 1, epochs: 1, fences: 1, crashes: 1}},
+	{name: "fenced, new leader", within: bounds{lease: 1, generations: 3, images: 1, epochs: 1, fences: 1, crashes: 1, elections: 1}},
+	{name: "fenced, forced", within: bounds{lease: 1, generations: 3, images: 1, epochs: 1, fences: 1, crashes: 1, forces: 1}},
+	{name: "fenced by mistake", within: bounds{lease: 1, generations: 3, images: 1, epochs: 1, fences: 1, failures: 1}},
+	{name: "goes on", within: bounds{lease: 1, generations: 3, images: 1, epochs: 1, crashes: 1, live: true}},
 }
 
 // breaches are searches with one rule left out each.
@@ -101,6 +137,20 @@ var breaches = []check{
 	{broken: "DECLINE_BY_WORD", within: bounds{lease: 2, generations: 2, images: 1, epochs: 1, failures: 1}},
 	{broken: "DECLINE_ANY_IMAGE", within: bounds{lease: 2, generations: 2, images: 2, epochs: 1, failures: 1}},
 	{broken: "RECLAIM_UNRECORDED", within: bounds{lease: 2, generations: 2, images: 1, epochs: 2, switches: 1, failures: 1}},
+	{broken: "PAUSED_TAKEN", within: bounds{lease: 1, generations: 2, images: 1, epochs: 1, turns: 1}},
+	{broken: "PASS_BEFORE_PAUSED", within: bounds{lease: 1, generations: 2, images: 1, epochs: 1, turns: 1, away: 1}},
+	{broken: "INSYNC_WHILE_PAUSED", within: bounds{lease: 1, generations: 2, images: 1, epochs: 1, turns: 1}},
+	{broken: "INSYNC_OLD_IMAGE", within: bounds{lease: 1, generations: 2, images: 1, epochs: 2}},
+	{broken: "SWITCH_ANY_PHASE", within: bounds{lease: 1, generations: 2, images: 1, epochs: 2, switches: 1, turns: 1}},
+	{broken: "FORCE_HASTY", within: bounds{lease: 1, generations: 2, images: 1, epochs: 1, forces: 1}},
+	{broken: "FORCE_UNRECORDED", within: bounds{lease: 1, generations: 2, images: 1, epochs: 1, forces: 1}},
+	{broken: "FORCE_KEEPS_GENERATION", within: bounds{lease: 1, generations: 2, images: 1, epochs: 1, forces: 1}},
+	{broken: "FORCE_WHILE_ACKING", within: bounds{lease: 1, generations: 2, images: 1, epochs: 2, forces: 1}},
+	{broken: "FORCE_OVER_OLD_GUEST", within: bounds{lease: 1, generations: 3, images: 1, epochs: 1, forces: 1}},
+	{broken: "FENCE_UNSEEN", within: bounds{lease: 1, generations: 2, images: 1, epochs: 1, fences: 1}},
+	{broken: "FENCE_ANY_GENERATION", within: bounds{lease: 1, generations: 3, images: 1, epochs: 1, crashes: 1, fences: 1}},
+	{broken: "RENEW_FENCED", within: bounds{lease: 1, generations: 2, images: 1, epochs: 1, failures: 1, fences: 1}},
+	{broken: "NEVER_ASKS", within: bounds{lease: 1, generations: 3, images: 1, epochs: 1, crashes: 1, live: true}},
 }
 
 // quick is what a test has time for.
@@ -116,10 +166,23 @@ func quick() (checks []check) {
 
 func main() {
 	short := flag.Bool("quick", false, "only the smallest checks")
+	only := flag.String("only", "", "only the checks whose names match this regular expression")
 	story := flag.Bool("story", false, "tell for each rule left out how it is broken")
 	flag.Parse()
+	checks, all := slices.Concat(sound, breaches), true
+	if *short {
+		checks, all = quick(), false
+	}
+	if *only != "" {
+		wanted, err := regexp.Compile(*only)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "model: -only:", err)
+			os.Exit(2)
+		}
+		checks, all = slices.DeleteFunc(checks, func(c check) bool { return !wanted.MatchString(c.String()) }), false
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	err := run(ctx, os.Stdout, *short, *story)
+	err := run(ctx, os.Stdout, checks, all, *story)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "model:", err)
@@ -127,15 +190,12 @@ func main() {
 	}
 }
 
-// run does the checks, prints what came of them, and returns what is wrong.
-func run(ctx context.Context, w io.Writer, short, story bool) error {
-	checks := slices.Concat(sound, breaches)
-	if short {
-		checks = quick()
-	}
+// run does the checks, prints what came of them, and returns what is wrong. When
+// they are all there are, each transition must have been taken.
+func run(ctx context.Context, w io.Writer, checks []check, all, story bool) error {
 	var wrong []error
 	did := map[string]uint64{}
-	fmt.Fprintf(w, "%-38s %10s %7s %8s  %s\n", "check", "states", "depth", "time", "result")
+	fmt.Fprintf(w, "%-38s %10s %7s %8s %8s  %s\n", "check", "states", "depth", "MB", "time", "result")
 	for _, c := range checks {
 		f, err := c.search(ctx)
 		if err != nil {
@@ -145,11 +205,7 @@ func run(ctx context.Context, w io.Writer, short, story bool) error {
 		if f.violated != "" {
 			result = fmt.Sprintf("violated after %d transitions: %s", len(f.story), f.violated)
 		}
-		name := c.name
-		if c.broken != "" {
-			name = "without: " + c.broken
-		}
-		fmt.Fprintf(w, "%-38s %10d %7d %8s  %s\n", name, f.states, f.depth, f.took.Round(100*time.Millisecond), result)
+		fmt.Fprintf(w, "%-38s %10d %7d %8.0f %8s  %s\n", c, f.states, f.depth, f.memory, f.took.Round(100*time.Millisecond), result)
 		switch {
 		case c.broken == "" && f.violated != "":
 			wrong = append(wrong, fmt.Errorf("%s: %s\n  %s", c.name, f.violated, strings.Join(f.story, "\n  ")))
@@ -164,15 +220,15 @@ func run(ctx context.Context, w io.Writer, short, story bool) error {
 			}
 		}
 	}
-	all := transitions(source)
+	known := transitions(source)
 	var dead []string
-	for _, name := range all {
+	for _, name := range known {
 		if did[name] == 0 {
 			dead = append(dead, name)
 		}
 	}
-	fmt.Fprintf(w, "%d of %d transitions were taken in clean checks\n", len(all)-len(dead), len(all))
-	if len(dead) > 0 && !short {
+	fmt.Fprintf(w, "%d of %d transitions were taken in clean checks\n", len(known)-len(dead), len(known))
+	if len(dead) > 0 && all {
 		wrong = append(wrong, fmt.Errorf("never taken: %s", strings.Join(dead, ", ")))
 	}
 	return errors.Join(wrong...)
@@ -182,6 +238,7 @@ func run(ctx context.Context, w io.Writer, short, story bool) error {
 type found struct {
 	states   uint64
 	depth    int
+	memory   float64       // that pan took, in MB
 	took     time.Duration // of the search alone
 	violated string        // the assertion, "" if none
 	story    []string      // transitions that lead to it
@@ -192,7 +249,8 @@ type found struct {
 const memory = 7000
 
 // search compiles the model with the bounds of c and visits every state.
-// A breach is searched breadth first: its story is a shortest one.
+// A breach is searched breadth first: its story is a shortest one. Whether the
+// guest goes on is asked of cycles, depth first.
 func (c check) search(ctx context.Context) (f found, err error) {
 	dir, err := os.MkdirTemp("", "understudy-model-")
 	if err != nil {
@@ -203,11 +261,17 @@ func (c check) search(ctx context.Context) (f found, err error) {
 		return f, err
 	}
 	flags := c.within.flags()
-	order, cc := []string{"-m200000", "-w24"}, []string{"-O2", "-DSAFETY", "-DNOFAIR", fmt.Sprintf("-DMEMLIM=%d", memory), "-o", "pan", "pan.c"}
+	order, cc := []string{"-m200000", "-w24"}, []string{"-O2", "-DSAFETY", "-DNOFAIR"}
 	if c.broken != "" {
 		flags = append(flags, "-DBREAK="+c.broken)
-		order, cc = []string{"-w22"}, append([]string{"-DBFS"}, cc...)
 	}
+	switch {
+	case c.within.live: // acceptance cycles, every process weakly fair
+		order, cc = []string{"-a", "-f", "-m1000000", "-w22"}, []string{"-O2", "-DNFAIR=4"}
+	case c.broken != "":
+		order, cc = []string{"-w22"}, []string{"-O1", "-DSAFETY", "-DNOFAIR", "-DBFS"} // -O2 takes longer than it saves
+	}
+	cc = append(cc, fmt.Sprintf("-DMEMLIM=%d", memory), "-o", "pan", "pan.c")
 	if _, err := in(ctx, dir, "spin", append(append([]string{"-a"}, flags...), "ownership.pml")...); err != nil {
 		return f, err
 	}
@@ -221,7 +285,7 @@ func (c check) search(ctx context.Context) (f found, err error) {
 	}
 	f, err = parsePan(said)
 	if err != nil {
-		return f, fmt.Errorf("%s%s: %w", c.name, c.broken, err)
+		return f, fmt.Errorf("%s: %w", c, err)
 	}
 	f.took = time.Since(began)
 	if f.violated != "" {
@@ -255,6 +319,7 @@ func in(ctx context.Context, dir, name string, args ...string) (string, error) {
 
 var (
 	panStates   = regexp.MustCompile(`(?m)^\s*(\d+) states, stored`)
+	panMemory   = regexp.MustCompile(`(?m)^\s*([\d.]+)\s+total actual memory usage`)
 	panDepth    = regexp.MustCompile(`depth reached (\d+), errors: (\d+)`)
 	panViolated = regexp.MustCompile(`(?m)^pan:1: (.*) \(at depth`)
 	panDid      = regexp.MustCompile(`(?m)^did (\d+) (\d+)$`)
@@ -270,6 +335,9 @@ func parsePan(said string) (f found, err error) {
 	}
 	f.states, _ = strconv.ParseUint(states[1], 10, 64)
 	f.depth, _ = strconv.Atoi(depth[1])
+	if m := panMemory.FindStringSubmatch(said); m != nil {
+		f.memory, _ = strconv.ParseFloat(m[1], 64)
+	}
 	switch v := panViolated.FindStringSubmatch(said); {
 	case v != nil:
 		f.violated = strings.TrimPrefix(v[1], "assertion violated ")

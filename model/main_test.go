@@ -15,7 +15,7 @@ var readme string
 // missed when it is left out. make model checks all of it.
 func TestModelHolds(t *testing.T) {
 	var table strings.Builder
-	err := run(t.Context(), &table, true, false)
+	err := run(t.Context(), &table, quick(), false, false)
 	t.Log("\n" + table.String())
 	if err != nil {
 		t.Error(err)
