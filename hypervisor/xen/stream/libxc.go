@@ -184,9 +184,9 @@ func parseVCPU(part VCPUPart, b []byte) (Record, error) {
 	return r, r.check()
 }
 
-func (r VCPU) check() error {
-	if r.ID >= MaxVCPUs || r.Part > VCPUMSRs {
-		return fmt.Errorf("part %d of processor %d: at most %d are known", r.Part, r.ID, MaxVCPUs)
+func (v VCPU) check() error {
+	if v.ID >= MaxVCPUs || v.Part > VCPUMSRs {
+		return fmt.Errorf("part %d of processor %d: at most %d are known", v.Part, v.ID, MaxVCPUs)
 	}
 	return nil
 }

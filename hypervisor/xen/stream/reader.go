@@ -38,6 +38,12 @@ func NewReader(in io.Reader) (*Reader, error) {
 // xc_domain_save writes it. Its first record is a Domain.
 func NewLibxcReader(in io.Reader) *Reader { return &Reader{in: in, order: order{bare: true}} }
 
+// NewTailReader returns a Reader for the end of a libxl stream: what follows the
+// memory of the domain that d describes.
+func NewTailReader(in io.Reader, d Domain) *Reader {
+	return &Reader{in: in, order: order{at: memory, domain: d}}
+}
+
 // Domain returns what the stream said of its domain, the zero Domain before it did.
 func (r *Reader) Domain() Domain { return r.order.domain }
 

@@ -96,7 +96,9 @@ func plain(records []Record) []Record {
 	var out []Record
 	for i := 0; i < len(records); i++ {
 		if _, ok := records[i].(Checkpoint); ok {
-			for out, i = append(out, Verify{}), i+1; records[i] != (CheckpointEnd{}); i++ {
+			out = append(out, Verify{})
+			for records[i] != (CheckpointEnd{}) {
+				i++
 			}
 			continue
 		}

@@ -28,6 +28,12 @@ func NewWriter(out io.Writer) (*Writer, error) {
 // NewLibxcWriter returns a Writer for a libxc stream that stands alone.
 func NewLibxcWriter(out io.Writer) *Writer { return &Writer{out: out, order: order{bare: true}} }
 
+// NewTailWriter returns a Writer for the end of a libxl stream: what follows the
+// memory of the domain that d describes.
+func NewTailWriter(out io.Writer, d Domain) *Writer {
+	return &Writer{out: out, order: order{at: memory, domain: d}}
+}
+
 // Write writes a record. It refuses one that cannot be the next, with nothing of
 // it written. After an error the stream is of no use, and every call returns it.
 func (w *Writer) Write(rec Record) error {

@@ -1,0 +1,58 @@
+// Package xen is what protects a Xen domain: PVH and HVM ones continuously,
+// PV ones by checkpoint files. What needs Xen's libraries is in
+// hypervisor/xen/xenctl, behind the build tag xen; everything here is plain Go
+// and is tested without Xen.
+//
+// # The image
+//
+// A domain's frames lie apart: RAM from 0 on, RAM behind 4 GiB, a few pages for
+// Xen's own use below 4 GiB. Frames (frames.go) numbers those that have content,
+// in ascending order: that number is the page of the image. It is made once,
+// travels in the Spec, and is compared at every pause: a domain that has been
+// ballooned is one of another shape and gets a new standby.
+//
+// # Capture
+//
+//	Pause:    "suspend" to the guest's own event channel (or control/shutdown) ─> it
+//	          shuts down with the reason "suspend", and Xen notifies us on a channel
+//	          that we have made: nothing waits for xenstored's @releaseDomain
+//	Collect:  XEN_DOMCTL_SHADOW_OP_CLEAN with LOGDIRTY_FINAL ─> Bitmap (frames.go)
+//	          + frames that a back end has mapped for writing now (grants.go): such
+//	            are marked only when they are unmapped (RULES 29)
+//	          + what our own disk back end and device model touched
+//	          + the xenstore and the console page, which others have mapped for good
+//	Read:     all RAM is mapped once; a copy out of that mapping
+//	State:    HVM parameters, TSC, HVM context, emulators' state: the tail of a
+//	          libxl stream (state.go), as a restore will read it
+//	Resume:   xc_domain_resume(fast): the guest's hypercall returns 1 and it goes on
+//	          with the rings that it has; xenstored is told (XS_RESUME)
+//
+// A suspended guest must never be left so: whoever suspended it resumes or
+// destroys it. A guest that does not answer is asked to forget the request, in a
+// transaction, since it may answer at that very moment.
+//
+// # Standby
+//
+// Nothing of libxc's restore can undo what it has begun: it applies a
+// checkpoint's pages one by one. So no restore is ever given one. The backup
+// starts the restore of a plain stream ahead of time, and feeds it
+//
+//	head (libxl header, Domain, CPU policies)          from the Spec
+//	PAGE_DATA of type XALLOC for every frame           memory, without content
+//
+// and stops there. The restore, an ordinary one of libxl's, has made the domain
+// and its memory and waits for the next record. The domain's memory is then
+// mapped here, and that mapping is the image: WritePages copies committed pages
+// into it, as it does into QEMU's memory file. What is committed is decided
+// before, by package backup: an epoch is staged whole and verified, and a copy
+// that is cut off is done again from the stage (RULES 2). At the takeover only the
+// tail is left, which has been parsed and found whole when it came:
+//
+//	TSC_INFO, HVM_PARAMS, HVM_CONTEXT, END, EMULATOR_CONTEXT, END
+//
+// If the restore fails at that, libxl destroys its domain, and not the image:
+// frames that are mapped outlive their domain. The next attempt is given a new
+// domain and copies its memory from the old mapping. Of the image the tail
+// itself changes only the pages that every restore makes anew (console,
+// xenstore, ioreq), which Transient names and the next attempt needs not.
+package xen
