@@ -12,7 +12,7 @@
 #   make packages   deb and rpm, into build/packages
 #   make model      every state of the model of ownership
 #   make fuzz       every parser's fuzz target for a while; FUZZ_FLAGS=-keep lets the corpora grow
-#   make lint guest guest-big clean
+#   make lint guest guest-big xen-dom0 clean
 
 GO            ?= go
 GOLANGCI      := v2.15.0
@@ -37,7 +37,7 @@ GOTEST := $(GO) test -race -timeout 15m
 REAL   := ./demo ./disk/vhost ./guest ./hypervisor/qemu ./integration ./integration/diskbench ./integration/faults ./packaging/... ./status/dashboard
 
 .NOTPARALLEL:
-.PHONY: all build guest guest-big demo test failovers drills faults bench bench-disk packages lint model fuzz setup clean
+.PHONY: all build guest guest-big xen-dom0 demo test failovers drills faults bench bench-disk packages lint model fuzz setup clean
 
 all: build
 
@@ -54,6 +54,10 @@ guest: setup
 # With the disk image of the benchmarks: a whole Debian, made once. Needs root.
 guest-big: setup
 	@$(GO) run ./guest/build -o build/guest -big $(GUEST_FLAGS)
+
+# A Xen host for tests: Debian's Xen, its tools and kernel. Needs root.
+xen-dom0: setup
+	@$(GO) run ./guest/build -dom0 build/xen
 
 demo: setup build guest
 	bin/understudy demo $(DEMO_FLAGS)
@@ -97,11 +101,15 @@ $(NFPM):
 	GOBIN=$(CURDIR)/build/tools $(GO) install github.com/goreleaser/nfpm/v2/cmd/nfpm@$(NFPM_VERSION)
 	@mv build/tools/nfpm $@
 
+# What needs Xen's libraries is built with them, which setup installs.
 lint: $(GOLANGCI_LINT)
 	@unformatted=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \
 	if [ -n "$$unformatted" ]; then echo "not formatted, run gofmt -w on: $$unformatted" >&2; exit 1; fi
 	$(GO) vet ./...
 	$(GOLANGCI_LINT) run --concurrency 2 ./...
+	$(GO) build -tags xen ./...
+	$(GO) vet -tags xen ./hypervisor/xen/...
+	$(GOLANGCI_LINT) run --concurrency 2 --build-tags xen ./hypervisor/xen/...
 
 # Compiled here, once: its sources come by the module proxy like ours.
 $(GOLANGCI_LINT):
