@@ -8,6 +8,7 @@
 // initramfs is then written from four inputs: our own PID 1, the host's
 // busybox, the kernel's modules and the list below. It is written anew only if
 // one of them differs. The disk is package image's small one; -big makes the big one too.
+// -dom0 makes a Xen host for tests instead.
 package main
 
 import (
@@ -40,9 +41,15 @@ func main() {
 	busybox := flag.String("busybox", "", "statically linked busybox (default: the one in the path)")
 	refresh := flag.Bool("refresh", false, "take the newest kernel although there is one")
 	big := flag.Bool("big", false, "make the big disk image of the benchmarks too (needs root and a minute or two)")
+	dom0 := flag.String("dom0", "", "make nothing but a Xen host's disk image, kernel and hypervisor in this directory (needs root and some minutes)")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	err := build(ctx, *out, *busybox, *refresh)
+	var err error
+	if *dom0 != "" {
+		err = makeDom0(ctx, *dom0)
+	} else {
+		err = build(ctx, *out, *busybox, *refresh)
+	}
 	if err == nil && *big {
 		err = makeBig(ctx, *out)
 	}
@@ -85,6 +92,14 @@ func makeBig(ctx context.Context, out string) error {
 	path, err := image.Big(ctx, out)
 	if err == nil {
 		fmt.Println("the big disk image is", path)
+	}
+	return err
+}
+
+func makeDom0(ctx context.Context, dir string) error {
+	host, err := image.MakeDom0(ctx, dir)
+	if err == nil {
+		fmt.Println("the Xen host's disk image is", host.Image)
 	}
 	return err
 }

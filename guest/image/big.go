@@ -43,7 +43,7 @@ func makeBig(ctx context.Context, path string) error {
 		return errors.New("debootstrap needs root")
 	}
 	tree := path + "-tree"
-	if err := debootstrap(ctx, tree); err != nil {
+	if err := debootstrap(ctx, tree, bigPackages); err != nil {
 		return err
 	}
 	for from, to := range map[string]string{"usr/src/glibc": workload.SourceTree, "usr/src/newlib": workload.CompileTree} {
@@ -60,14 +60,14 @@ func makeBig(ctx context.Context, path string) error {
 	return makeFilesystem(ctx, path, "debian", tree, bigSize)
 }
 
-// debootstrap fills tree. It mounts file systems there, so it has a mount
+// debootstrap fills tree with a minimal Debian and some packages. It mounts file systems there, so it has a mount
 // namespace of its own: however it ends, nothing stays mounted here.
-func debootstrap(ctx context.Context, tree string) error {
+func debootstrap(ctx context.Context, tree, packages string) error {
 	program, err := tool("debootstrap")
 	if err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, program, "--variant=minbase", "--include="+bigPackages, bigSuite, tree, mirror(ctx))
+	cmd := exec.CommandContext(ctx, program, "--variant=minbase", "--include="+packages, bigSuite, tree, mirror(ctx))
 	cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive", "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }

@@ -3,6 +3,7 @@
 //
 //	Small  the demo's and the stories' disk: a library of files to read, room to write; made in a moment
 //	Big    the benchmark's disk: a Debian with a source tree, a compiler and a database
+//	Dom0   a Xen host's disk, and what to start it with
 //	Copy   a copy that takes only the room of what is in it
 //	Fsck   what the file system would look like to the next boot, judged by e2fsck
 //
@@ -41,7 +42,7 @@ func built(dir, kind, recipe string, write func(path string) error) (string, err
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
-	old, err := filepath.Glob(filepath.Join(dir, kind+"-*.ext4"))
+	old, err := filepath.Glob(filepath.Join(dir, kind+"-*.*")) // with what was taken out of them
 	if err != nil {
 		return "", err
 	}
@@ -58,7 +59,7 @@ func built(dir, kind, recipe string, write func(path string) error) (string, err
 		return "", err
 	}
 	for _, o := range old {
-		if o == path {
+		if strings.HasPrefix(o, strings.TrimSuffix(path, "ext4")) {
 			continue // somebody else made it meanwhile
 		}
 		if err := os.Remove(o); err != nil && !errors.Is(err, os.ErrNotExist) {
