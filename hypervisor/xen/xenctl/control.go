@@ -71,47 +71,18 @@ func (c *Control) Version() (major, minor uint32, err error) {
 	return uint32(v) >> 16, uint32(v) & 0xffff, nil
 }
 
-// Info is what a domain is at one moment.
-type Info struct {
-	Domain  uint32
-	UUID    [16]byte
-	HVM     bool // PVH, too
-	Nested  bool // paging by hardware, which log-dirty needs here
-	Dying   bool
-	Crashed bool
-	// Shutdown says that it stands still after a shutdown of its own, for the
-	// reason given: one of the Shutdown* constants.
-	Shutdown bool
-	Reason   uint
-	Paused   bool
-	Pages    uint64 // that it has now, with those for Xen's own use
-	MaxKiB   uint64
-	Online   uint32 // virtual processors
-	MaxVCPU  uint32 // number of the last virtual processor
-}
-
-// Reasons of a shutdown (public/sched.h).
-const (
-	ShutdownPowerOff  = C.SHUTDOWN_poweroff
-	ShutdownReboot    = C.SHUTDOWN_reboot
-	ShutdownSuspend   = C.SHUTDOWN_suspend
-	ShutdownCrash     = C.SHUTDOWN_crash
-	ShutdownWatchdog  = C.SHUTDOWN_watchdog
-	ShutdownSoftReset = C.SHUTDOWN_soft_reset
-)
-
 // Info asks for a domain: xc_domain_getinfo. syscall.ESRCH says that there is
 // none of that number.
-func (c *Control) Info(domain uint32) (Info, error) {
+func (c *Control) Info(domain uint32) (xen.Info, error) {
 	var d C.xc_dominfo_t
 	n, err := C.xc_domain_getinfo(c.xch, C.uint32_t(domain), 1, &d)
 	if n < 0 {
-		return Info{}, c.words.failed("ask for the state", domain, err)
+		return xen.Info{}, c.words.failed("ask for the state", domain, err)
 	}
 	if n == 0 || uint32(d.domid) != domain {
-		return Info{}, fmt.Errorf("ask for the state of domain %d: %w", domain, syscall.ESRCH)
+		return xen.Info{}, fmt.Errorf("ask for the state of domain %d: %w", domain, syscall.ESRCH)
 	}
-	i := Info{
+	i := xen.Info{
 		Domain: domain, Pages: uint64(d.nr_pages), MaxKiB: uint64(d.max_memkb), Online: uint32(d.nr_online_vcpus), MaxVCPU: uint32(d.max_vcpu_id),
 		Reason: uint(d.shutdown_reason),
 	}

@@ -80,15 +80,26 @@ func (c *Control) Grants(domain uint32) (*GrantTable, error) {
 		return nil, fmt.Errorf("domain %d has a grant table of version 2, only version 1 is supported: start the host with gnttab=max-ver:1", domain)
 	}
 	c.words.forget()
-	if rc, err := C.xenforeignmemory_resource_size(c.memory, C.domid_t(domain), C.XENMEM_resource_grant_table, C.XENMEM_resource_grant_table_id_shared, &size); rc < 0 {
-		return nil, c.words.failed("ask for the size of the grant table", domain, err)
+	whole, err := c.grantTableSize(domain)
+	if err != nil {
+		return nil, err
 	}
+	size = C.size_t(whole)
 	var at unsafe.Pointer
 	h, err := C.xenforeignmemory_map_resource(c.memory, C.domid_t(domain), C.XENMEM_resource_grant_table, C.XENMEM_resource_grant_table_id_shared, 0, size/epoch.PageSize, &at, C.PROT_READ, 0)
 	if h == nil {
 		return nil, c.words.failed("map the grant table", domain, err)
 	}
 	return &GrantTable{control: c, resource: h, grants: unsafe.Slice((*byte)(at), size)}, nil
+}
+
+// grantTableSize returns the size of a domain's grant table, in bytes.
+func (c *Control) grantTableSize(domain uint32) (int, error) {
+	var size C.size_t
+	if rc, err := C.xenforeignmemory_resource_size(c.memory, C.domid_t(domain), C.XENMEM_resource_grant_table, C.XENMEM_resource_grant_table_id_shared, &size); rc < 0 {
+		return 0, c.words.failed("ask for the size of the grant table", domain, err)
+	}
+	return int(size), nil
 }
 
 // Grants is the table. It must not be touched after Close.

@@ -174,7 +174,7 @@ func capture(ctx context.Context, t *testing.T, c *Control, store *xenstore.Clie
 			info, err := c.Info(domain)
 			must(err)
 			if info.Shutdown {
-				if info.Reason != ShutdownSuspend {
+				if info.Reason != xen.ReasonSuspend {
 					t.Fatalf("the domain has shut down for the reason %d", info.Reason)
 				}
 				break

@@ -1,0 +1,89 @@
+package xen
+
+// This file is what another host has to know of a domain before the first
+// checkpoint.
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+
+	"understudy/hypervisor"
+)
+
+// Spec is what hypervisor.Spec.Machine holds, as JSON.
+type Spec struct {
+	Format int `json:"format"`
+	// Head is the head of the domain's stream: Xen's version and the CPU policies.
+	Head []byte `json:"head"`
+	// Memory is the frames of the image.
+	Memory []Run `json:"memory"`
+	// Config is the domain's configuration in libxl's JSON.
+	Config json.RawMessage `json:"config"`
+}
+
+const (
+	specFormat = 1
+	maxConfig  = 1 << 20
+)
+
+// Pack returns the spec as the other host gets it.
+func (s Spec) Pack() (hypervisor.Spec, error) {
+	s.Format = specFormat
+	text, err := json.Marshal(s)
+	if err != nil {
+		return hypervisor.Spec{}, fmt.Errorf("describe a Xen domain: %w", err)
+	}
+	frames, err := NewFrames(s.Memory)
+	if err != nil {
+		return hypervisor.Spec{}, fmt.Errorf("describe a Xen domain: %w", err)
+	}
+	return hypervisor.Spec{Pages: frames.Pages(), Machine: text}, nil
+}
+
+// ParseSpec reads a spec from the other host. Whatever is wrong with it is a
+// *hypervisor.Refusal.
+func ParseSpec(from hypervisor.Spec) (*Spec, *Frames, error) {
+	s, frames, err := parseSpec(from)
+	if err != nil {
+		return nil, nil, &hypervisor.Refusal{
+			What:   fmt.Sprintf("the other host's description of the guest: %v", err),
+			Remedy: "run the same version of this program on both hosts",
+		}
+	}
+	return s, frames, nil
+}
+
+func parseSpec(from hypervisor.Spec) (*Spec, *Frames, error) {
+	if len(from.Machine) > hypervisor.MaxSpec {
+		return nil, nil, fmt.Errorf("%d bytes, at most %d are allowed", len(from.Machine), hypervisor.MaxSpec)
+	}
+	d := json.NewDecoder(bytes.NewReader(from.Machine))
+	d.DisallowUnknownFields()
+	s := &Spec{}
+	if err := d.Decode(s); err != nil {
+		return nil, nil, err
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return nil, nil, errors.New("something follows it")
+	}
+	if s.Format != specFormat {
+		return nil, nil, fmt.Errorf("format %d, want %d", s.Format, specFormat)
+	}
+	if len(s.Config) == 0 || len(s.Config) > maxConfig || s.Config[0] != '{' {
+		return nil, nil, fmt.Errorf("a configuration of %d bytes", len(s.Config))
+	}
+	if _, err := ParseHead(s.Head); err != nil {
+		return nil, nil, err
+	}
+	frames, err := NewFrames(s.Memory)
+	if err != nil {
+		return nil, nil, err
+	}
+	if frames.Pages() != from.Pages {
+		return nil, nil, fmt.Errorf("its memory has %d pages, the image %d", frames.Pages(), from.Pages)
+	}
+	return s, frames, nil
+}
