@@ -5,8 +5,10 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,8 +26,12 @@ import (
 	"understudy/host"
 )
 
+var bubbles = flag.Int("bubbles", 3, "how many bubbles TestRealBubble measures the throughput beside")
+
 // TestRealBubble starts the backup's copy in isolation beside a guest under load,
-// and shows that nobody outside of it notices.
+// and shows that nobody outside of it notices. What it costs in throughput is less
+// than what a busy machine makes of it from one moment to the next, so that takes
+// many bubbles: go test ./integration -run TestRealBubble -bubbles 20 -v
 func TestRealBubble(t *testing.T) {
 	for _, mode := range []config.DiskMode{config.Replicated, config.Shared} {
 		t.Run(string(mode), func(t *testing.T) {
@@ -39,6 +45,9 @@ func TestRealBubble(t *testing.T) {
 				t.Log("measured:\n" + s.measures())
 			}()
 			s.play(t, aBubbleHarmsNobody)
+			if !t.Failed() {
+				s.play(t, aBubbleLeavesTheDiskAlone)
+			}
 			if mode == config.Replicated && !t.Failed() {
 				s.play(t, theDaemonOfABubbleDies)
 				s.play(t, aBubbleMakesRoom)
@@ -75,7 +84,7 @@ func aBubbleHarmsNobody(s *stage) {
 	began := time.Now()
 	beside, during := []float64{s.pull(4 * time.Second)}, []float64{}
 	var r bubble.Result
-	for range 3 {
+	for range *bubbles {
 		said := make(chan answer, 1)
 		go func() {
 			text, status := s.cli(s.backup, "bubble", web, "--address", bubbleAddress, "--timeout", "90s", "--output", "json", "--", "/bin/bash", "-c", script)
@@ -96,7 +105,12 @@ func aBubbleHarmsNobody(s *stage) {
 		s.note("bubble: the whole of it", r.Took)
 		s.t.Logf("%+v", r)
 	}
-	s.t.Logf("throughput: beside bubbles %.0f B/s, during them %.0f B/s: lost %.1f%% (median of each against its neighbours)", beside, during, 100*lost(beside, during))
+	loss, give := lost(beside, during)
+	s.t.Logf("throughput: beside bubbles %.0f B/s, during them %.0f B/s: lost %.1f%% ±%.1f (mean of each against its neighbours, standard error)", beside, during, 100*loss, 100*give)
+	const most, sure = 0.05, 2.3 // standard errors: one in a hundred is further off
+	if *bubbles >= 10 && loss-sure*give > most {
+		s.t.Errorf("bubbles take more than %.0f%% of the throughput", 100*most)
+	}
 
 	for _, want := range []string{"boot " + s.boot, "ok", "no way out"} {
 		if !strings.Contains(r.Check.Output, want) {
@@ -125,16 +139,38 @@ func aBubbleHarmsNobody(s *stage) {
 	s.until(web, "protected", func(name string, g host.GuestStatus) bool { return name == s.owner && g.Protected == host.ProtectedYes })
 	s.noBubbleLeft()
 	verifyIdentical(s)
-	if s.mode == config.Replicated {
-		s.copiesEqual()
-	}
 }
 
-// copiesEqual checks that both hosts' copies of the disk are equal once the guest
-// leaves it alone: nobody but the guest has written to either.
+// aBubbleLeavesTheDiskAlone: while the guest does so itself, it is seen on the disks
+// whether anybody else does.
+func aBubbleLeavesTheDiskAlone(s *stage) {
+	s.restDisk()
+	disks := []string{s.DiskPath(web, s.owner), s.DiskPath(web, s.backup)}
+	before := s.hashes(disks)
+	script := fmt.Sprintf(writeInside, s.Address(web), guest.ControlPort)
+	text, status := s.cli(s.backup, "bubble", web, "--timeout", "90s", "--output", "json", "--", "/bin/bash", "-c", script)
+	var r bubble.Result
+	if err := json.Unmarshal([]byte(text), &r); err != nil || status != 0 || r.Written == 0 {
+		s.t.Errorf("bubble: status %d, %v, %d bytes written inside: %s", status, err, r.Written, text)
+	}
+	if now := s.hashes(disks); !slices.Equal(now, before) {
+		s.t.Errorf("disks %v are not what they were before the bubble", disks)
+	}
+	s.useDisk()
+}
+
+// writeInside makes the copy use its disk.
+const writeInside = `set -e
+exec 3<>/dev/tcp/%s/%d
+for question in "disk work start files=8" "dirty stop" "disk work stop" "disk sync"; do
+	echo "$question" >&3; IFS= read -r -t 60 line <&3; echo "$line"; [[ $line == ok* ]]
+done
+`
+
+// copiesEqual checks that both hosts' copies of the disk, which the guest leaves
+// alone, are equal: nobody but the guest has written to either.
 func (s *stage) copiesEqual() {
 	s.t.Helper()
-	s.restDisk()
 	ctx, cancel := context.WithTimeout(s.ctx, soon)
 	defer cancel()
 	for {
@@ -149,7 +185,6 @@ func (s *stage) copiesEqual() {
 			s.t.Fatalf("%v after the guest has left its disk alone the copies of hosts %s and %s differ", soon, s.owner, s.backup)
 		}
 	}
-	s.useDisk()
 }
 
 // restDisk has the guest leave its disk alone.
@@ -161,6 +196,17 @@ func (s *stage) restDisk() {
 		return errors.Join(c.StopDiskWork(ctx), c.SyncDisk(ctx))
 	}))
 	s.must(s.Written(s.ctx, web, s.owner))
+}
+
+// hashes hashes files.
+func (s *stage) hashes(paths []string) (sums [][32]byte) {
+	s.t.Helper()
+	for _, p := range paths {
+		sum, err := hashOf(p)
+		s.must(err)
+		sums = append(sums, sum)
+	}
+	return sums
 }
 
 // hashOf hashes a file.
@@ -242,15 +288,17 @@ type answer struct {
 	status int
 }
 
-// lost is the median of what each of during lacks of the mean of those before and
-// after it in beside.
-func lost(beside, during []float64) float64 {
-	var all []float64
+// lost is the mean of what each of during lacks of the mean of those before and
+// after it in beside, and the standard error of that.
+func lost(beside, during []float64) (mean, give float64) {
+	var sum, squares float64
+	n := float64(len(during))
 	for i, d := range during {
-		all = append(all, 1-2*d/(beside[i]+beside[i+1]))
+		one := 1 - 2*d/(beside[i]+beside[i+1])
+		sum, squares = sum+one, squares+one*one
 	}
-	slices.Sort(all)
-	return all[len(all)/2]
+	mean = sum / n
+	return mean, math.Sqrt(max(0, squares/n-mean*mean) / max(1, n-1))
 }
 
 // pull takes bytes from the guest over one connection, and returns how many a

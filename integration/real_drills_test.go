@@ -178,9 +178,6 @@ func (s *stage) drill(a act, o *outcome) {
 		}
 		s.useDisk()
 	}
-	if a.Mode == config.Replicated {
-		s.copiesEqual()
-	}
 }
 
 // arguments are the command's.
@@ -206,16 +203,6 @@ func tookOf(m *drill.Measured) *time.Duration {
 		return nil
 	}
 	return &m.Took
-}
-
-func (s *stage) hashes(paths []string) (sums [][32]byte) {
-	s.t.Helper()
-	for _, p := range paths {
-		sum, err := hashOf(p)
-		s.must(err)
-		sums = append(sums, sum)
-	}
-	return sums
 }
 
 // bubbled checks that the copy was of this guest, and that it is gone.

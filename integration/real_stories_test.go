@@ -180,12 +180,16 @@ func (s *stage) useDisk() {
 }
 
 // checkDisk checks that the disk is as the guest left it: acknowledged writes
-// are there, every checksum holds, the file system is clean.
+// are there, every checksum holds, the file system is clean, and the other host's
+// copy, if there is one, is the same.
 func (s *stage) checkDisk() {
 	s.t.Helper()
 	s.must(s.disk.Wait(s.ctx, s.disk.Last()+20, soon))
 	s.must(s.disk.Verify(s.ctx))
 	s.must(s.Fsck(s.ctx, web, s.owner))
+	if s.mode == config.Replicated {
+		s.copiesEqual()
+	}
 	s.useDisk()
 }
 
