@@ -137,8 +137,7 @@ func (b *Backup) Run(ctx context.Context) (Result, error) {
 		var ev Event
 		select {
 		case <-ctx.Done():
-			b.drop("the daemon goes down")
-			b.decline(ctx)
+			b.leave(ctx)
 			return Result{Outcome: OutcomeDetached}, b.destroy()
 		case <-timer.C:
 			ev = Tick{}
@@ -506,19 +505,19 @@ func (b *Backup) propose(ctx context.Context, c ownership.Command) {
 // declineTime bounds the telling that an image is given up.
 const declineTime = 500 * time.Millisecond
 
-// decline tells the log that the image is gone, which it is once this process has
-// ended: the primary need not wait for us, nor find out. Nothing is acknowledged
-// any more; a takeover that was asked for may yet be granted, and is left alone.
-func (b *Backup) decline(ctx context.Context) {
-	if !b.core.InSync() || b.core.asking {
-		return
+// leave carries out what this process's end demands, and waits for it.
+func (b *Backup) leave(ctx context.Context) {
+	for _, a := range b.core.Step(b.Clock.Now(), Leaving{}) {
+		switch a := a.(type) {
+		case Drop:
+			b.drop(a.Why)
+		case Propose:
+			call, cancel := context.WithTimeout(context.WithoutCancel(ctx), declineTime)
+			_, err := b.Log.Propose(call, a.Command)
+			cancel()
+			b.Slog.Info("said that the image is given up: the daemon goes down", "image", a.Command.Backup.Image, "err", err)
+		}
 	}
-	call, cancel := context.WithTimeout(context.WithoutCancel(ctx), declineTime)
-	defer cancel()
-	c := ownership.Command{ID: ownership.NewCommandID(), Guest: b.cfg.Guest, Kind: ownership.OutOfSync, Host: b.cfg.Self,
-		Generation: b.core.log.Generation, Revision: b.core.log.Revision, Backup: b.core.log.Backup}
-	_, err := b.Log.Propose(call, c)
-	b.Slog.Info("said that the image is given up: the daemon goes down", "image", c.Backup.Image, "err", err)
 }
 
 // start runs a goroutine that Run waits for.

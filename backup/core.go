@@ -155,6 +155,8 @@ func (c *Core) absorb(ev Event) {
 				c.emit(Agree(ev))
 			}
 		}
+	case Leaving:
+		c.absorbLeaving()
 	case SessionLost:
 		if c.session != 0 || c.preparing != 0 {
 			c.session, c.preparing, c.lostAt = 0, 0, c.now
@@ -219,6 +221,18 @@ func (c *Core) absorbForced() {
 			c.emit(Drop{"an operator forces a failover"})
 		}
 	}
+}
+
+// absorbLeaving ends the core with its process. The log is told that the image is
+// gone: the primary need not wait for us, nor find out. Nothing is acknowledged any
+// more; a takeover that was asked for may yet be granted, and is left alone.
+func (c *Core) absorbLeaving() {
+	c.emit(Drop{"the daemon goes down"})
+	if c.InSync() && !c.asking {
+		c.retry = nil
+		c.propose(ownership.OutOfSync, c.log.Backup)
+	}
+	c.ended = true
 }
 
 // absorbGreeted decides on a session that wants to feed us.

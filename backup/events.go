@@ -36,6 +36,9 @@ type (
 	// Away: the primary will be silent for so long, and its guest stands still
 	// meanwhile: its daemon is started anew. 0: it stays after all.
 	Away struct{ For time.Duration }
+	// Leaving: this process ends, and the image with it. Nothing is asked of the
+	// core any more.
+	Leaving struct{}
 	// SessionLost: the session broke, or its peer broke the rules.
 	SessionLost struct{ Err error }
 	// Spoilt: the image cannot be made whole: a page that was left out of a
@@ -68,6 +71,7 @@ func (Prepared) isEvent()     {}
 func (Staged) isEvent()       {}
 func (CommitFailed) isEvent() {}
 func (Away) isEvent()         {}
+func (Leaving) isEvent()      {}
 func (SessionLost) isEvent()  {}
 func (Spoilt) isEvent()       {}
 func (Forced) isEvent()       {}

@@ -119,6 +119,8 @@ func (n *narrator) line(words []string) {
 			n.t.Fatal(err)
 		}
 		n.step(Away{d})
+	case "leaves": // this process
+		n.step(Leaving{})
 	case "lost":
 		n.step(SessionLost{errors.New("connection reset")})
 	case "wait":

@@ -117,6 +117,56 @@ func TestByHandJournalOutlivesItsSet(t *testing.T) {
 	}
 }
 
+// TestTheNextSetKnowsWhatIsDurable: a backup that goes on with the next daemon keeps
+// every write until it is reported durable. What an earlier Set has flushed is not
+// in the journal any more, and is reported all the same; what is still held is not.
+func TestTheNextSetKnowsWhatIsDurable(t *testing.T) {
+	m, memory := disktest.NewMedia(64, true), handMemory(t)
+	store := m.Open()
+	s := byHand(t, store, memory)
+	write := func(block uint64) {
+		data := bytes.Repeat([]byte{7}, epoch.PageSize)
+		taken, err := s.Disk(0).Accept(&Request{Op: OpWrite, Sector: block * epoch.PageSectors, Sectors: epoch.PageSectors, Segments: []Segment{{Data: data, Page: 1}}})
+		if err != nil || !taken {
+			t.Fatalf("taken %v, %v", taken, err)
+		}
+	}
+	own := func() {
+		s.Own(1)
+		if err := s.Allow(clock.Instant(1) + 1<<40); err != nil {
+			t.Fatal(err)
+		}
+		s.Hold()
+		workAll(t, s)
+	}
+	reported := func() uint64 { return s.Status().Disks[0].Flushed }
+	own()
+	write(0)
+	write(1)
+	if err := s.Seal(1); err != nil {
+		t.Fatal(err)
+	}
+	s.Release(1)
+	workAll(t, s)
+	if got := reported(); got != 2 {
+		t.Fatalf("write %d is reported durable, want 2", got)
+	}
+	store.Kill()
+	store = m.Open()
+	s = byHand(t, store, memory)
+	own()
+	if got := reported(); got != 2 {
+		t.Errorf("the next Set reports write %d as durable, want 2", got)
+	}
+	write(2)
+	store.Kill()
+	s = byHand(t, m.Open(), memory)
+	own()
+	if got := reported(); got != 2 {
+		t.Errorf("with a write held, write %d is reported as durable, want 2", got)
+	}
+}
+
 // TestAFlushBehindADirectWriteIsABarrier: a flush that is held, and nothing
 // between it and the last barrier was, has a write before it all the same that went
 // straight to the disk and is not durable. When the guest is unprotected again, the

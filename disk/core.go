@@ -203,6 +203,10 @@ func (c *core) hasRoom(bytes, limit uint64) bool {
 func (c *core) recovered(g epoch.Generation) {
 	for _, l := range c.lanes {
 		l.unsynced = !l.readOnly
+		// What was given a number and is not here any more is durable.
+		if l.flushed = c.seq; l.pending > 0 {
+			l.flushed = c.log.at(l.cursor).seq - 1
+		}
 	}
 	c.released = max(c.released, c.log.first)
 	c.sealed, c.before = c.released, c.released

@@ -155,3 +155,15 @@ func TestASharedDiskForbidsAnOldMemory(t *testing.T) {
 }
 
 func (*oneDisk) PeerOff(bool) {}
+
+// TestAHostThatHoldsAnOlderGuestForcesNothing: its guest would go on in the new
+// generation, although another one has run elsewhere since.
+func TestAHostThatHoldsAnOlderGuestForcesNothing(t *testing.T) {
+	elsewhere := ownership.Guest{Generation: 3, Revision: 9, Owner: "b", Phase: ownership.PhaseActive, Desired: ownership.Running}
+	for _, role := range []string{"", "primary", "recovering", "yielding"} {
+		m := &manager{Guest: Guest{Name: "web"}, host: &Host{cfg: Config{Self: "a"}}, role: role}
+		if _, err := m.forceBoot(t.Context(), elsewhere); err == nil || !strings.Contains(err.Error(), "has yet to learn that host b owns the guest") {
+			t.Errorf("a host that is %q: %v", role, err)
+		}
+	}
+}

@@ -112,6 +112,13 @@ type Guest struct {
 	LastCommand CommandID `json:"last_command"`
 }
 
+// KeptBy reports whether a host that has lost the guest to another one still has
+// it, as new as any: the other has yet to let it run. Everywhere else an older guest
+// is of no use once the log names another owner.
+func (g Guest) KeptBy(host HostID) bool {
+	return g.Owner != host && g.Phase == PhaseActivating && g.Previous == host
+}
+
 // CommandID tells one proposal from another; a retry keeps its ID.
 type CommandID [16]byte
 

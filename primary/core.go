@@ -156,12 +156,14 @@ func NewCore(cfg Config, state ownership.Guest, running bool) *Core {
 }
 
 // Continue makes the core that of a guest which a former process of this host
-// left standing still (OutcomeHandedOver), protected, with everything up to at
-// acknowledged. It is called before the first Step. It returns false if the log
-// says otherwise by now: the guest then is one that was found here.
-func (c *Core) Continue(at epoch.Position) bool {
-	b := c.log.Backup
-	if c.begun || c.log.Owner != c.cfg.Self || c.log.Phase != ownership.PhaseActive || c.log.Desired != ownership.Running ||
+// left standing still (OutcomeHandedOver), protected, with everything up to
+// left.At acknowledged. It is called before the first Step. It returns false if
+// the log says otherwise by now, or nothing can be continued with these settings:
+// the guest then is one that was found here.
+func (c *Core) Continue(left Left) bool {
+	b, at := c.log.Backup, left.At
+	if c.begun || !left.Protected() || left.Generation != c.generation || left.PrintKey != c.cfg.PrintKey ||
+		c.log.Owner != c.cfg.Self || c.log.Phase != ownership.PhaseActive || c.log.Desired != ownership.Running ||
 		!c.log.InSync || b.Image != at.Image || at.Number < b.Epoch {
 		return false
 	}

@@ -50,7 +50,7 @@ func (p *Primary) HandOver(ctx context.Context) error {
 			return errors.New("a checkpoint file is being written: wait for its end")
 		}
 		p.step(loop, Asked{Request: RequestHandover})
-		if p.outcome == 0 && p.core.leave != RequestHandover {
+		if p.outcome == 0 && p.core.Leaving() != RequestHandover {
 			return errors.New("it is being handed to its backup, or stopped")
 		}
 		return nil
@@ -89,9 +89,9 @@ func (p *Primary) leaveAs() {
 		return
 	}
 	l.mu.Lock()
-	at, others := l.sent[0], len(l.sent)-1
+	at, leaves := l.sent[0], p.core.Leaves(l.sent)
 	l.mu.Unlock()
-	if others > 0 || at.Number != p.core.acked || !p.core.log.InSync || p.core.log.Backup.Image != at.Image {
+	if !leaves {
 		return // unprotected, or not as it has to be
 	}
 	p.restore()
@@ -107,7 +107,7 @@ func (p *Primary) leaveAs() {
 
 // goOn makes the primary that of a guest which was left.
 func (p *Primary) goOn(left Left) {
-	if !left.Protected() || left.Generation != p.State.Generation || left.PrintKey != p.cfg.PrintKey || !p.core.Continue(left.At) {
+	if !p.core.Continue(left) {
 		return
 	}
 	p.known = []epoch.Position{left.At}
@@ -120,7 +120,7 @@ func (p *Primary) goOn(left Left) {
 // would begin its protection anew: then the log has to be told so first
 // (ownership.Adopt).
 func (l Left) Continues(state ownership.Guest, self ownership.HostID) bool {
-	return l.Protected() && l.Generation == state.Generation && NewCore(Config{Self: self}, state, false).Continue(l.At)
+	return NewCore(Config{Self: self, PrintKey: l.PrintKey}, state, false).Continue(l)
 }
 
 // bid asks the backup for patience.

@@ -138,6 +138,16 @@ func (c *Core) decideHandover() {
 	}
 }
 
+// Leaving returns what the guest is about to leave for; 0: it stays.
+func (c *Core) Leaving() Request { return c.leave }
+
+// Leaves reports, once the core has ended with OutcomeHandedOver, whether a next
+// daemon can go on with the backup: sent are the last position that it has
+// acknowledged and those in flight, of the session that is open; nil: none is.
+func (c *Core) Leaves(sent []epoch.Position) bool {
+	return len(sent) == 1 && sent[0].Number == c.acked && c.log.InSync && c.log.Backup.Image == sent[0].Image
+}
+
 func (c *Core) surrender(at epoch.Number) {
 	c.propose(ownership.Surrender, ownership.Backup{Host: c.log.Backup.Host, Image: c.log.Backup.Image, Epoch: at})
 }

@@ -95,7 +95,7 @@ func (n *narrator) line(words []string) {
 		}
 		n.core = NewCore(cfg, n.log, running)
 		if words[0] == "continue" {
-			if !n.core.Continue(epoch.Position{Image: n.image, Number: 7}) {
+			if !n.core.Continue(Left{Generation: n.log.Generation, At: epoch.Position{Image: n.image, Number: 7}}) {
 				n.say("not continued")
 			}
 			words[0] = "start"

@@ -69,6 +69,15 @@ func (f *faults) takeAim(c cell) {
 		if p == spoiling { // what is spoilt is often superseded before anybody needs it
 			f.left, f.pause, f.ends = 1, 500*time.Millisecond, 2*faultTime
 		}
+		switch p {
+		case resisting:
+			f.slowCommit, f.slowLink = 0.1, 0.5
+			if f.othersStay = 0.7; c.step != stepStay {
+				f.othersStay, f.resist = 0.1, 0.9
+			}
+		case succeeding:
+			f.successorFails = 0.7
+		}
 		if p == unheard {
 			f.ends = 4 * faultTime // the guest is taken back after long
 		}
@@ -145,6 +154,12 @@ func (f *faults) lead(p path) func() {
 		}
 	case spoiling:
 		return f.inSync(func() { f.misreadSoon(2000, func() {}) })
+	case upgrading, succeeding, resisting:
+		return f.inSync(func() { f.upgradeOf(f.owner()) })
+	case retiring:
+		return f.inSync(func() { f.upgradeOf(f.owner().peer) })
+	case witnessing:
+		return f.inSync(f.upgradeWitness)
 	case unheard:
 		return f.inSync(func() {
 			f.cutFromVoters(f.owner().peer, w.between(18*lease, 26*lease))

@@ -32,6 +32,7 @@ type backupShell struct {
 	rest    []backup.Action
 	wake    int
 	ended   bool
+	asked   bool // for a takeover
 	busy    bool // the loop works, or stands still in the middle of it
 	events  []backup.Event
 
@@ -167,6 +168,8 @@ func (b *backupShell) stepOf(a backup.Action) (step, bool) {
 			return stepProposeForce, true
 		}
 		return stepProposeTakeover, true
+	case backup.Agree:
+		return stepAgree, true
 	case backup.Activate:
 		return stepActivate, true
 	case backup.Run:
@@ -185,6 +188,8 @@ func (b *backupShell) do(a backup.Action) backup.Event {
 			o.e.send(refusal{a.Reason})
 			b.d.after(20*time.Millisecond, o.e.close)
 		}
+	case backup.Agree:
+		b.agree(a.For)
 	case backup.Commit:
 		return b.commit()
 	case backup.GiveUp:
@@ -195,6 +200,7 @@ func (b *backupShell) do(a backup.Action) backup.Event {
 	case backup.Discard, backup.Drop:
 		b.drop()
 	case backup.Load:
+		b.asked = true
 		b.load()
 	case backup.Reset:
 		if b.image != nil {
@@ -202,6 +208,9 @@ func (b *backupShell) do(a backup.Action) backup.Event {
 			b.image.lazy = false
 		}
 	case backup.Propose:
+		if k := a.Command.Kind; k == ownership.Takeover || k == ownership.Force {
+			b.w.oracle.asks(b, a.Command)
+		}
 		if a.Command.Kind == ownership.Return {
 			if err := b.d.set.StandBy(ended); err != nil {
 				return backup.Proposed{Command: a.Command, Err: err}
@@ -309,6 +318,8 @@ func (b *backupShell) accept(o opened) {
 func (b *backupShell) prepare(fresh bool) backup.Event {
 	o := b.greeted
 	b.drop()
+	b.asked = false
+	b.w.oracle.freed(b.d.h)
 	if fresh {
 		if err := b.d.set.StandBy(ended); err != nil {
 			return backup.Prepared{Err: err}
@@ -333,6 +344,9 @@ func (b *backupShell) prepare(fresh bool) backup.Event {
 		if b.session == s {
 			b.drop()
 			b.post(backup.SessionLost{Err: err})
+			if !b.ended && b.d.alive {
+				b.w.oracle.alone(b)
+			}
 		}
 	}
 	o.e.recv = func(m any) {
@@ -344,6 +358,10 @@ func (b *backupShell) prepare(fresh bool) backup.Event {
 				return
 			}
 			s.e.send(differs{d})
+			return
+		}
+		if y, bids := m.(bid); bids && b.session == s {
+			b.away(s, y.wait)
 			return
 		}
 		if bad, is := m.(damaged); is && b.session == s {
@@ -373,6 +391,42 @@ func (b *backupShell) prepare(fresh bool) backup.Event {
 		}
 	}
 	return backup.Prepared{At: at, Whole: whole}
+}
+
+// away is the primary's word that it will be silent.
+func (b *backupShell) away(s *fed, wait time.Duration) {
+	wait, err := heard(wait)
+	switch {
+	case err != nil:
+		s.e.fail(err)
+		return
+	case wait == 0:
+		b.w.oracle.freed(b.d.h)
+	case b.w.breach == promiseForgotten:
+		b.agree(wait)
+		return
+	case b.w.breach == promiseEndless:
+		wait *= endless
+	}
+	b.post(backup.Away{For: wait})
+}
+
+// endless is how much longer a backup waits than it says, if that is broken.
+const endless = 40
+
+// agree tells the primary that it is waited for.
+func (b *backupShell) agree(wait time.Duration) {
+	if b.session == nil {
+		return
+	}
+	if b.w.breach == promiseEndless {
+		wait /= endless
+	}
+	b.w.oracle.promised(b, wait)
+	b.session.e.send(promise{wait})
+	if b.w.faults.backupLies {
+		b.post(backup.Away{})
+	}
 }
 
 func (w *world) newImage() epoch.Incarnation {

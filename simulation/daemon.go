@@ -34,6 +34,9 @@ type host struct {
 	journal []byte // on tmpfs: outlives the daemon, not the host
 	fresh   bool   // it has been lost since
 
+	left   *primary.Left // what its daemon has left of its guest; like the journal
+	others []*daemon     // that act beside the daemon: for breaches
+
 	known []epoch.Position // where the last session here stood: for a breach
 
 	suspended time.Duration // until when it was, the last time
@@ -83,12 +86,21 @@ func (h *host) boot() {
 		h.fresh = false
 		h.newJournal()
 	}
+	h.daemon = newDaemon(h)
+	h.w.say(h.name, "the daemon starts")
+	h.daemon.open()
+}
+
+func newDaemon(h *host) *daemon {
 	d := &daemon{h: h, w: h.w, alive: true}
 	d.gate = &gate{d: d}
-	h.daemon = d
-	h.w.say(h.name, "the daemon starts")
+	return d
+}
+
+// open opens everything, and begins.
+func (d *daemon) open() {
 	d.openDisk()
-	d.after(h.w.between(time.Millisecond, 30*time.Millisecond), d.manage)
+	d.after(d.w.between(time.Millisecond, 30*time.Millisecond), d.manage)
 }
 
 // killDaemon ends the daemon as SIGKILL does. The guest runs on; what it says
@@ -101,7 +113,12 @@ func (h *host) killDaemon(silent bool) {
 	h.w.say(h.name, "the daemon dies")
 	d.alive = false
 	h.daemon = nil
-	d.store.die()
+	if d.store != nil {
+		d.store.die()
+	}
+	if d.died != nil {
+		d.died()
+	}
 	for _, e := range d.ends {
 		if !e.open {
 			continue
@@ -128,7 +145,7 @@ func (h *host) killDaemon(silent bool) {
 func (h *host) powerOff() {
 	h.w.say(h.name, "the host loses its power")
 	h.killDaemon(true)
-	h.up = false
+	h.up, h.left = false, nil
 	if h.guest != nil {
 		h.guest.kill()
 		h.guest = nil
@@ -163,6 +180,10 @@ type daemon struct {
 	replaying bool            // what is flushed is what a backup had kept
 	resubmit  *request        // what was in flight in the guest that was taken over
 	startable ownership.Guest // stopped, and nothing of it is left here; or nothing
+
+	leaving *leaving      // this life ends in good order
+	left    *primary.Left // of the guest that stands still since
+	died    func()        // what somebody makes of that
 }
 
 // woken is when the daemon here last woke up.
@@ -321,6 +342,11 @@ func (d *daemon) own(st ownership.Guest, running bool) {
 	d.as("primary")
 	p := newPrimary(d, st, running)
 	d.primary = p
+	p.goesOn(d.left)
+	d.left = nil
+	if p.continues && d.w.at(d, stepContinue) {
+		return
+	}
 	if d.w.breach == adoptedClean && d.guest.at.step > 0 && !running {
 		p.pending, p.known = 0, d.h.known
 	}
@@ -333,9 +359,16 @@ func (d *daemon) own(st ownership.Guest, running bool) {
 	}
 }
 
-func (d *daemon) primaryEnded(o primary.Outcome) {
+func (d *daemon) primaryEnded(o primary.Outcome, left primary.Left) {
 	d.w.say(d.h.name, "no longer the primary: %v", o)
 	d.primary = nil
+	if o == primary.OutcomeHandedOver {
+		d.handedOver(left)
+		return
+	}
+	if l := d.leaving; l != nil {
+		defer d.stay(l, "its primary has ended")
+	}
 	d.gate.shut()
 	d.gate.discard()
 	d.end()
@@ -382,7 +415,7 @@ func (d *daemon) end() {
 	if d.h.guest != nil {
 		d.h.guest.kill()
 	}
-	d.h.guest, d.guest = nil, nil
+	d.h.guest, d.guest, d.h.left, d.left = nil, nil, nil, nil
 }
 
 func (d *daemon) recover(st ownership.Guest) {
@@ -415,7 +448,16 @@ func (d *daemon) recover(st ownership.Guest) {
 		})
 		return
 	}
+	left := d.takeLeft()
 	if g := d.h.guest; g != nil && !g.gone && g.missing == 0 && (d.heldFound() || d.w.breach == heldMissing) {
+		if d.goesOn(left, g, st) {
+			if d.w.at(d, stepFound) {
+				return
+			}
+			d.guest, d.left = g, left
+			d.own(st, false)
+			return
+		}
 		g.pause()
 		if d.w.breach != adoptedClean {
 			g.dirty = everyPage
@@ -552,6 +594,9 @@ func (d *daemon) force() {
 				b.post(backup.Forced{})
 				return
 			}
+		}
+		if d.backup == nil && d.role != "released" && !st.KeptBy(d.h.id) && d.w.breach != forceOverGuest {
+			return // what is left here would go on
 		}
 		if d.w.at(d, stepProposeForce) {
 			return

@@ -54,6 +54,9 @@ func (d *daemon) openDisk() {
 	w := d.w
 	w.values++
 	d.key = epoch.PrintKey(w.values)
+	if left := d.h.left; left != nil {
+		d.key = left.PrintKey // the backup goes on with it
+	}
 	d.index = exclusion.NewIndex(exclusion.Config{Pages: pages, Key: d.key, MaxBlocks: 64})
 	d.store = &store{m: d.h.media, d: d}
 	index := breakIndex(w.breach, d.index)

@@ -30,6 +30,12 @@ type faults struct {
 	hostile      float64 // of a message of a session that nobody sent like that
 	verifyAll    bool
 
+	successorFails float64 // at a time that suits it
+	resist         float64 // of a last epoch that is not captured
+	othersStay     float64 // of a guest beside ours that cannot be left
+	ownerLies      bool
+	backupLies     bool
+
 	aim  cell
 	left int // times that the step is still to be reached before the fault strikes; 0: no more
 
@@ -55,9 +61,10 @@ func (f *faults) init(w *world) {
 	f.captureFails, f.loadFails, f.diskFails = rate(0.1), rate(0.6), rate(0.01)
 	f.hostile = rate(0.03)
 	f.verifyAll = w.chance(0.3)
+	f.successorFails, f.othersStay = rate(0.5), rate(0.3)
 	f.pause = time.Duration([]int{60, 200, 600, 1500}[w.dice.IntN(4)]) * time.Millisecond
 	all := []func(){f.daemonDies, f.powerFails, f.guestExits, f.guestOff, w.breakSessions, f.cutOneWay, f.cutBothWays,
-		f.cutVoters, f.stutter, f.newLeader, f.freezeHost, f.freezeDaemon, f.suspendHost, f.switchover, f.stop, f.protection, f.force, f.fence, f.heldFull, f.corrupt, f.misread}
+		f.cutVoters, f.stutter, f.newLeader, f.freezeHost, f.freezeDaemon, f.suspendHost, f.switchover, f.stop, f.protection, f.force, f.fence, f.upgrade, f.heldFull, f.corrupt, f.misread}
 	for _, k := range all {
 		if w.chance(0.4) {
 			f.kinds = append(f.kinds, k)
@@ -233,6 +240,14 @@ func (f *faults) strike(d *daemon, s step, x fault) {
 		struck = f.unprotect(ownership.ProtectionOff)
 	case faultForced:
 		f.force()
+	case faultSuccessor:
+		struck = f.failSuccessor()
+	case faultTakeover:
+		struck = f.untilTaken()
+	case faultOwnerLies:
+		f.ownerLies = true
+	case faultBackupLies:
+		f.backupLies = true
 	case faultDisk:
 		h.diskFails = w.now + w.between(5*time.Millisecond, 2*lease)
 	default: // counted when a message takes it
@@ -438,6 +453,60 @@ func (f *faults) fence() {
 			d.after(0, func() { d.fence(3) })
 		}
 	}
+}
+
+// upgrade is the operator, who replaces a daemon: the owner's, mostly.
+func (f *faults) upgrade() {
+	switch h := f.owner(); f.w.dice.IntN(5) {
+	case 0:
+		f.upgradeWitness()
+	case 1:
+		f.upgradeOf(h.peer)
+	default:
+		f.upgradeOf(h)
+	}
+}
+
+func (f *faults) upgradeOf(h *host) {
+	if d := h.daemon; d != nil {
+		alone := f.w.chance(0.25)
+		d.after(0, func() { d.upgrade(alone) })
+	}
+}
+
+// upgradeWitness: the witness runs no guest, and may lead.
+func (f *faults) upgradeWitness() {
+	if d := f.owner().daemon; d != nil && f.w.ledger.reign != nil {
+		f.w.at(d, stepWitness)
+		f.w.ledger.elect(f.w.between(5*time.Millisecond, 60*time.Millisecond))
+	}
+}
+
+// failSuccessor ends the new daemon of the upgrade that is under way.
+func (f *faults) failSuccessor() bool {
+	l := f.w.upgrade
+	if l == nil || l.next == nil || !l.next.alive || l.up {
+		return false
+	}
+	f.w.say(l.next.h.name, "the new daemon fails")
+	if l.next.h.daemon == l.next {
+		l.next.h.killDaemon(false)
+	} else {
+		l.next.alive = false
+	}
+	return true
+}
+
+// untilTaken lets the owner stand still until its backup has waited for long
+// enough, and its lease is over: about.
+func (f *faults) untilTaken() bool {
+	w, h := f.w, f.owner()
+	if h.daemon == nil || h.daemon.isFrozen() {
+		return false
+	}
+	until := max(w.oracle.promises[h.peer.index].until, w.oracle.leases[h.index], w.now+lease/4)
+	f.freeze(h.daemon, until-w.now+w.between(-20*time.Millisecond, lease/2), true)
+	return true
 }
 
 // protection is the operator at the switch, who is not sure what to want.

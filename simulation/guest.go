@@ -65,6 +65,7 @@ type guest struct {
 	running bool
 	gone    bool // its process has ended
 	off     bool // it powered itself off
+	still   bool // since a daemon has left it
 	frozen  time.Duration
 	ticking bool
 	since   time.Duration // it runs
@@ -100,7 +101,7 @@ func (g *guest) resume() {
 	if g.gone || g.off || g.running {
 		return
 	}
-	g.running, g.since = true, g.w.now
+	g.running, g.still, g.since = true, false, g.w.now
 	if !g.ticking {
 		g.ticking = true
 		g.w.after(g.w.between(0, guestTicks), g.tick)

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"understudy/epoch"
 	"understudy/ownership"
@@ -44,6 +45,10 @@ func (x damaged) parse(w *world) (any, error) {
 		}
 	case refusal:
 		protocol.ParseRefuse(w.damage([]byte(m.reason)))
+	case bid:
+		_, err = protocol.ParsePatience(w.damage(protocol.AppendPatience(nil, m.wait)))
+	case promise:
+		_, err = protocol.ParsePatience(w.damage(protocol.AppendPatience(nil, m.wait)))
 	case ack:
 		a, bad := protocol.ParseAck(w.damage(protocol.AppendAck(nil, protocol.Ack{At: m.at, Materialised: m.filled})))
 		if bad == nil && a.At != m.at {
@@ -175,6 +180,10 @@ func (w *world) forged(m any) any {
 		}
 		m.values[w.dice.IntN(pages)]++
 		return m
+	case bid:
+		return bid{[]time.Duration{0, time.Millisecond, protocol.MaxPatience, 2 * protocol.MaxPatience}[n]}
+	case promise:
+		return promise{[]time.Duration{0, time.Millisecond, protocol.MaxPatience, 2 * protocol.MaxPatience}[n]}
 	case ack:
 		m.at.Number += epoch.Number(n) / 2
 		m.at.Running[0]++

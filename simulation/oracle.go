@@ -25,6 +25,7 @@ type oracle struct {
 	leases   [2]time.Duration            // when each host's last lease is certainly over
 	lastLeft time.Duration
 
+	promises             [2]promises
 	had                  [2]bool // hosts that lost the guest to the other one
 	takeovers, failbacks int
 	frames, commits      int
@@ -36,6 +37,10 @@ func (o *oracle) after(w *world) {
 	a, b := w.hosts[0].daemon, w.hosts[1].daemon
 	if a != nil && b != nil && a.gate.open() && b.gate.open() {
 		w.violated("guarantee 1: both gates are open")
+	}
+	for _, h := range w.hosts {
+		o.patient(w, h)
+		o.oneActs(w, h)
 	}
 }
 

@@ -37,6 +37,8 @@ type primaryShell struct {
 	until    clock.Instant // the lease, as the core has heard of it
 	from     clock.Instant // when this primary began
 	verify   bool
+
+	continues bool // with a guest that was left
 }
 
 type link struct {
@@ -54,7 +56,7 @@ type flight struct {
 
 func newPrimary(d *daemon, st ownership.Guest, running bool) *primaryShell {
 	cfg := primary.DefaultConfig("web", d.h.id, lease)
-	cfg.SyncStep, cfg.SyncEnough = 8, 4
+	cfg.SyncStep, cfg.SyncEnough, cfg.Patience, cfg.PrintKey = 8, 4, patience, d.key
 	if d.w.disk.unfenced {
 		cfg.TakeBackAfter = 0
 	}
@@ -90,7 +92,7 @@ func (p *primaryShell) work(todo []primary.Action) {
 			if p.w.tell {
 				p.w.say(p.d.h.name, "    -> %s", show(a))
 			}
-			if s, ok := stepOf(a); ok && p.w.at(p.d, s) {
+			if s, ok := p.stepOf(a); ok && p.w.at(p.d, s) {
 				return // the daemon died between two actions
 			}
 			if p.d.isFrozen() {
@@ -147,12 +149,15 @@ func (p *primaryShell) goOn(rest []primary.Action) {
 }
 
 // stepOf says which step an action is.
-func stepOf(a primary.Action) (step, bool) {
+func (p *primaryShell) stepOf(a primary.Action) (step, bool) {
 	switch a := a.(type) {
 	case primary.SyncStep:
 		return stepSyncStep, true
 	case primary.Capture:
-		if a.Final {
+		switch {
+		case a.Final && p.core.Leaving() == primary.RequestHandover:
+			return stepLeaveEpoch, true
+		case a.Final:
 			return stepLastEpoch, true
 		}
 		return stepPause, true
@@ -179,6 +184,13 @@ func stepOf(a primary.Action) (step, bool) {
 		return s, ok
 	case primary.Connect:
 		return stepConnect, true
+	case primary.Bid:
+		if a.For == 0 {
+			return stepUnbid, true
+		}
+		return stepBid, true
+	case primary.End:
+		return stepLeft, a.Outcome == primary.OutcomeHandedOver
 	}
 	return 0, false
 }
@@ -213,6 +225,9 @@ func (p *primaryShell) do(a primary.Action) primary.Event {
 			p.guest.pause()
 			p.later(primary.Acked{Number: a.Number})
 			return primary.Captured{Number: a.Number, Kind: epoch.KindCheckpoint}
+		}
+		if a.Final && p.w.breach == leftUnacked && p.core.Leaving() == primary.RequestHandover {
+			p.later(primary.Acked{Number: a.Number})
 		}
 		return p.capture(a.Number, epoch.KindCheckpoint, a.Final)
 	case primary.Forget:
@@ -282,12 +297,19 @@ func (p *primaryShell) do(a primary.Action) primary.Event {
 		p.connect()
 	case primary.Disconnect:
 		p.disconnect()
+	case primary.Bid:
+		p.bid(a.For)
 	case primary.Warn:
 	case primary.End:
 		p.ended = true
 		p.w.oracle.visits[p.core.Mode().String()]++
+		var left primary.Left
+		if a.Outcome == primary.OutcomeHandedOver {
+			left = p.leaveAs()
+			p.w.oracle.leaves(p, left)
+		}
 		p.disconnect()
-		p.d.primaryEnded(a.Outcome)
+		p.d.primaryEnded(a.Outcome, left)
 	}
 	return nil
 }
@@ -309,7 +331,7 @@ func (p *primaryShell) capture(n epoch.Number, kind epoch.Kind, final bool) prim
 		if g.gone {
 			return failed(errors.New("there is no guest"))
 		}
-		if p.w.chance(p.w.faults.captureFails / 2) {
+		if p.w.chance(p.w.faults.captureFails/2) || final && p.w.chance(p.w.faults.resist) {
 			final = false
 			return failed(errors.New("the device state was not saved"))
 		}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"understudy/epoch"
 	"understudy/primary"
@@ -129,6 +130,15 @@ func (p *primaryShell) receive(l *link, m any) {
 			return
 		}
 	}
+	if x, ok := m.(promise); ok {
+		wait, err := heard(x.wait)
+		if err != nil {
+			l.e.fail(err)
+		} else if !p.w.at(p.d, stepPatient) && p.link == l {
+			p.post(primary.Patient{For: wait})
+		}
+		return
+	}
 	a, ok := m.(ack)
 	if !ok || len(l.sent) < 2 || l.sent[1] != a.at && p.w.breach != anyAckTaken {
 		l.e.fail(fmt.Errorf("not the next acknowledgement: %s", show(m)))
@@ -148,6 +158,24 @@ func (p *primaryShell) receive(l *link, m any) {
 		return
 	}
 	p.post(primary.Acked{Number: n})
+}
+
+// bid asks the backup for patience, in a goroutine of its own.
+func (p *primaryShell) bid(wait time.Duration) {
+	l, t := p.link, p.w.twisted
+	switch {
+	case l == nil:
+		return
+	case p.w.breach == bidMissing && wait > 0:
+		p.later(primary.Patient{For: wait})
+		return
+	case p.w.faults.ownerLies && wait > 0:
+		wait = protocol.MaxPatience
+	}
+	p.d.after(p.w.between(0, 200*time.Microsecond), func() {
+		p.w.twisted = t
+		l.e.send(bid{wait})
+	})
 }
 
 func (p *primaryShell) disconnect() {

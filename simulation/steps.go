@@ -95,6 +95,25 @@ const (
 	stepAdopt
 	stepProposeAdopt
 	stepAppliedAdopt
+	// A daemon that ends in good order, and the one after it.
+	stepSuccessor
+	stepLeadership
+	stepBid
+	stepAgree
+	stepPatient
+	stepLeaveEpoch
+	stepLeft
+	stepClose
+	stepPassOn
+	stepUp
+	stepTooLong
+	stepUnbid
+	stepStay
+	stepKept
+	stepDecline
+	stepFound
+	stepContinue
+	stepWitness
 
 	steps // their number
 )
@@ -126,6 +145,11 @@ const (
 	stopping               // the operator stops and starts the guest
 	badLoads               // the owner's host is lost, and no machine takes its state
 	spoiling               // a block at the backup is not what the image needs
+	upgrading              // the owner's daemon is replaced
+	resisting              // the owner's daemon is to be replaced, and its guests cannot be left
+	succeeding             // the owner's daemon is replaced by one that fails
+	retiring               // the backup's daemon is replaced
+	witnessing             // the witness' daemon is replaced
 	unheard                // the guest is handed over to a host that hears nothing of the log
 )
 
@@ -209,6 +233,24 @@ var stepTable = [steps]struct {
 	stepAdopt:             {"adopt: guest found", noMessage, lostDaemon},
 	stepProposeAdopt:      {"adopt: proposed", proposalMessage, lostDaemon},
 	stepAppliedAdopt:      {"adopt: applied", noMessage, lostDaemon},
+	stepSuccessor:         {"upgrade: new daemon starts", noMessage, upgrading},
+	stepLeadership:        {"upgrade: leadership handed on", noMessage, upgrading},
+	stepBid:               {"handover: patience asked for", sessionMessage, upgrading},
+	stepAgree:             {"handover: patience promised", sessionMessage, upgrading},
+	stepPatient:           {"handover: promise received", noMessage, upgrading},
+	stepLeaveEpoch:        {"handover: last epoch", noMessage, upgrading},
+	stepLeft:              {"handover: guest left", noMessage, upgrading},
+	stepClose:             {"handover: output shut", noMessage, upgrading},
+	stepPassOn:            {"upgrade: everything passed on", noMessage, upgrading},
+	stepUp:                {"upgrade: new daemon takes part", noMessage, upgrading},
+	stepTooLong:           {"handover: took too long", noMessage, resisting},
+	stepUnbid:             {"handover: patience taken back", sessionMessage, resisting},
+	stepStay:              {"upgrade: given up, guest stays", noMessage, resisting},
+	stepKept:              {"upgrade: old daemon begins anew", noMessage, succeeding},
+	stepDecline:           {"upgrade: backup declines", proposalMessage, retiring},
+	stepFound:             {"adopt: guest found as left", noMessage, upgrading},
+	stepContinue:          {"adopt: guest gone on with", noMessage, upgrading},
+	stepWitness:           {"upgrade: witness leads no more", noMessage, witnessing},
 }
 
 func (s step) String() string { return stepTable[s].name }
@@ -237,6 +279,10 @@ const (
 	faultPaused
 	faultUnprotected
 	faultForced
+	faultSuccessor
+	faultTakeover
+	faultOwnerLies
+	faultBackupLies
 	faultLost
 	faultDelayed
 	faultReordered
@@ -269,6 +315,10 @@ var faultTable = [faultKinds]struct{ name, short string }{
 	faultPaused:      {"the operator pauses the guest's protection, and resumes it later", "paused"},
 	faultUnprotected: {"the operator gives the guest's protection up, and wants it again later", "unprot"},
 	faultForced:      {"the operator forces a failover", "forced"},
+	faultSuccessor:   {"the new daemon fails, and the old one goes on", "next"},
+	faultTakeover:    {"the owner stands still until its backup decides on a takeover", "taken"},
+	faultOwnerLies:   {"the owner asks for the longest patience from now on, whatever it wants", "greedy"},
+	faultBackupLies:  {"the backup does not keep what it promises from now on", "liar"},
 	faultLost:        {"the message of this step is lost (on a session: with the session)", "lost"},
 	faultDelayed:     {"the message comes late", "late"},
 	faultReordered:   {"the message is overtaken by the next", "order"},
@@ -287,6 +337,10 @@ func impossible(s step, f fault) string {
 		return "nothing comes too late to the core: the backup's loop leaves out what a session brings that has ended, and the core ends one in the step in which it learns that its generation is over"
 	}
 	switch f {
+	case faultSuccessor, faultTakeover, faultOwnerLies, faultBackupLies:
+		if !s.handover() {
+			return "no daemon takes another one's place at this step"
+		}
 	case faultLost, faultDelayed, faultDuplicated:
 		if m == noMessage {
 			return "no message is sent at this step"

@@ -77,6 +77,17 @@ const (
 	forceWaitsNot
 	forceKeepsGeneration
 	fenceUnseen
+	forceOverGuest
+	promiseForgotten
+	promiseEndless
+	bidMissing
+	leftUnacked
+	leftClean
+	leftTwice
+	successorEarly
+	formerGoesOn
+	gateLeftOpen
+	leaseAssumed
 
 	breaches // their number
 )
@@ -140,6 +151,19 @@ var breachTable = [breaches]struct{ rules, name string }{
 	forceWaitsNot:        {"G1, G7", "a forced failover does not wait for the lease"},
 	forceKeepsGeneration: {"6", "a forced failover does not raise the generation"},
 	fenceUnseen:          {"G1, 12", "an operator says of a host that lives that it is off"},
+
+	forceOverGuest: {"6", "a host forces a failover to itself while it has a guest of an earlier generation"},
+
+	promiseForgotten: {"H2", "a backup promises to wait for the next daemon, and takes its silence for a failure"},
+	promiseEndless:   {"H2, G6", "patience keeps a takeover away for longer than was promised"},
+	bidMissing:       {"H1", "a guest is left without its backup's promise"},
+	leftUnacked:      {"H1, G2", "a guest is left before its last epoch is acknowledged"},
+	leftClean:        {"H5, G5", "pages that are dirty when the guest is left count as clean for the next daemon"},
+	leftTwice:        {"H5, 11", "what was left is gone on from once more"},
+	successorEarly:   {"H3, G1", "a new daemon acts before the old one has left everything to it"},
+	formerGoesOn:     {"H3, G1", "a daemon goes on beside the new one that it has given up and not ended"},
+	gateLeftOpen:     {"H3, G1", "a daemon's gate stays open after it has handed over"},
+	leaseAssumed:     {"H4, G7", "the next daemon takes it that its host's lease begins with it"},
 }
 
 // needsAim are the cells at which breaches show that show nowhere else: one seed

@@ -45,6 +45,11 @@ func TestEveryRuleHasATooth(t *testing.T) {
 			t.Errorf("nothing breaks guarantee %s", g)
 		}
 	}
+	for n := range 5 {
+		if h := fmt.Sprintf("H%d", n+1); !has[h] {
+			t.Errorf("nothing breaks rule %s of the handover", h)
+		}
+	}
 	for _, e := range elsewhere {
 		note(e.rules)
 	}

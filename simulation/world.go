@@ -10,9 +10,10 @@
 //	primary,  the shells around the two cores, as thin as the     primary.go
 //	backup    real ones                                           backup.go, image.go
 //	daemon    what package host does: from role to role           daemon.go
+//	handover  a daemon that ends in good order, and the next      handover.go
 //	steps     what happens, and what can go wrong at it           steps.go, cells.go
 //	faults    what goes wrong, and when                           faults.go, aim.go
-//	oracle    what must hold, whatever goes wrong                 oracle.go
+//	oracle    what must hold, whatever goes wrong                 oracle.go, promises.go
 //	bound     how much may happen at one instant                  bound.go
 //	run       many seeds, their sum                               run.go
 //	teeth     the rules broken one at a time                      teeth.go
@@ -46,7 +47,8 @@ type world struct {
 	ledger  *ledger
 	blocked [2][2]bool // from, to: nothing gets through
 	faults  faults
-	twisted twist // of the step that is being made
+	twisted twist    // of the step that is being made
+	upgrade *leaving // the last one that was begun
 	cells   Cells
 	oracle  oracle
 
