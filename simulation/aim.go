@@ -126,22 +126,34 @@ func (f *faults) lead(p path) func() {
 			}
 		}
 	case forcing:
+		if w.breach == forceOverGuest {
+			f.lagging = 1
+		}
 		return func() {
 			if w.ledger.state.Protection == ownership.ProtectionOn {
 				f.switchTo([]ownership.Protection{ownership.ProtectionPaused, ownership.ProtectionOff}[w.dice.IntN(2)])
 				return
 			}
 			h := f.owner()
-			h.powerOff()
-			w.after(w.between(2*lease, 8*lease), h.boot)
+			if w.breach == forceOverGuest {
+				f.isolate(h, 4*lease)
+				w.after(4*lease+time.Millisecond, f.force)
+			} else {
+				h.powerOff()
+				w.after(w.between(2*lease, 8*lease), h.boot)
+			}
 			w.after(w.between(0, lease), f.force)
 			w.after(9*lease, func() { f.switchTo(ownership.ProtectionOn) })
 		}
 	case fencing:
 		return f.inSync(func() {
 			h := f.owner()
-			h.powerOff()
-			w.after(w.between(lease/2, 4*lease), h.boot)
+			if w.breach == fenceUnseen {
+				f.isolate(h, 2*lease)
+			} else {
+				h.powerOff()
+				w.after(w.between(lease/2, 4*lease), h.boot)
+			}
 			w.after(w.between(0, lease/2), f.fence)
 		})
 	case stopping:

@@ -454,8 +454,10 @@ func (d *daemon) recover(st ownership.Guest) {
 			if d.w.at(d, stepFound) {
 				return
 			}
-			d.guest, d.left = g, left
-			d.own(st, false)
+			d.after(0, func() { // as soon as the host is awake
+				d.guest, d.left = g, left
+				d.own(st, false)
+			})
 			return
 		}
 		g.pause()

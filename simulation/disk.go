@@ -200,7 +200,7 @@ func (g *guest) ask() {
 // again.
 func (g *guest) submit() {
 	d := g.h.daemon
-	if d == nil || d.guest != g || d.isFrozen() || g.request == nil || !g.running {
+	if d == nil || d.guest != g || d.isFrozen() || g.request == nil || !g.running && g.request.op != disk.OpRead {
 		return
 	}
 	q := g.request
@@ -248,7 +248,7 @@ func (g *guest) submit() {
 		}
 	}
 	d.kick()
-	if !d.alive || d.guest != g || !g.running {
+	if !d.alive || d.guest != g || !g.running && q.op != disk.OpRead {
 		return
 	}
 	g.request = nil

@@ -213,7 +213,7 @@ func (h *host) passOn(l *leaving) {
 	next.open()
 	next.after(w.between(0, 10*time.Millisecond), func() {
 		if !w.at(next, stepUp) {
-			l.up = true
+			next.after(0, func() { l.up = true }) // as soon as it is awake
 		}
 	})
 	w.after(guestsTime, func() {
@@ -296,6 +296,9 @@ func (p *primaryShell) goesOn(left *primary.Left) {
 		return
 	}
 	p.w.oracle.goesOnFrom(p, left)
+	if h := p.d.h; p.w.breach == leftTwice && h.daemon == p.d {
+		p.d.after(p.w.between(0, 60*time.Millisecond), func() { p.w.faults.daemonOf(h) })
+	}
 	p.continues = true
 	p.known, p.pending = []epoch.Position{left.At}, bitsOf(left.Dirty)
 	p.d.set.Equal()

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"understudy/clock"
+	"understudy/disk"
 	"understudy/epoch"
 	"understudy/ownership"
 	"understudy/primary"
@@ -305,6 +306,11 @@ func (p *primaryShell) do(a primary.Action) primary.Event {
 		p.w.oracle.visits[p.core.Mode().String()]++
 		var left primary.Left
 		if a.Outcome == primary.OutcomeHandedOver {
+			if g := p.guest; p.w.chance(0.5) && g.request == nil && !g.gone && !g.off {
+				// A read that was in flight lands while the guest stands still.
+				g.request = &request{op: disk.OpRead, block: p.w.dice.IntN(blocks), page: p.w.somePage()}
+				g.submit()
+			}
 			left = p.leaveAs()
 			p.w.oracle.leaves(p, left)
 		}

@@ -169,7 +169,14 @@ var breachTable = [breaches]struct{ rules, name string }{
 // needsAim are the cells at which breaches show that show nowhere else: one seed
 // in some thousand would come there.
 var needsAim = map[breach]cell{
-	lockIgnored: {stepFlushWrite, faultFreeze}, // a write on its way when the host stood still
+	lockIgnored:    {stepFlushWrite, faultFreeze},  // a write on its way when the host stood still
+	fenceUnseen:    {stepAppliedFence, faultStall}, // of an owner that is alone, see lead
+	forceOverGuest: {stepAppliedForce, faultStall}, // of one that is, and hears of it late
+	promiseEndless: {stepClose, faultPower},
+	leftTwice:      {stepUp, faultStall}, // and the next daemon dies, see goesOn
+	leftClean:      {stepUp, faultStall},
+	formerGoesOn:   {stepUp, faultFreeze},
+	leaseAssumed:   {stepFound, faultTakeover},
 }
 
 // elsewhere are rules that say nothing to the cores: there is nothing of them in
