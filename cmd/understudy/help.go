@@ -82,7 +82,9 @@ until then.`,
 		example: "  understudy verify web",
 		exits:   "4 Memory differs.",
 	},
-	"drill run": {exits: "6 It ran, and a check or a guarantee did not hold."},
+	"drill run":   {exits: "6 It ran, and a check or a guarantee did not hold."},
+	"bubble":      {exits: "4 The check found something wrong with the copy."},
+	"config diff": {exits: "7 Something would change, or hosts differ."},
 	"checkpoint": {
 		long: `A checkpoint file holds a guest's memory and devices, but not what is on its disks:
 pages that are on a disk are referred to. So it is worth something only with the

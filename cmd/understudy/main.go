@@ -3,9 +3,10 @@
 //
 // Exit status: 0 done, and what was asked is so; 1 it failed; 2 a wrong command
 // line or configuration; 3 (status) a guest is not protected; 4 (verify) memory
-// differs, or (checkpoint verify) the file cannot be restored here; 5 no daemon answers,
-// or not the one that was to be asked; 6 (drill) it ran, and a check or a guarantee
-// did not hold; 7 (config diff) something would change, or differs.
+// differs, (checkpoint verify) the file cannot be restored here, or (bubble) the check
+// found something wrong; 5 no daemon answers, or not the one that was to be asked;
+// 6 (drill) it ran, and a check or a guarantee did not hold; 7 (config diff) something
+// would change, or differs.
 package main
 
 import (
