@@ -39,12 +39,12 @@ type speaker struct {
 var speakers = []speaker{
 	{"config", true}, {"cmd/understudy", true}, {"cmd/understudyd", true}, {"cmd/daemon", true}, {"cmd/sdnotify", true},
 	{"host", true}, {"status", true}, {"fencing", true}, {"strike", true}, {"drill", true}, {"ownership", true},
-	{"backup", false}, {"bubble", false}, {"bubble/isolate", false}, {"checkpoint", false}, {"clock", false}, {"disk", false},
+	{"backup", false}, {"bubble", true}, {"bubble/isolate", true}, {"checkpoint", true}, {"clock", false}, {"disk", false},
 	{"disk/store", false}, {"disk/vhost", false}, {"egress", false}, {"epoch", false}, {"events", false}, {"exclusion", false},
-	{"failover", false}, {"failover/leases", false}, {"hypervisor", false}, {"hypervisor/qemu", false},
+	{"failover", false}, {"failover/leases", false}, {"hypervisor", false}, {"hypervisor/qemu", true},
 	{"hypervisor/qemu/dirty", false}, {"hypervisor/qemu/qmp", false}, {"hypervisor/qemu/stream", false},
 	{"hypervisor/sim", false}, {"primary", false}, {"protocol", false}, {"rebuild", false}, {"top", false},
-	{"status/dashboard", false}, {"status/samples", false}, {"netspace", false}, {"transport", false}, {"transport/pki", false}, {"cmd/manual", false},
+	{"status/dashboard", false}, {"status/samples", false}, {"netspace", false}, {"transport", true}, {"transport/pki", true}, {"cmd/manual", false},
 }
 
 // silent are packages of the binaries that say nothing to an operator: the
@@ -177,7 +177,7 @@ func (r *reading) call(c *ast.CallExpr) {
 		r.status(c.Args[1], c)
 	case name == "abandonLeave": // a warning of the primary's core
 		r.note(c.Args[0], c)
-	case name == "bad" && (r.dir == "config" || r.dir == "drill"), name == "refused" && r.dir == "failover":
+	case name == "bad" && r.errors && len(c.Args) > 0, name == "refused" && r.dir == "failover":
 		r.note(c.Args[0], c)
 	case name == "add" && r.dir == "config" && len(c.Args) > 1: // what is wrong with a configuration
 		r.note(c.Args[1], c)
