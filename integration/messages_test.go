@@ -35,16 +35,17 @@ type speaker struct {
 
 // speakers are the packages whose messages reach a person: in a log, as an
 // exported error, and, with errors, from a command, the API, a report or a
-// guest's problem. Errors of the others arrive wrapped in theirs, or in a log.
+// guest's problem. The others' errors say which byte of a format, or which call of
+// the kernel or of QEMU, it was: they stand behind the colon of one that counts.
 var speakers = []speaker{
 	{"config", true}, {"cmd/understudy", true}, {"cmd/understudyd", true}, {"cmd/daemon", true}, {"cmd/sdnotify", true},
 	{"host", true}, {"status", true}, {"fencing", true}, {"strike", true}, {"drill", true}, {"ownership", true},
-	{"backup", false}, {"bubble", true}, {"bubble/isolate", true}, {"checkpoint", true}, {"clock", false}, {"disk", false},
-	{"disk/store", false}, {"disk/vhost", false}, {"egress", false}, {"epoch", false}, {"events", false}, {"exclusion", false},
-	{"failover", false}, {"failover/leases", false}, {"hypervisor", false}, {"hypervisor/qemu", true},
+	{"backup", true}, {"bubble", true}, {"bubble/isolate", true}, {"checkpoint", true}, {"clock", false}, {"disk", true},
+	{"disk/store", true}, {"disk/vhost", false}, {"egress", true}, {"epoch", false}, {"events", true}, {"exclusion", false},
+	{"failover", true}, {"failover/leases", false}, {"hypervisor", false}, {"hypervisor/qemu", true},
 	{"hypervisor/qemu/dirty", false}, {"hypervisor/qemu/qmp", false}, {"hypervisor/qemu/stream", false},
-	{"hypervisor/sim", false}, {"primary", false}, {"protocol", false}, {"rebuild", false}, {"top", false},
-	{"status/dashboard", false}, {"status/samples", false}, {"netspace", false}, {"transport", true}, {"transport/pki", true}, {"cmd/manual", false},
+	{"hypervisor/sim", false}, {"primary", true}, {"protocol", false}, {"rebuild", true}, {"top", false},
+	{"status/dashboard", false}, {"status/samples", false}, {"netspace", true}, {"transport", true}, {"transport/pki", true}, {"cmd/manual", false},
 }
 
 // silent are packages of the binaries that say nothing to an operator: the
