@@ -63,6 +63,11 @@ export async function post(path, body) {
   return read(await open(path, { method: 'POST', body }));
 }
 
+// remove asks for something to be ended.
+export async function remove(path) {
+  return read(await open(path, { method: 'DELETE' }));
+}
+
 async function read(response) {
   try {
     return await response.json();

@@ -7,7 +7,9 @@
 //	  model.js ← state.js, words.js          what is known, how old it is, and what that means
 //	  past.js ← samples.js, scale.js ← plot.js, plots.js   what the plots show
 //	  picture.js ← scene.js                  the pair as a picture
-//	  guest.js, overview.js, events.js, drills.js, actions.js, hosts.js   parts of the page
+//	  guest.js, overview.js, events.js, hosts.js   parts of the page
+//	  drills.js, report.js                   the drills that were run, and one's report
+//	  actions.js → question.js               what an operator may do, and what follows from it
 //	  dom.js, units.js                       elements; numbers for people
 //
 // What is left of an arrow touches the document or the network, what is right of

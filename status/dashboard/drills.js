@@ -2,11 +2,12 @@
 
 import { el, list, say, show } from './dom.js';
 import { get, of, Refused } from './api.js';
+import { address, states, title } from './report.js';
 import { clock, day, duration } from './units.js';
 
-const words = {
-  running: 'running', held: 'all held', failed: 'FAILED', refused: 'refused', skipped: 'skipped', aborted: 'given up', interrupted: 'interrupted',
-};
+function all(list) {
+  return Array.isArray(list) ? list.filter((d) => d && typeof d === 'object') : [];
+}
 
 export class Drills {
   constructor() {
@@ -25,7 +26,7 @@ export class Drills {
     const paths = ['/api/v1/drills', ...others.map((h) => of(h, '/api/v1/drills'))];
     const lists = await Promise.all(paths.map(async (path) => {
       try {
-        return (await get(path)).drills ?? [];
+        return all((await get(path)).drills);
       } catch (e) {
         return e instanceof Refused && e.status === 404 ? null : undefined;
       }
@@ -37,11 +38,15 @@ export class Drills {
     this.all = lists.flatMap((l) => l ?? []);
   }
 
+  running() {
+    return (this.all ?? []).some((d) => d.state === 'running');
+  }
+
   show(guest) {
     show(this.root, this.all !== null);
     const some = (this.all ?? []).filter((d) => guest === '' || d.guest === guest)
       .sort((a, b) => Date.parse(b.began) - Date.parse(a.began)).slice(0, 20);
-    say(this.none, some.length === 0 ? 'No drill was run yet: understudy drill run.' : '');
+    say(this.none, some.length === 0 ? 'No drill was run yet. A bubble harms nobody: it starts the copy on the backup in isolation, and throws it away.' : '');
     show(this.scroll, some.length > 0);
     list(this.body, some, (d) => `${d.id} ${d.state} ${d.phase}`, make);
   }
@@ -49,10 +54,11 @@ export class Drills {
 
 function make(d) {
   const began = new Date(d.began);
-  const what = [d.kind, d.fault].filter(Boolean).join(', ');
-  const outcome = words[d.state] ?? d.state;
-  return el('tr', { class: d.state === 'held' ? 'good' : d.state === 'failed' ? 'bad' : 'plain' },
+  const [tone, word] = states[d.state] ?? ['unknown', String(d.state)];
+  return el('tr', { class: `row ${tone}` },
     el('th', { scope: 'row' }, `${day(began)} ${clock(began)}`),
-    ...[d.guest, d.name ? `${d.name}: ${what}` : what, d.phase ? `${outcome}: ${d.phase}` : outcome, d.outage_ns === undefined ? 'unknown' : duration(d.outage_ns), d.host, d.why ?? '']
-      .map((t) => el('td', {}, String(t ?? 'unknown'))));
+    el('td', {}, String(d.guest ?? 'unknown')),
+    el('td', {}, el('a', { href: address(String(d.host), String(d.id)) }, title(d), el('span', { class: 'visually-hidden' }, `, ${d.guest}, ${day(began)} ${clock(began)}: report`))),
+    ...[d.state === 'running' && d.phase ? `${word}: ${d.phase}` : word, d.outage_ns === undefined ? 'not measured' : duration(d.outage_ns), d.host, d.why ?? '']
+      .map((t, i) => el('td', { class: i === 0 ? 'outcome' : false }, String(t ?? 'unknown'))));
 }

@@ -6,7 +6,7 @@ import { Actions } from './actions.js';
 import { Picture } from './picture.js';
 import { Plots } from './plots.js';
 import { scene } from './scene.js';
-import { age, bytes, count, duration, percent, plural } from './units.js';
+import { age, bytes, clock, count, duration, percent, plural } from './units.js';
 
 export class GuestPage {
   constructor() {
@@ -45,7 +45,7 @@ export class GuestPage {
     list(this.notes, text.notes, (n) => n.text, (n) => el('li', { class: `note ${n.tone}` }, n.text));
     say(this.asof, asOf(model, state, now));
     this.picture.show(scene(model, state, now));
-    this.actions.show(state, level);
+    this.actions.show(model, state, level, now);
     const rows = facts(model, state, now);
     list(this.facts, rows, (r) => r.name, () => el('div', {}, el('dt'), el('dd')), (div, r) => {
       say(div.children[0], r.name);
@@ -112,5 +112,22 @@ function facts(model, state, now) {
   } else if (state.backup) {
     add(`Image on ${state.backup}`, `unknown: ${state.backup} is not heard from here`);
   }
+  if (log.fenced) {
+    add('Known to be off', log.fenced);
+  }
+  add('Bubble', bubbleOf(model, state, now));
   return out;
+}
+
+// bubbleOf is the copy that runs in isolation, or how the last one went.
+function bubbleOf(model, state, now) {
+  const view = model.views(state.guest).find((v) => v.guest.bubble && !model.isQuiet(v.host, now));
+  if (view) {
+    return `on ${view.host}, ${view.guest.bubble.stage || 'beginning'}, since ${duration(view.guest.bubble.for_ns)} when told`;
+  }
+  const last = model.events.find((e) => e.guest === state.guest && e.kind === 'bubble-ended');
+  if (last) {
+    return `none; the last ended at ${clock(new Date(last.at))}: ${last.text}`;
+  }
+  return state.backup && model.isQuiet(state.backup, now) ? `unknown: ${state.backup} is not heard from here` : 'none';
 }

@@ -16,6 +16,7 @@ import { judge } from './state.js';
 import { listen } from './stream.js';
 import { Model } from './model.js';
 import { Past } from './past.js';
+import { ReportPage } from './report.js';
 
 const $ = (id) => document.getElementById(id);
 
@@ -30,17 +31,23 @@ class Page {
     this.guest = new GuestPage();
     this.events = new Events();
     this.drills = new Drills();
+    this.report = new ReportPage();
+    this.asking = false; // for a token, of one who may look already
     this.running = null;
     this.linked = ''; // the tone of the link when it was last spoken of
-    $('view').append(this.overview.root, this.guest.root, this.events.root, this.drills.root);
+    $('view').append(this.overview.root, this.guest.root, this.drills.root, this.events.root, this.report.root);
     $('signin').addEventListener('submit', (e) => this.signIn(e));
+    $('signmore').addEventListener('click', () => this.signMore(true));
+    $('signless').addEventListener('click', () => this.signMore(false));
     $('signout').addEventListener('click', () => this.signOut());
     // The address says which guest: it is no place to jump to.
     $('skip').addEventListener('click', (e) => { e.preventDefault(); $('view').focus(); });
     $('reload').addEventListener('click', () => location.reload());
     this.guest.plots.changed = () => this.look();
+    this.guest.actions.done = () => this.drills.load(this.model).then(() => this.render());
     this.look = () => {}; // asks for the past at once
-    window.addEventListener('hashchange', () => { this.render(); this.look(); $('view').querySelector('h1:not([hidden] *)')?.focus(); });
+    this.see = () => {}; // … and for the rest
+    window.addEventListener('hashchange', () => { this.see(); this.render(); this.look(); $('view').querySelector('h1:not([hidden] *)')?.focus(); });
     document.addEventListener('visibilitychange', () => document.hidden || (this.render(), this.look()));
   }
 
@@ -61,6 +68,7 @@ class Page {
           return;
         }
         const report = await get('/api/v1/status');
+        this.asking &&= this.access.level !== 'operate' && !token();
         this.model.self = report.host;
         this.took(report);
         const since = await this.record();
@@ -116,11 +124,15 @@ class Page {
           this.model.silent(this.model.self, e.message);
         }
       }
-      if (n % 15 === 0) {
+      const drill = this.drillRoute();
+      if (drill) {
+        this.report.load(this.model, ...drill).then(() => this.render());
+      }
+      if (n % 15 === 0 || (n % 2 === 0 && this.drills.running())) {
         this.drills.load(this.model);
       }
       this.render();
-      await new Promise((done) => setTimeout(done, 2000));
+      await new Promise((done) => { this.see = done; setTimeout(done, 2000); });
     }
   }
 
@@ -154,12 +166,29 @@ class Page {
     if (state === 'refused' && token()) {
       forget();
       say($('signinwhy'), `The token was not taken: ${why || 'it may not read'}.`);
+      if (this.asking) { // who may look without one goes on to
+        this.start();
+        return;
+      }
     }
     this.render();
   }
 
+  // drillRoute is the drill that the address names, [host, id]; null for none.
+  drillRoute() {
+    const found = /^#\/drill\/([^/]+)\/([^/]+)$/.exec(location.hash);
+    try {
+      return found && [decodeURIComponent(found[1]), decodeURIComponent(found[2])];
+    } catch {
+      return null;
+    }
+  }
+
   // route is the guest that the address names; with only one, that one; '' is all.
   route() {
+    if (this.drillRoute()) {
+      return '';
+    }
     const found = /^#\/guest\/(.+)$/.exec(location.hash);
     const guests = this.model.guests();
     if (found) {
@@ -176,6 +205,17 @@ class Page {
     if (document.hidden) {
       return;
     }
+    try {
+      this.draw();
+      show($('broken'), false);
+    } catch (e) {
+      // What is shown is not what is so any more: that has to be seen.
+      say($('broken'), `What the hosts say cannot be shown: ${e.message}`);
+      show($('broken'), true);
+    }
+  }
+
+  draw() {
     const { model } = this;
     const now = performance.now();
     const all = model.guests().map((name) => {
@@ -185,17 +225,29 @@ class Page {
     this.speak([...this.bar(now), ...this.changes(all)]);
     const known = model.self !== '';
     show($('loading'), !known && this.link.state !== 'refused');
-    show($('signinbox'), this.link.state === 'refused');
+    show($('signinbox'), this.link.state === 'refused' || this.asking);
+    show($('signless'), this.asking && this.link.state !== 'refused');
     show($('view'), known);
     if (!known) {
       return;
     }
     const name = this.route();
     const one = all.find((g) => g.state.guest === name);
+    const drill = this.drillRoute();
     show(this.guest.root, Boolean(one));
-    show(this.overview.root, !one);
-    show($('crumbs'), Boolean(one) && all.length > 1);
-    say($('here'), one ? one.state.guest : '');
+    show(this.overview.root, !one && !drill);
+    show(this.report.root, Boolean(drill));
+    show($('crumbs'), (Boolean(one) && all.length > 1) || Boolean(drill));
+    say($('up'), all.length > 1 ? 'All guests' : all[0]?.state.guest ?? 'All guests');
+    say($('here'), drill ? 'Report of a drill' : one ? one.state.guest : '');
+    if (drill) {
+      show(this.events.root, false);
+      show(this.drills.root, false);
+      this.report.show(this.access.level);
+      document.title = `${this.report.head.textContent} – understudy`;
+      return;
+    }
+    show(this.events.root, true);
     if (one) {
       this.guest.show(model, one.state, one.text, this.access.level, now);
     } else {
@@ -254,9 +306,11 @@ class Page {
     set($('link'), 'class', `link ${tone}`);
     say($('link'), text);
     say($('self'), model.self ? `host ${model.self}` : '');
-    const who = this.access.name ? `${this.access.name} may ${this.access.level}` : `you may ${this.access.level}`;
+    const may = this.access.level === 'read' ? 'read, and change nothing' : this.access.level;
+    const who = this.access.name ? `${this.access.name} may ${may}` : `you may ${may}`;
     say($('who'), model.self && link.state !== 'refused' ? who : '');
     show($('signout'), Boolean(token()));
+    show($('signmore'), !token() && this.access.level === 'read' && link.state !== 'refused' && !this.asking);
     show($('renewed'), model.renewed);
     show($('alone'), model.peers === 'no' && link.state !== 'refused');
     const before = this.linked;
@@ -279,6 +333,13 @@ class Page {
     } else {
       field.focus();
     }
+  }
+
+  // signMore asks who may look already for a token that may more.
+  signMore(yes) {
+    this.asking = yes;
+    this.render();
+    (yes ? $('token') : $('signmore')).focus();
   }
 
   signOut() {

@@ -37,7 +37,11 @@ export class Model {
     return h;
   }
 
+  // reported takes a host's report. One that is none is refused.
   reported(name, report, now) {
+    if (!Array.isArray(report?.guests ?? []) || !(report.guests ?? []).every((g) => typeof g?.name === 'string' && g.log && typeof g.log === 'object')) {
+      throw new Error(`${name} answers with what is no report`);
+    }
     const h = this.host(name);
     Object.assign(h, { report, at: now, heard: now, trouble: '' });
     if (name === this.self) {
@@ -48,7 +52,7 @@ export class Model {
 
   clustered(name, cluster, now) {
     Object.assign(this.host(name), { cluster, seen: now, heard: now, trouble: '' });
-    for (const v of cluster.voters ?? []) {
+    for (const v of Array.isArray(cluster.voters) ? cluster.voters : []) {
       this.host(v.host);
     }
   }
@@ -63,7 +67,7 @@ export class Model {
 
   // happened adds events, in whatever order they come.
   happened(list) {
-    for (const e of list) {
+    for (const e of Array.isArray(list) ? list.filter((x) => x && typeof x === 'object') : []) {
       const key = `${e.host} ${e.seq} ${e.kind}`;
       if (!this.known.has(key)) {
         this.known.add(key);

@@ -25,7 +25,6 @@ import (
 	"understudy/host"
 	"understudy/lab/browser"
 	"understudy/ownership"
-	"understudy/primary"
 	"understudy/status"
 	"understudy/status/samples"
 	"understudy/status/statustest"
@@ -108,14 +107,18 @@ type stage struct {
 	refuse  error
 	drilled []drill.Summary
 	past    *samples.Keeper
-	stop    func() // ends the endpoint
+	reports map[string]drill.Report
+	cost    host.FailoverCost
+	others  map[ownership.HostID]string // where other hosts answer, "" for nowhere; nil: they are not asked
+	who     status.Level                // what those who say nothing may
+	stop    func()                      // ends the endpoint
 	address string
 	tokens  string
 }
 
 func newStage(t *testing.T) *stage {
 	t.Helper()
-	s := &stage{t: t, self: "alpha", Record: statustest.NewRecord(func(e status.Event) uint64 { return e.Seq }), cluster: wellCluster, guests: func() []host.GuestStatus { return nil }}
+	s := &stage{t: t, self: "alpha", reports: map[string]drill.Report{}, Record: statustest.NewRecord(func(e status.Event) uint64 { return e.Seq }), cluster: wellCluster, guests: func() []host.GuestStatus { return nil }}
 	var lines strings.Builder
 	for secret, level := range map[*string]status.Level{&s.reader: status.Read, &s.operator: status.Operate} {
 		made, token, err := status.NewToken("eve-"+level.String(), level)
@@ -149,7 +152,7 @@ func (s *stage) up() {
 	}
 	s.address = l.Addr().String()
 	s.url = "https://" + s.address + "/ui/"
-	server := status.NewServer(status.Sources{Operations: s, Events: s, Drills: drills{all: s.drilled}, Samples: s.past, Cluster: func() status.Cluster { s.mu.Lock(); defer s.mu.Unlock(); return s.cluster() },
+	server := status.NewServer(status.Sources{Operations: s, Events: s, Drills: drills{s}, Bubbles: s, Peers: s.peers(), Samples: s.past, Cluster: func() status.Cluster { s.mu.Lock(); defer s.mu.Unlock(); return s.cluster() },
 		Report: func() status.Report {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -162,7 +165,7 @@ func (s *stage) up() {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() {
-		ended <- server.ServeTLS(ctx, l, status.Endpoint{Certificate: show, Tokens: s.tokens, Anonymous: status.Health})
+		ended <- server.ServeTLS(ctx, l, status.Endpoint{Certificate: show, Tokens: s.tokens, Anonymous: max(s.who, status.Health)})
 	}()
 	s.stop = sync.OnceFunc(func() {
 		cancel()
@@ -213,30 +216,6 @@ func (s *stage) done() []string {
 	defer s.mu.Unlock()
 	return append([]string(nil), s.asked...)
 }
-
-// Switchover implements status.Operations.
-func (s *stage) Switchover(_ context.Context, guest string) (ownership.Guest, error) {
-	return ownership.Guest{Owner: "beta", Generation: 4}, s.did("switchover " + guest)
-}
-
-// Verify implements status.Operations.
-func (s *stage) Verify(_ context.Context, guest string) (primary.VerifyResult, error) {
-	return primary.VerifyResult{Identical: true, Pages: 65536, Epochs: 7}, s.did("verify " + guest)
-}
-
-// Resume implements status.Operations.
-func (s *stage) Resume(_ context.Context, guest string) (ownership.Guest, error) {
-	return ownership.Guest{Owner: "alpha"}, s.did("resume " + guest)
-}
-
-// drills are a history that is made up.
-type drills struct {
-	status.Drills // what is not below is not asked for
-	all           []drill.Summary
-}
-
-// List implements status.Drills.
-func (d drills) List(int) (drill.List, error) { return drill.List{Drills: d.all}, nil }
 
 // tell adds an event, of so long ago.
 func (s *stage) tell(ago time.Duration, event map[string]any) {
@@ -385,6 +364,23 @@ func (p *page) picture(name string) {
 	dir := filepath.Join("..", "..", "build", "dashboard")
 	p.must(os.MkdirAll(dir, 0o755))
 	p.must(p.Page.Picture(p.ctx, filepath.Join(dir, name+".png"), !strings.HasPrefix(name, "phone")))
+}
+
+// portraits writes what a state looks like: on a desk and on a phone, in the light
+// and in the dark.
+func (p *page) portraits(name string) {
+	p.t.Helper()
+	if !*pictures {
+		return
+	}
+	for _, scheme := range []string{"light", "dark"} {
+		p.must(p.Prefer(p.ctx, "prefers-color-scheme", scheme))
+		p.picture(name + "-" + scheme)
+		p.size(360, 2000, true)
+		p.picture("phone-" + name + "-" + scheme)
+		p.size(1200, 900, false)
+	}
+	p.must(p.Prefer(p.ctx, "prefers-color-scheme", "light"))
 }
 
 // refused are lines that Chromium itself writes about answers that a test wants.

@@ -61,6 +61,11 @@ function hostOf(model, state, name, view, leader, now) {
     }
     return h;
   }
+  if ((!view || model.isQuiet(name, now)) && state.log?.fenced === name) {
+    h.part = `${owns ? 'owner, ' : ''}known to be off`;
+    h.tone = 'off';
+    return h;
+  }
   if (!view || model.isQuiet(name, now)) {
     h.part = owns ? 'owns it, by the log' : state.backup === name && state.log?.in_sync ? 'backup, by the log' : 'unknown';
     h.tone = view || model.peers === 'yes' ? 'bad' : 'unknown';
@@ -82,6 +87,18 @@ function hostOf(model, state, name, view, leader, now) {
   } else {
     h.part = parts[view.guest.role] ?? view.guest.role;
     h.tone = view.guest.role === 'stopped' ? 'off' : 'busy';
+  }
+  if (b && b.state === 'waiting' && (state.log?.protection === 'paused' || state.log?.protection === 'off')) {
+    h.part = state.log.protection === 'paused' ? 'keeps its image' : 'has no image';
+    h.tone = 'off';
+  }
+  if (state.key === 'asking' && owns) { // what it said last may be over
+    h.part = `owner; ${state.view.host} hears nothing of it`;
+    h.tone = 'warn';
+    h.runs = 'may run';
+  }
+  if (view.guest.bubble) {
+    h.part += ', and runs a bubble';
   }
   if (state.key === 'activating' && owns) {
     h.part = 'brings it up';
@@ -136,6 +153,9 @@ function checkpoints(model, state, [a, b], now) {
       link.text = from.state === 'fed' ? `checkpoints, epoch ${from.epoch}` : `${other} is not fed`;
     }
     return link;
+  }
+  if (state.key === 'asking') {
+    return { ...link, tone: 'bad', text: `silent, says ${state.view.host}` };
   }
   const p = view.guest.primary;
   if (!p) {

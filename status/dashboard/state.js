@@ -11,6 +11,7 @@ import { quiet } from './model.js';
 //	log       the newest state of the guest in the log that anybody told
 //	owner, backup   hosts; '' if unknown
 //	progress  0 to 1 while it is being synchronised, else null
+//	standby   the view of the backup, where the owner is not heard and the backup is
 //	silentFor milliseconds since the owner was heard, where it is not heard
 //	leaderless   why the ownership log has no majority, '' if it has one or
 //	          nobody can tell
@@ -18,7 +19,7 @@ export function judge(model, name, now) {
   const views = model.views(name);
   const log = newestLog(views);
   const leaderless = noLeader(model, now);
-  const base = { guest: name, view: null, log, owner: log?.owner ?? '', backup: '', progress: null, silentFor: null, leaderless, why: '' };
+  const base = { guest: name, view: null, log, owner: log?.owner ?? '', backup: '', progress: null, silentFor: null, standby: null, leaderless, why: '' };
   if (!log) {
     return { ...base, key: 'unknown', tone: 'unknown' };
   }
@@ -111,11 +112,11 @@ function ofOwner(model, log, views, fresh, now) {
 }
 
 function notHeard(model, log, view, fresh, now) {
+  const standby = fresh.find((v) => v.guest.backup) ?? null;
   if (view) {
-    return { key: 'owner-silent', tone: 'bad', view, silentFor: view.heard === null ? null : now - view.heard, why: view.trouble };
+    return { key: 'owner-silent', tone: 'bad', view, standby, silentFor: view.heard === null ? null : now - view.heard, why: view.trouble };
   }
-  const backup = fresh.find((v) => v.guest.backup);
-  return backup ? { key: 'backup-only', tone: 'unknown', view: backup } : { key: 'unknown', tone: 'unknown' };
+  return standby ? { key: 'backup-only', tone: 'unknown', view: standby, standby } : { key: 'unknown', tone: 'unknown' };
 }
 
 // reasonOf is the reason for which a guest is not protected, of the newest event

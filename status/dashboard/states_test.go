@@ -167,7 +167,7 @@ func TestEveryStateIsToldInWords(t *testing.T) {
 		if c.spoken != "" {
 			p.hears(c.spoken)
 		}
-		p.picture("state-" + c.name)
+		p.portraits("state-" + c.name)
 		p.clean(s.url, refused)
 		if t.Failed() {
 			t.Fatalf("in the state %s", c.name)
@@ -186,7 +186,7 @@ func TestADaemonThatDoesNotAnswerIsSaidToBeOld(t *testing.T) {
 	p.reads("h1", "web is in an unknown state: alpha has not answered for")
 	p.reads(".asof", "may be over")
 	p.hears("alpha does not answer")
-	p.picture("state-daemon-silent")
+	p.portraits("state-daemon-silent")
 	s.up()
 	p.reads("#link", "live")
 	p.reads("h1", "web is protected")

@@ -1,7 +1,7 @@
 package dashboard_test
 
-// A failover and a failback of a real pair, three daemons with a simulated guest,
-// as the one sees it who looks at the page of the host that is left.
+// Whole stories of a real pair, three daemons with a simulated guest, as the one sees
+// them who looks at the page of the host that is left.
 
 import (
 	"context"
@@ -126,11 +126,10 @@ func TestAFailoverAndAFailbackAsTheyAreSeen(t *testing.T) {
 	p.hears("web: protected, runs on b, a stands by")
 	p.picture("5-protected-the-other-way-round")
 
-	p.within(10*time.Second, "offering a switchover", "!document.querySelector('.actions button').disabled")
-	p.must(p.Eval(p.ctx, "document.querySelector('.actions button').click()", nil))
-	p.reads("dialog", "web moves from b to a. Nothing is lost")
-	p.must(p.Eval(p.ctx, "document.querySelector('dialog .strong').click()", nil))
-	p.reads(".result", "web runs on a (generation 3).")
+	p.button("Bring home to a…")
+	p.reads("dialog[open]", "web goes back from b to a, the host that the configuration names for it.")
+	p.agrees()
+	p.reads(".actions .result", "web is home: it runs on a (generation 3).")
 	p.reads("h1", "web is protected: runs on a, b stands by,")
 	p.reads(".notes", "Handed over from b at")
 	p.picture("6-after-failback")
@@ -140,10 +139,81 @@ func TestAFailoverAndAFailbackAsTheyAreSeen(t *testing.T) {
 	p.must(p.Eval(p.ctx, "heads", &heads))
 	t.Logf("what was read:\n%s", strings.Join(heads, "\n"))
 
-	// The witness runs no guest, and its page tells the same.
+	// The witness runs no guest, and its page tells the same; its plots begin with what
+	// both hosts remember, the failover among it.
 	w := open(t, url[world.Witness], token)
 	w.reads("h1", "web is protected: runs on a, b stands by,")
+	w.within(testTime, "plotting what was before it was opened", "document.querySelector('.plots path.line.a').getAttribute('d').split('L').length > 3 && document.querySelector('.plot .unprotected').getBoundingClientRect().width > 0")
 	w.reads(".events", "a · web")
 	w.picture("7-from-the-witness")
+	w.clean(url[world.Witness], refused)
+}
+
+// TestMaintenanceThatGoesWrongAsItIsSeen: the protection is paused, the host dies, and
+// an operator takes the guest by force, knowing what is lost; then all is mended.
+func TestMaintenanceThatGoesWrongAsItIsSeen(t *testing.T) {
+	s, url, token := realPair(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(s.StartAll(ctx))
+	_, err := s.Protected(ctx, "web", world.HostA, time.Minute)
+	must(err)
+	p := open(t, url[world.HostB], token)
+	p.reads("h1", "web is protected: runs on a, b stands by,")
+
+	p.button("Pause protection…")
+	p.reads("dialog[open]", "If a fails meanwhile, web is down until a is back.")
+	p.agrees()
+	p.reads(".actions .result", "The protection of web is paused.")
+	p.reads("h1", "web is NOT protected: an operator paused its protection; it runs on a alone.")
+	p.hears("web: protection paused")
+	p.portraits("story-paused")
+
+	must(s.Kill(world.HostA))
+	p.reads("h1", "web is in an unknown state: a has not answered for")
+	p.reads(".picture", "owns it, by the log")
+	p.portraits("story-unknown")
+	p.button("Take over on b…")
+	p.reads("dialog[open]", "By force, web goes on at b from epoch")
+	p.reads("dialog[open] li", "everything it did since is lost")
+	p.types("web")
+	p.picture("story-force")
+	p.agrees()
+	p.reads(".actions .result", "web runs on b (generation 2).")
+	p.reads("h1", "an operator paused its protection; it runs on b alone.")
+
+	must(s.Start(ctx, world.HostA))
+	p.button("Resume protection…")
+	p.agrees()
+	p.reads("h1", "web is protected: runs on b, a stands by,")
+
+	// A drill moves it to and fro, and leaves a report.
+	p.button("Run a drill…")
+	p.reads("dialog[open] li", "Step: ")
+	p.must(p.Eval(p.ctx, "(() => { const k = document.getElementById('drillkind'); k.value = 'switchover'; k.dispatchEvent(new Event('change')); })()", nil))
+	p.reads("dialog[open] li", "ask b for a switchover to a")
+	p.agrees()
+	p.reads(".actions .result", "runs on w: it is among the drills below.")
+	p.reads("[aria-labelledby=drills] tbody td", "switchover")
+	p.must(p.Eval(p.ctx, "document.querySelector('[aria-labelledby=drills] tbody a').click()", nil))
+	p.within(90*time.Second, "told how the drill ended", "document.querySelector('.report h1').textContent === 'Drill of web, switchover: all held.'")
+	p.reads(".report [aria-label=Guarantees]", "held")
+	p.portraits("story-report")
+	p.clean(url[world.HostB], refused)
+
+	// Both hosts of the guest are gone: the witness says that it does not know.
+	w := open(t, url[world.Witness], token)
+	w.reads("h1", "web is protected: runs on b, a stands by,")
+	must(s.Kill(world.HostA))
+	must(s.Kill(world.HostB))
+	w.reads("h1", "web is in an unknown state: b has not answered for")
+	w.reads(".picture", "not heard for")
+	w.portraits("story-nobody")
 	w.clean(url[world.Witness], refused)
 }

@@ -34,7 +34,7 @@ func TestOnlyWhoMayReadIsShownAnything(t *testing.T) {
 
 	p.signIn(s.reader)
 	p.reads("h1", "web is protected")
-	p.reads("#who", "eve-read may read")
+	p.reads("#who", "eve-read may read, and change nothing")
 	p.within(testTime, "without actions", "!document.querySelector('.actions').checkVisibility()")
 	var kept string
 	p.must(p.Eval(p.ctx, "JSON.stringify([sessionStorage.length, localStorage.length, document.cookie, location.href.includes('us_'), document.getElementById('token').value])", &kept))
@@ -116,7 +116,7 @@ func TestWithAKeyboardAlone(t *testing.T) {
 	s.mu.Unlock()
 	p.walk("Verify memory")
 	p.press("Enter", "Tab", "Enter")
-	p.reads(".result", "Verify of web failed: guest web: another comparison is under way")
+	p.reads(".result", "web: Verify memory failed: guest web: another comparison is under way")
 	if got := s.done(); !slices.Equal(got, []string{"switchover web", "verify web"}) {
 		t.Errorf("the host was asked for %q", got)
 	}
@@ -213,9 +213,9 @@ func TestTheHistoryOfDrills(t *testing.T) {
 	at := time.Now().Add(-24 * time.Hour)
 	evil := "<b>the guest was rebooted</b>"
 	s.drilled = []drill.Summary{
-		{ID: "2", Name: "weekly", Guest: "web", Kind: drill.Failover, Fault: drill.Kill, State: drill.Held, Host: "witness", Began: at, Outage: ptr(1077 * time.Millisecond)},
-		{ID: "1", Guest: "web", Kind: drill.Bubble, State: drill.Failed, Why: evil, Host: "witness", Began: at.Add(-time.Hour)},
-		{ID: "0", Guest: "db", Kind: drill.Switchover, State: drill.Refused, Host: "witness", Began: at.Add(-2 * time.Hour)},
+		{ID: "2", Name: "weekly", Guest: "web", Kind: drill.Failover, Fault: drill.Kill, State: drill.Held, Host: "alpha", Began: at, Outage: ptr(1077 * time.Millisecond)},
+		{ID: "1", Guest: "web", Kind: drill.Bubble, State: drill.Failed, Why: evil, Host: "alpha", Began: at.Add(-time.Hour)},
+		{ID: "0", Guest: "db", Kind: drill.Switchover, State: drill.Refused, Host: "alpha", Began: at.Add(-2 * time.Hour)},
 	}
 	s.up()
 	s.is(func() []host.GuestStatus { return []host.GuestStatus{busy("db"), busy("web")} })
@@ -224,15 +224,50 @@ func TestTheHistoryOfDrills(t *testing.T) {
 	p.within(testTime, "showing three drills", "document.querySelectorAll('[aria-labelledby=drills] tbody tr').length === 3")
 	p.must(p.Eval(p.ctx, "location.hash = '#/guest/web'", nil))
 	p.within(testTime, "showing two drills", "document.querySelectorAll('[aria-labelledby=drills] tbody tr').length === 2")
-	for i, want := range []string{"weekly: failover, kill|all held|1.1 s|witness|", "bubble|FAILED|unknown|witness|" + evil} {
+	for i, want := range []string{"weekly: failover, kill|all held|1.1 s|alpha|", "bubble|FAILED|not measured|alpha|" + evil} {
 		var row string
-		p.must(p.Eval(p.ctx, fmt.Sprintf("[...document.querySelectorAll('[aria-labelledby=drills] tbody tr')[%d].cells].slice(2).map((c) => c.textContent).join('|')", i), &row))
+		p.must(p.Eval(p.ctx, fmt.Sprintf("[...document.querySelectorAll('[aria-labelledby=drills] tbody tr')[%d].cells].slice(2).map((c) => (c.querySelector('a')?.firstChild ?? c).textContent).join('|')", i), &row))
 		if row != want {
 			t.Errorf("drill %d reads %q, want %q", i, row, want)
 		}
 	}
 	p.picture("drills")
 	p.clean(s.url, refused)
+
+	// Each leads to its report.
+	s.reports["1"] = aReport(evil)
+	p.must(p.Eval(p.ctx, "document.querySelectorAll('[aria-labelledby=drills] tbody a')[1].click()", nil))
+	p.reads("h1", "Drill of web, failover, kill: FAILED.")
+	for selector, text := range map[string]string{
+		".report .todo": "memory: it differs", ".report .facts": "2.1 s ± 3 ms", ".report [aria-label=Guarantees]": "BROKEN", ".report [aria-label=Timeline]": evil, ".report [aria-label=Checks]": "exit status 0",
+		".report [aria-label='Left over']": "a file of it is left", ".report [aria-label='Before it began']": "on alpha",
+	} {
+		p.reads(selector, text)
+	}
+	p.picture("report")
+	p.clean(s.url, refused)
+	p.size(360, 740, true)
+	p.clean(s.url, refused)
+	p.picture("phone-report")
+	p.must(p.Eval(p.ctx, "location.hash = '#/drill/alpha/none'", nil))
+	p.reads(".report", "alpha has no such report")
+	p.must(p.Eval(p.ctx, "document.querySelector('#up').click()", nil))
+	p.reads("h1", "All 2 guests are well.")
+}
+
+// aReport is that of a failover after which something was found.
+func aReport(evil string) drill.Report {
+	took := func(d time.Duration) *drill.Measured { return &drill.Measured{Took: d, Error: 3 * time.Millisecond} }
+	return drill.Report{ID: "1", Spec: drill.Spec{Guest: "web", Kind: drill.Failover, Fault: drill.Kill}, State: drill.Failed, Why: "memory: it differs", Host: "witness", Began: time.Now().Add(-time.Hour),
+		Took: 31 * time.Second, From: "alpha", To: "beta",
+		Conditions: []drill.Condition{{Name: "the guest runs", Holds: true, Text: "on alpha, generation 3"}, {Name: "no other drill runs", Holds: true, Text: "no host that answers runs one"}},
+		Timeline: []drill.Step{{Kind: "phase", Text: "act", Host: "witness"}, {At: time.Second, Host: "alpha", Kind: "strike", Text: "its daemon and the guest are killed"},
+			{At: 2 * time.Second, Error: time.Millisecond, Host: "beta", Kind: "takeover-asked", Text: evil}},
+		RTO:        drill.RTO{Running: took(2050 * time.Millisecond), FirstOutput: took(2100 * time.Millisecond), Text: "2.1s"},
+		RPO:        &drill.RPO{Committed: 77, Resumed: 77, Age: took(40 * time.Millisecond), OutputLost: "none: nothing left before its commit"},
+		Checks:     []drill.Check{{Name: "check", Verdict: drill.Yes, Text: "exit status 0", Output: "web answers"}},
+		Guarantees: []drill.Guarantee{{Name: "one owner", Verdict: drill.Yes, Evidence: "generations 3 to 5 in the records of three hosts"}, {Name: "memory", Verdict: drill.No, Evidence: "it differs"}},
+		Left:       []string{"a file of it is left"}}
 }
 
 func TestOnAPhone(t *testing.T) {
@@ -257,6 +292,16 @@ func TestOnAPhone(t *testing.T) {
 	if len(small) > 0 {
 		t.Errorf("too small to read: %q", small)
 	}
+	p.button("Unprotect…")
+	p.reads("dialog[open]", "frees its image")
+	p.picture("phone-question")
+	p.clean(s.url, refused)
+	var out string
+	p.must(p.Eval(p.ctx, `(() => { const d = document.querySelector('dialog[open]').getBoundingClientRect(); return d.left >= 0 && d.right <= innerWidth && d.top >= 0 && d.bottom <= innerHeight ? '' : JSON.stringify(d); })()`, &out))
+	if out != "" {
+		t.Errorf("a question does not fit a phone: %s", out)
+	}
+	p.press("Escape")
 	p.size(320, 640, true) // a desktop's window at a zoom of 400%
 	p.clean(s.url, refused)
 }

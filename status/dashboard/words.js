@@ -93,7 +93,7 @@ const texts = {
   }),
   'owner-silent': (s) => ({
     head: `is in an unknown state: ${s.owner} has not answered for ${age(s.silentFor)}`,
-    todo: `Look from the other host, whose page or understudy status tells whether it has taken the guest over. ${seeTo(s.owner)}`,
+    todo: `${comes(s)} ${seeTo(s.owner)}`,
   }),
   'backup-only': (s) => ({
     head: onlyBackup(s),
@@ -104,6 +104,21 @@ const texts = {
     todo: s.owner ? `Ask the endpoint of ${s.owner}, which owns it as far as is known.` : 'Look from another host.',
   }),
 };
+
+// comes is what comes of a guest whose owner is not heard.
+function comes(s) {
+  const by = s.standby?.host;
+  if (!by) {
+    return `Neither of its hosts is heard from here: whether ${s.backup || 'the backup'} has taken it over is for that host to say.`;
+  }
+  if (s.log.protection === 'paused' || s.log.protection === 'off') {
+    return `No host takes it over by itself: its protection is ${s.log.protection}. If ${s.owner} is lost, an operator can take it over on ${by}, and is told what that loses.`;
+  }
+  if (s.log.in_sync) {
+    return `If ${s.owner} is lost, ${by} takes it over by itself once the lease of ${s.owner} has run out.`;
+  }
+  return `No host takes it over by itself: the log names no backup in sync. If ${s.owner} is lost, an operator can take it over on ${by}, and is told what that loses.`;
+}
 
 function onlyBackup(s) {
   const b = s.view.guest.backup;
@@ -151,8 +166,16 @@ function spoken(s, short) {
   return `${short}${s.owner ? `, owned by ${s.owner}` : ''}`;
 }
 
-function notes(model, s) {
+function notes(model, s, now) {
   const out = [];
+  if (s.log?.fenced) {
+    out.push({ tone: 'warn', text: `${s.log.fenced} is known to be off: nobody waits for its lease, nor for its locks. That holds until its daemon is started anew.` });
+  }
+  for (const v of model.views(s.guest)) {
+    if (v.guest.bubble && !model.isQuiet(v.host, now)) {
+      out.push({ tone: 'plain', text: `A copy of it runs in isolation on ${v.host} (${v.guest.bubble.stage || 'beginning'}): a bubble, of which nothing gets out.` });
+    }
+  }
   const guest = s.view?.guest;
   const told = ['no-lease', 'never', 'asking', 'detaching'].includes(s.key);
   if (s.leaderless && !told) {
@@ -161,7 +184,7 @@ function notes(model, s) {
   if (guest?.problem) {
     out.push({ tone: 'bad', text: `In the way on ${s.view.host}, and tried again: ${guest.problem}` });
   }
-  if (guest?.primary?.last_error && s.key !== 'protected') {
+  if (guest?.primary?.last_error && s.key !== 'protected' && s.log.protection !== 'paused' && s.log.protection !== 'off') {
     out.push({ tone: 'warn', text: `Last trouble with the backup: ${guest.primary.last_error}` });
   }
   if (guest?.disks?.problem) {

@@ -90,3 +90,33 @@ same(lastMove(r, 'web', 'b'), { host: 'b', from: 'a', at: 1e12 + 3000, planned: 
 same(lastMove(r, 'web', 'a'), null, 'none');
 r.happened(Array.from({ length: 3000 }, (_, i) => e(i + 10, 'problem')));
 same([r.events.length, r.known.size], [500, 500], 'events are bounded');
+
+// What comes of a guest whose owner is not heard, and what the picture says then.
+const silentOwner = (log, heard = true) => {
+  const k = know({ a: owner({}, log), b: backup(log.in_sync === false ? { state: 'waiting', in_sync: false } : {}, log), w: null });
+  k.silent('a', 'no route');
+  if (!heard) {
+    k.silent('b', 'no route');
+  }
+  return k;
+};
+for (const [what, k, text] of [
+  ['a backup in sync', silentOwner({}), 'b takes it over by itself'],
+  ['paused', silentOwner({ protection: 'paused', in_sync: false }), 'its protection is paused'],
+  ['out of sync', silentOwner({ in_sync: false }), 'no backup in sync'],
+  ['nobody heard', silentOwner({}, false), 'Neither of its hosts'],
+]) {
+  const s = state(k);
+  same(s.key, 'owner-silent', what);
+  ok(describe(k, s, 1000).todo.includes(text), `${what}: ${describe(k, s, 1000).todo}`);
+}
+const asks = pic({ a: owner(), b: backup({ state: 'asking' }), w: null });
+same([asks.hosts[0].part, asks.hosts[0].runs, asks.links[0].text], ['owner; b hears nothing of it', 'may run', 'silent, says b'], 'who asks hears nothing');
+const off = know({ a: owner(), b: backup({}, { fenced: 'a', revision: 4 }), w: null });
+off.silent('a', 'no route');
+same(scene(off, state(off), 1000).hosts[0].part, 'owner, known to be off', 'a host that is off');
+const rest = pic({ a: owner({ mode: 'alone', linked: false }, { protection: 'paused', in_sync: false }), b: backup({ state: 'waiting', in_sync: false }, { protection: 'paused', in_sync: false }) });
+same([rest.hosts[1].part, rest.hosts[1].tone], ['keeps its image', 'off'], 'a backup of a guest whose protection is paused');
+throws(() => new Model().reported('b', { guests: 'x' }, 1), 'a report that is none');
+throws(() => new Model().reported('b', null, 1), 'no report');
+throws(() => new Model().reported('b', { guests: [{ name: 7 }] }, 1), 'a guest without a name');
