@@ -105,7 +105,7 @@ func (d drills) Start(spec drill.Spec) (string, error) {
 	id := "a-drill"
 	r := drill.Report{ID: id, Spec: spec, State: drill.Running, Phase: drill.PhaseAct, Host: "alpha", Began: time.Now()}
 	d.mu.Lock()
-	d.reports[id], d.drilled = r, append(d.drilled, r.Summary())
+	d.reports[id], d.stage.drilled = r, append(d.drilled, r.Summary())
 	d.mu.Unlock()
 	return id, d.did(fmt.Sprintf("drill %s %s %s", spec.Kind, spec.Fault, spec.Guest))
 }
@@ -115,7 +115,7 @@ func (d drills) Abort(id string) error {
 	d.mu.Lock()
 	r := d.reports[id]
 	r.State, r.Why = drill.Aborted, "an operator gave it up"
-	d.reports[id], d.drilled = r, []drill.Summary{r.Summary()}
+	d.reports[id], d.stage.drilled = r, []drill.Summary{r.Summary()}
 	d.mu.Unlock()
 	return d.did("give up " + id)
 }

@@ -56,7 +56,7 @@ type Value float32
 func Unknown() Value { return Value(math.NaN()) }
 
 // Known tells a value from one that is not known.
-func (v Value) Known() bool { return v == v }
+func (v Value) Known() bool { return !math.IsNaN(float64(v)) }
 
 // MarshalJSON writes a value as a whole number, or as null.
 func (v Value) MarshalJSON() ([]byte, error) {
