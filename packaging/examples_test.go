@@ -115,7 +115,7 @@ func TestSystemdAcceptsTheUnit(t *testing.T) {
 		t.Errorf("%v\n%s", err, out)
 	}
 	unit := read(t, "systemd/understudyd.service")
-	for _, want := range []string{"Type=notify", "KillMode=process", "RuntimeDirectoryPreserve=yes", "WatchdogSec=", "ExecStartPre=/usr/bin/understudy config check", "Restart=on-failure"} {
+	for _, want := range []string{"Type=notify", "KillMode=process", "RuntimeDirectoryPreserve=yes", "WatchdogSec=", "ExecStartPre=/usr/bin/understudy config check", "ExecReload=kill -HUP $MAINPID", "Restart=on-failure"} {
 		if !strings.Contains(unit, "\n"+want) {
 			t.Errorf("the unit has no %s", want)
 		}
