@@ -58,6 +58,7 @@ func TestEveryKeyHasItsTreatment(t *testing.T) {
 		"guest.protection.window": Live, "guest.protection.delta_cache": Session, "guest.protection.held_output": Live,
 		"guest.protection.held_writes": RestartGuest, "guest.protection.exclusion": RestartGuest, "guest.protection.rebuild": Live,
 		"guest.protection.connections": Session, "guest.protection.compression": Live, "guest.protection.detach_after": Live,
+		"guest.on_stop": Live, "guest.protection.handover_patience": Live,
 		"guest.protection.verify_every": Live, "guest.protection.verify_all": Live,
 	}
 	seen := map[string]bool{}

@@ -102,6 +102,10 @@ type Guest struct {
 	Failback      Failback `toml:"failback"`
 	FailbackAfter Duration `toml:"failback_after"`
 
+	// OnStop says what becomes of the guest where it runs when the daemon is told to
+	// stop.
+	OnStop OnStop `toml:"on_stop"`
+
 	Hypervisor Hypervisor `toml:"hypervisor"`
 	// Memory is the guest's RAM, a multiple of 4 KiB.
 	Memory Size `toml:"memory"`
@@ -143,6 +147,20 @@ type Failback string
 const (
 	FailbackManual Failback = "manual"
 	FailbackAuto   Failback = "auto"
+)
+
+// OnStop says what a daemon that is told to stop does with a guest that it runs.
+type OnStop string
+
+const (
+	// OnStopHandover leaves the guest to the next daemon of the host, standing still
+	// after a last epoch; its backup waits for HandoverPatience.
+	OnStopHandover OnStop = "handover"
+	// OnStopLeave leaves it as it is, without a word: its backup takes it over, or
+	// the next daemon adopts it, whichever comes first.
+	OnStopLeave OnStop = "leave"
+	// OnStopStop commits a last epoch and ends the guest. It stays stopped.
+	OnStopStop OnStop = "stop"
 )
 
 // DiskMode says what becomes of a guest's writes to a disk.
@@ -262,6 +280,9 @@ type Protection struct {
 	// DetachAfter is how long the guest's output waits for a silent backup
 	// before the guest goes on unprotected.
 	DetachAfter Duration `toml:"detach_after"`
+	// HandoverPatience is how long the backup is asked to wait for the next daemon of
+	// a host whose daemon is stopped or upgraded.
+	HandoverPatience Duration `toml:"handover_patience"`
 	// VerifyEvery is the time between two comparisons of all memory on both
 	// sides; 0 is never.
 	VerifyEvery Duration `toml:"verify_every"`

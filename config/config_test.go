@@ -176,6 +176,8 @@ func TestEveryProblemIsTold(t *testing.T) {
 		{"held output", func(c *Config) { first(c).Protection.HeldOutput = 1 }, "guest.web.protection.held_output: 1B is not between 1MiB and 16GiB"},
 		{"connections", func(c *Config) { first(c).Protection.Connections = 17 }, "guest.web.protection.connections: "},
 		{"compression", func(c *Config) { first(c).Protection.Compression = "zip" }, "guest.web.protection.compression: "},
+		{"no such end", func(c *Config) { first(c).OnStop = "kill" }, "guest.web.on_stop"},
+		{"hasty handover", func(c *Config) { first(c).Protection.HandoverPatience = Duration(time.Second) }, "guest.web.protection.handover_patience: 1s is not between 5s and 1m0s"},
 		{"hasty detach", func(c *Config) { first(c).Protection.DetachAfter = Duration(300 * time.Millisecond) }, "guest.web.protection.detach_after: 300ms is not between 400ms (two heartbeats, one epoch) and 10m0s"},
 		{"verify", func(c *Config) { first(c).Protection.VerifyEvery = Duration(time.Millisecond) }, "guest.web.protection.verify_every: "},
 		{"disk of a simulated guest", func(c *Config) { first(c).Hypervisor = Sim }, "guest.web.disk: is of no use to a simulated guest"},
@@ -300,6 +302,8 @@ func TestRenderedFileReadsBackTheSame(t *testing.T) {
 		p.Target = p.Floor + (p.Ceiling-p.Floor)/2
 		p.Window = rapid.IntRange(1, 8).Draw(t, "window")
 		p.DetachAfter = c.Lease * Duration(rapid.IntRange(1, 9).Draw(t, "detach"))
+		g.OnStop = rapid.SampledFrom([]OnStop{OnStopHandover, OnStopLeave, OnStopStop}).Draw(t, "on stop")
+		p.HandoverPatience = rapid.SampledFrom([]Duration{minHandover, 7 * Duration(time.Second), maxHandover}).Draw(t, "patience")
 		if err := c.Validate(); err != nil {
 			t.Fatalf("not valid: %v", err)
 		}

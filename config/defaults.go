@@ -37,6 +37,7 @@ const (
 
 	defaultFailback      = FailbackManual
 	defaultFailbackAfter = Duration(10 * time.Minute)
+	defaultOnStop        = OnStopHandover
 
 	defaultFloor       = Duration(5 * time.Millisecond)
 	defaultTarget      = Duration(25 * time.Millisecond)
@@ -50,6 +51,7 @@ const (
 	defaultQueues      = 1
 	defaultConnections = 2
 	defaultCompression = CompressionAuto
+	defaultHandover    = Duration(5 * time.Second)
 	// detach_after = one lease, verify_every = 0 (never)
 
 	defaultFault        = FaultKill
@@ -68,6 +70,8 @@ const (
 	minEpoch       = Duration(1 * time.Millisecond)
 	maxEpoch       = Duration(10 * time.Second)
 	maxDetachAfter = Duration(10 * time.Minute)
+	minHandover    = Duration(5 * time.Second) // a new daemon may take that long to take part
+	maxHandover    = Duration(1 * time.Minute) // protocol.MaxPatience
 	minFailback    = Duration(1 * time.Second)
 	maxFailback    = Duration(30 * 24 * time.Hour)
 	minVerify      = Duration(1 * time.Second)
@@ -154,6 +158,7 @@ func (g *Guest) setDefaults(lease Duration) {
 	}
 	or(&g.Failback, defaultFailback)
 	or(&g.FailbackAfter, defaultFailbackAfter)
+	or(&g.OnStop, defaultOnStop)
 	p := &g.Protection
 	or(&p.Floor, defaultFloor)
 	or(&p.Ceiling, max(p.Floor, min(defaultCeiling, lease/2)))
@@ -167,6 +172,7 @@ func (g *Guest) setDefaults(lease Duration) {
 	or(&p.Connections, defaultConnections)
 	or(&p.Compression, defaultCompression)
 	or(&p.DetachAfter, lease)
+	or(&p.HandoverPatience, defaultHandover)
 }
 
 // or sets what has the zero value to its default.

@@ -90,6 +90,7 @@ func (w *writer) guest(g Guest, lease Duration) {
 	w.key("backup", g.Backup, "where it goes on")
 	w.option("failback", string(g.Failback), string(defaultFailback), `back to its host, once that has protected it long enough, by an operator or by itself: "manual", "auto"`)
 	w.option("failback_after", g.FailbackAfter, defaultFailbackAfter, "protected that long without a break")
+	w.option("on_stop", string(g.OnStop), string(defaultOnStop), `when the daemon that runs it is told to stop: "handover" to the next one, "leave" it to its backup, "stop" it`)
 	w.option("hypervisor", string(g.Hypervisor), string(defaultHypervisor), `"qemu" or "sim"`)
 	w.key("memory", g.Memory, "a multiple of 4KiB")
 	w.key("cpus", g.CPUs, "")
@@ -142,6 +143,7 @@ func (w *writer) guest(g Guest, lease Duration) {
 	w.option("connections", p.Connections, dp.Connections, "to the backup")
 	w.option("compression", string(p.Compression), string(dp.Compression), `"auto", "none", "delta", "full"`)
 	w.option("detach_after", p.DetachAfter, dp.DetachAfter, "then a guest goes on without its silent backup")
+	w.option("handover_patience", p.HandoverPatience, dp.HandoverPatience, "the backup waits that long for the next daemon after a handover")
 	w.option("verify_every", p.VerifyEvery, dp.VerifyEvery, "compare all memory of both sides; 0s is never")
 	w.option("verify_all", p.VerifyAll, dp.VerifyAll, "and do so at every checkpoint: for tests, pauses get long")
 }

@@ -218,6 +218,7 @@ func (v *validator) place(c *Config, key string, g Guest) {
 	}
 	oneOf(v, key+"failback", g.Failback, FailbackManual, FailbackAuto)
 	between(v, key+"failback_after", g.FailbackAfter, minFailback, maxFailback)
+	oneOf(v, key+"on_stop", g.OnStop, OnStopHandover, OnStopLeave, OnStopStop)
 }
 
 var (
@@ -404,6 +405,7 @@ func (v *validator) protection(key string, p Protection, c *Config) {
 	if least := max(2*c.Heartbeat, longest); p.DetachAfter < least || p.DetachAfter > maxDetachAfter {
 		v.add(key+"detach_after", "%s is not between %s (two heartbeats, one epoch) and %s", p.DetachAfter, least, maxDetachAfter)
 	}
+	between(v, key+"handover_patience", p.HandoverPatience, minHandover, maxHandover)
 	if p.VerifyEvery != 0 {
 		between(v, key+"verify_every", p.VerifyEvery, minVerify, maxVerify)
 	}

@@ -120,7 +120,7 @@ func (h *Host) takeBack(m *manager) error {
 	return nil
 }
 
-// Change gives a guest the Home, Peer, Primary, Backup, Dial and FailbackAfter of g: at once to
+// Change gives a guest the Home, Peer, Primary, Backup, Dial, FailbackAfter and OnStop of g: at once to
 // the role that this host plays, and to those that follow. anew makes the session
 // to the backup anew. If the role does not take them within ctx, those that follow
 // do, and an error says so.
@@ -131,6 +131,7 @@ func (h *Host) Change(ctx context.Context, g Guest, anew bool) error {
 	}
 	next := m.Guest
 	next.Home, next.Peer, next.Primary, next.Backup, next.Dial, next.FailbackAfter = g.Home, g.Peer, g.Primary, g.Backup, g.Dial, g.FailbackAfter
+	next.OnStop = g.OnStop
 	m.settings.Store(&next)
 	m.mu.Lock()
 	p, b, unsettle := m.primary, m.backup, m.unsettle

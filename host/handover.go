@@ -1,8 +1,9 @@
 package host
 
-// This file is the daemon's going down in good order, to be started anew. Each
-// guest that runs here is made to stand still after a last epoch that its backup
-// has acknowledged, and its backup waits (package primary, handover.go):
+// This file is the daemon's going down in good order. To be started anew (HandOver):
+// each guest that runs here is made to stand still after a last epoch that its backup
+// has acknowledged, and its backup waits (package primary, handover.go). On a signal
+// (GoDown): the same, if the guest's OnStop has it so.
 //
 //	HandOver ─> every primary here ─┬─ all have: Run's context ends ─> leave:
 //	                                │  what is held leaves, the file (left.go), Detach
@@ -44,6 +45,69 @@ func (h *Host) HandOver(ctx context.Context) error {
 		h.TakeBack()
 	}
 	return err
+}
+
+// OnStop is what becomes of a guest that runs on a host whose daemon is told to stop.
+type OnStop uint8
+
+const (
+	// OnStopHandover hands it over, as HandOver does.
+	OnStopHandover OnStop = iota
+	// OnStopLeave leaves it as it is: its backup takes it over, or the next daemon
+	// adopts it.
+	OnStopLeave
+	// OnStopStop commits a last epoch and ends it.
+	OnStopStop
+)
+
+// GoDown does with every guest that this host runs what its OnStop says, so that
+// Run's context can be ended. A handover may take as long as handover says, a stop as
+// long as stop. An error says what could not be done.
+func (h *Host) GoDown(ctx context.Context, handover, stop time.Duration) error {
+	managers := h.now()
+	errs := make([]error, len(managers))
+	var asking sync.WaitGroup
+	for i, m := range managers {
+		asking.Go(func() {
+			switch m.settings.Load().OnStop {
+			case OnStopLeave:
+			case OnStopStop:
+				ctx, cancel := context.WithTimeout(ctx, stop)
+				defer cancel()
+				errs[i] = m.stopAndEnd(ctx)
+			default:
+				ctx, cancel := context.WithTimeout(ctx, handover)
+				defer cancel()
+				errs[i] = m.handOver(ctx)
+			}
+		})
+	}
+	asking.Wait()
+	return errors.Join(errs...)
+}
+
+// stopAndEnd stops the guest if it runs here, and waits until nothing of it is left.
+func (m *manager) stopAndEnd(ctx context.Context) error {
+	if _, _, err := m.host.asPrimary(m.Name); err != nil {
+		return nil //nolint:nilerr // it does not run here
+	}
+	if _, err := m.host.Stop(ctx, m.Name); err != nil {
+		return err
+	}
+	for m.roleNow() != "stopped" { // it is said once the guest's machine has ended
+		if sleep(ctx, stopLook); ctx.Err() != nil {
+			return fmt.Errorf("guest %q is stopped, and its machine has not ended: %w", m.Name, ctx.Err())
+		}
+	}
+	return nil
+}
+
+const stopLook = 5 * time.Millisecond
+
+func (m *manager) roleNow() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.role
 }
 
 // TakeBack has the guests that were handed over go on here after all.

@@ -82,6 +82,8 @@ type Guest struct {
 	// FailbackAfter is how long Home has to have protected the guest on Peer until
 	// the daemon brings it back there by itself; 0: an operator does.
 	FailbackAfter time.Duration
+	// OnStop is what GoDown does with the guest where it runs.
+	OnStop OnStop
 	// Copies says that each host has a copy of its own of one of the disks.
 	Copies bool
 	// Shared says that one of the disks is one for both hosts.

@@ -51,6 +51,8 @@ type manager struct {
 	takeovers uint64
 	earlier   primary.Totals
 	state     ownership.Guest
+	looked    bool                // for what a former daemon has left
+	found     bool                // there was something
 	pending   *checkpoint.Pending // of a lazy restore, nil when it is over
 	unsettle  context.CancelFunc  // ends the wait of a guest that nobody has booted yet
 }
@@ -59,6 +61,11 @@ type manager struct {
 const again = 200 * time.Millisecond
 
 func (m *manager) run(ctx context.Context) {
+	left, ok := m.Driver.(hypervisor.Leftover)
+	found := ok && left.Left()
+	m.mu.Lock()
+	m.looked, m.found = true, found
+	m.mu.Unlock()
 	for ctx.Err() == nil {
 		state, err := m.read(ctx)
 		if err == nil {

@@ -23,6 +23,20 @@ import (
 	"understudy/ownership"
 )
 
+// Settled reports whether nothing that a former daemon has left of a guest waits to be
+// adopted, or ended, any more. Until the log can be read, it does.
+func (h *Host) Settled() bool {
+	for _, m := range h.now() {
+		m.mu.Lock()
+		settled := m.looked && (!m.found || m.role != "" && m.role != "recovering")
+		m.mu.Unlock()
+		if !settled {
+			return false
+		}
+	}
+	return true
+}
+
 // reclaimAfter is how long a surrendered guest waits for its backup before this
 // host, which no longer holds it, boots it anew.
 const reclaimAfter = 30 * time.Second

@@ -162,6 +162,10 @@ type Resumer interface {
 	Resume(ctx context.Context) (g Guest, exact bool, err error)
 }
 
+// Leftover is a Driver that can tell cheaply whether a former process of this host
+// may have left something of the guest.
+type Leftover interface{ Left() bool }
+
 // Beginner is a Driver that hands a Standby out while its machine is being made.
 type Beginner interface {
 	// BeginStandby is Standby, but returns as soon as the image can be written.

@@ -12,7 +12,7 @@ import (
 
 // Reconfigure gives the primary the settings of cfg that can change while a guest
 // runs: Window, Floor, Target, Ceiling, DetachAfter, Effort, VerifyEvery,
-// VerifyAll and Encoder. Everything else stays. The session to the backup is made
+// VerifyAll, Patience and Encoder. Everything else stays. The session to the backup is made
 // anew if anew says so, or the encoder is another one: the guest runs on, and what
 // the backup has committed is continued from. An error says that nothing changed.
 func (p *Primary) Reconfigure(ctx context.Context, cfg Config, anew bool) error {
@@ -54,7 +54,7 @@ func (p *Primary) Reconfigure(ctx context.Context, cfg Config, anew bool) error 
 func (c *Config) adjust(other Config) {
 	c.Window, c.Floor, c.Target, c.Ceiling = other.Window, other.Floor, other.Target, other.Ceiling
 	c.DetachAfter, c.Effort, c.Encoder = other.DetachAfter, other.Effort, other.Encoder
-	c.VerifyEvery, c.VerifyAll = other.VerifyEvery, other.VerifyAll
+	c.VerifyEvery, c.VerifyAll, c.Patience = other.VerifyEvery, other.VerifyAll, other.Patience
 }
 
 // again ends the session, or the attempt to open one, as if it had been lost.

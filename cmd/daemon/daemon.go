@@ -183,7 +183,7 @@ func live(signals context.Context, o Options, self config.Host, id *transport.Id
 	if o.Supervisor != nil {
 		workers.Go(func() {
 			supervise(ctx, supervisor{o.Supervisor, l}, supervised{guests: h, voter: voter, endpoint: answers{status.NewClient(Socket(o.Config, self))},
-				states: h.Status, leader: voter.Leader, slog: o.Slog})
+				settled: h.Settled, states: h.Status, leader: voter.Leader, slog: o.Slog})
 		})
 	}
 	workers.Go(func() { servePeers(ctx, o, port, server) })
@@ -196,7 +196,7 @@ func live(signals context.Context, o Options, self config.Host, id *transport.Id
 		}
 	})
 	o.Slog.Info("understudy is up", "host", self.Name, "address", self.Address, "witness", self.Witness, "version", status.Version)
-	l.tellBegan()
+	l.tellBegan(ctx)
 	if o.Ready != nil {
 		o.Ready()
 	}

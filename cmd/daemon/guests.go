@@ -42,8 +42,8 @@ func newGuest(o Options, self config.Host, g config.Guest, record recorder) (hos
 	made := host.Guest{
 		Name: g.Name, Home: ownership.HostID(g.Host), Driver: driver, Gate: gate,
 		LeftFile: leftFile(o, self, g), LeftPages: imagePages(g),
-		FailbackAfter: failbackAfter(g),
-		Disks:         disks.orNone(), History: disks.history(), Copies: disks.copied(), Shared: shared(g), Hypervisor: string(g.Hypervisor),
+		FailbackAfter: failbackAfter(g), OnStop: onStops[g.OnStop],
+		Disks: disks.orNone(), History: disks.history(), Copies: disks.copied(), Shared: shared(g), Hypervisor: string(g.Hypervisor),
 		Bubbles: newGround(o, self, g, disks),
 	}
 	made.Primary, made.Backup = rolesOf(ownership.HostID(self.Name), g, disks)
@@ -69,6 +69,9 @@ func rolesOf(me ownership.HostID, g config.Guest, disks *served) (func(time.Dura
 func shared(g config.Guest) bool {
 	return slices.ContainsFunc(g.Disks, func(d config.Disk) bool { return d.Mode == config.Shared })
 }
+
+// onStops are what package host calls them.
+var onStops = map[config.OnStop]host.OnStop{config.OnStopHandover: host.OnStopHandover, config.OnStopLeave: host.OnStopLeave, config.OnStopStop: host.OnStopStop}
 
 // failbackAfter is 0 where an operator brings the guest back.
 func failbackAfter(g config.Guest) time.Duration {
@@ -111,6 +114,7 @@ func primaryConfig(g config.Guest, self ownership.HostID, lease time.Duration) p
 	}
 	c.Encoder = epoch.EncoderConfig{DeltaCacheBytes: uint64(p.DeltaCache)}
 	c.Effort = primary.Compression(p.Compression)
+	c.Patience = p.HandoverPatience.Std()
 	c.VerifyEvery, c.VerifyAll = p.VerifyEvery.Std(), p.VerifyAll
 	return c
 }

@@ -7,7 +7,8 @@ package daemon
 //
 // A sign of life is given only when every loop has come round: a daemon that
 // hangs is killed and started again by its supervisor, and adopts its guests. The
-// daemon is said to be ready after the first such round.
+// daemon is said to be ready after the first such round, and after it has adopted
+// what a former one has left.
 
 import (
 	"context"
@@ -46,9 +47,10 @@ type lively interface {
 type supervised struct {
 	guests, voter, endpoint lively
 
-	states func() []host.GuestStatus
-	leader func() ownership.HostID
-	slog   *slog.Logger
+	settled func() bool // nothing waits to be adopted; nil: nothing ever does
+	states  func() []host.GuestStatus
+	leader  func() ownership.HostID
+	slog    *slog.Logger
 }
 
 const (
@@ -57,6 +59,9 @@ const (
 	// superviseRounds is how many rounds the interval of a supervisor has at
 	// least: one that comes late is not yet the end.
 	superviseRounds = 4
+	// adoptionTime is how long guests that are left here keep the daemon from being
+	// ready: without a majority they cannot be adopted.
+	adoptionTime = 10 * time.Second
 )
 
 // supervise tells s until ctx ends.
@@ -73,8 +78,14 @@ func supervise(ctx context.Context, s Supervisor, of supervised) {
 	defer look.Wait()
 	looked := make(chan error, 1)
 	ready := sync.OnceFunc(func() { told.try(s.Ready) })
+	settle := sync.OnceFunc(func() {
+		if of.settled != nil {
+			awaitAdoption(ctx, of.settled, adoptionTime)
+		}
+	})
 	begin := func() {
 		look.Go(func() {
+			settle()
 			line, err := of.look(ctx, max(pace, s.Interval()/2))
 			if line != "" {
 				told.try(func() error { return s.Status(line) })

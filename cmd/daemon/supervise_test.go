@@ -97,7 +97,8 @@ var (
 // supervision is a daemon that is supervised, all of it played.
 type supervision struct {
 	*systemd
-	states []host.GuestStatus
+	states  []host.GuestStatus
+	settled func() bool
 
 	guests, voter, endpoint *loop
 	log                     bytes.Buffer
@@ -113,7 +114,7 @@ func (s *supervision) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() {
-		supervise(ctx, s, supervised{guests: s.guests, voter: s.voter, endpoint: s.endpoint, slog: slog.New(slog.NewTextHandler(&s.log, nil)),
+		supervise(ctx, s, supervised{guests: s.guests, voter: s.voter, endpoint: s.endpoint, slog: slog.New(slog.NewTextHandler(&s.log, nil)), settled: s.settled,
 			states: func() []host.GuestStatus { return s.states }, leader: func() ownership.HostID { return "witness" }})
 	})
 	s.end = func() { cancel(); running.Wait() }
@@ -190,6 +191,33 @@ func TestADaemonThatHangsIsNotReady(t *testing.T) {
 		}
 		s.end()
 	})
+}
+
+// TestADaemonIsReadyOnceItHasAdopted what was left here, or cannot for long.
+func TestADaemonIsReadyOnceItHasAdopted(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		after time.Duration
+	}{{"soon", 3 * time.Second}, {"never", time.Hour}} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newSupervision(0, protected)
+				adopted := time.Now().Add(c.after)
+				s.settled = func() bool { return !time.Now().Before(adopted) }
+				s.start()
+				defer s.end()
+				want := min(c.after, adoptionTime)
+				time.Sleep(want - time.Second)
+				if strings.Contains(s.told(), "ready") {
+					t.Errorf("ready before a guest is adopted:\n%s", s.told())
+				}
+				time.Sleep(2 * time.Second)
+				if !strings.Contains(s.told(), "ready") {
+					t.Errorf("not ready %v later:\n%s", time.Second, s.told())
+				}
+			})
+		})
+	}
 }
 
 // TestASupervisorThatCannotBeToldIsComplainedOfOnce.

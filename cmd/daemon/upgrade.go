@@ -4,7 +4,8 @@ package daemon
 // left off, and nobody takes the silence between the two for a failure:
 //
 //	a signal ──> leaver ─ the leadership goes to another voter ─ the guests stand
-//	             still after a last epoch, their backups wait ─> everything is closed
+//	             still after a last epoch, their backups wait (or what else the
+//	             configuration's on_stop says) ─> everything is closed
 //	upgrade ─ the new daemon is started and ready ─> leaver, the same, but if a guest
 //	             cannot be left: all goes on here ─> everything is closed ─> handOn
 //
@@ -33,6 +34,9 @@ const (
 	stopTime = 3 * time.Second
 	// handoverTime bounds it for an upgrade, which can be given up.
 	handoverTime = 5 * time.Second
+	// endTime bounds what is done before it for guests that are stopped with it: less
+	// than a service manager waits.
+	endTime = 20 * time.Second
 	// reachTime bounds the question to the other voters.
 	reachTime = 2 * time.Second
 )
@@ -67,11 +71,10 @@ func (l *leaver) run(ctx context.Context, signal <-chan struct{}, end func()) {
 		case <-ctx.Done():
 			return
 		case <-signal:
-			call, cancel := context.WithTimeout(ctx, stopTime)
-			if err := l.leave(call); err != nil {
+			l.giveLead(ctx, stopTime)
+			if err := l.host.GoDown(ctx, stopTime, endTime); err != nil {
 				l.log.Warn("not all is in order for the next daemon", "err", err)
 			}
-			cancel()
 			return
 		case u := <-l.upgrades:
 			call, cancel := context.WithTimeout(ctx, handoverTime)
@@ -85,12 +88,13 @@ func (l *leaver) run(ctx context.Context, signal <-chan struct{}, end func()) {
 	}
 }
 
-// leave makes everything ready for this daemon's end.
-func (l *leaver) leave(ctx context.Context) error {
+// giveLead has another voter lead, if this one does.
+func (l *leaver) giveLead(ctx context.Context, limit time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
 	if err := l.voter.HandLeadership(ctx); err != nil {
 		l.log.Warn("the others find out by themselves that this voter ends", "err", err)
 	}
-	return l.host.HandOver(ctx)
 }
 
 // handOver is leave for an upgrade.
@@ -98,7 +102,8 @@ func (l *leaver) handOver(ctx context.Context, next *successor) error {
 	l.o.record.Add(events.Event{Kind: events.KindUpgradeBegun, Change: events.Change{From: status.Version, To: next.version},
 		Text: fmt.Sprintf("version %s is ready to take the place of version %s", next.version, status.Version)})
 	began := time.Now()
-	err := l.leave(ctx)
+	l.giveLead(ctx, handoverTime)
+	err := l.host.HandOver(ctx)
 	if err == nil {
 		l.next = next
 		if l.kept, err = l.keeping.all(); err != nil {
@@ -112,16 +117,37 @@ func (l *leaver) handOver(ctx context.Context, next *successor) error {
 	return fmt.Errorf("the upgrade is given up, and nothing has changed: %w", err)
 }
 
-// tellBegan says how this life came about, if by an upgrade.
-func (l *leaver) tellBegan() {
+// tellBegan says how this life came about, if by an upgrade: after the guests that
+// were left to it are adopted, so that one that dies of that is not the last daemon.
+func (l *leaver) tellBegan(ctx context.Context) {
 	switch {
 	case l.o.failed != nil:
 		l.tellFailed(l.o.failed)
 	case l.o.From != nil:
 		l.o.record.Add(events.Event{Kind: events.KindUpgraded, Change: events.Change{From: l.o.From.version, To: status.Version},
 			Text: fmt.Sprintf("version %s has taken the place of version %s", status.Version, l.o.From.version)})
+		awaitAdoption(ctx, l.host.Settled, adoptTime)
 		if err := l.o.From.up(); err != nil {
 			l.log.Warn("the former daemon was not told that this one takes part", "err", err)
+		}
+	}
+}
+
+// adoptTime is how long the former daemon is kept waiting for adoptions: less than
+// guestsTime, at whose end it would end this one for being slow.
+const adoptTime = guestsTime / 2
+
+// awaitAdoption waits until the guests that were left here are adopted.
+func awaitAdoption(ctx context.Context, settled func() bool, limit time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !settled() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
 		}
 	}
 }

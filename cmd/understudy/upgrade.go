@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"understudy/host"
 	"understudy/status"
 )
 
@@ -64,8 +66,10 @@ func awaitUpgrade(ctx context.Context, c *status.Client, u status.Upgrade) (time
 	for {
 		r, err := c.Status(ctx)
 		switch {
-		case err == nil && r.PID == u.PID:
+		case err == nil && r.PID == u.PID && !adopting(r):
 			return time.Since(began), nil
+		case err == nil && r.PID == u.PID:
+			// It takes part, and the guests are not all its own yet.
 		case err == nil && gone:
 			return 0, errors.New("the new daemon did not come up, and the old one goes on: see `understudy events` and the daemon's log")
 		case err != nil && ctx.Err() == nil:
@@ -77,4 +81,11 @@ func awaitUpgrade(ctx context.Context, c *status.Client, u status.Upgrade) (time
 			return 0, fmt.Errorf("the new daemon, process %d, does not answer: %w", u.PID, ctx.Err())
 		}
 	}
+}
+
+// adopting reports whether a guest that this host owns is not run by its daemon yet.
+func adopting(r status.Report) bool {
+	return slices.ContainsFunc(r.Guests, func(g host.GuestStatus) bool {
+		return (g.Role == "" || g.Role == "recovering") && g.Log.Owner == r.Host
+	})
 }

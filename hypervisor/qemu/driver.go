@@ -153,6 +153,12 @@ func (d *Driver) Adopt(ctx context.Context) (hypervisor.Guest, error) {
 	return g, nil
 }
 
+// Left reports whether a former process may have left a machine of the guest.
+func (d *Driver) Left() bool {
+	found, err := d.cfg.places()
+	return err != nil || len(found) > 0
+}
+
 // Resume is Adopt of a guest that was detached from while it stood still. Its
 // pages were tracked by the descriptor that QEMU has kept; a guest that gives
 // memory back is not exact, since what it gave back in the meantime is not in the
