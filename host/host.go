@@ -120,6 +120,9 @@ type Config struct {
 	// nil: an operator does it (FenceConfirm).
 	Fence      func(ctx context.Context, host ownership.HostID) error
 	FenceAfter func(host ownership.HostID) (after time.Duration, has bool)
+	// Drilling names a drill that runs on a host of the pair, "" if none is known of;
+	// nil: there are none.
+	Drilling func(ctx context.Context) (id string)
 	// Events is told what happens; nil: nobody is.
 	Events Events
 }

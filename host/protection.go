@@ -116,6 +116,7 @@ const failbackTime = 2 * time.Minute
 // was protected by its own host for that long without a break. It ends with ctx.
 func (m *manager) goHome(ctx context.Context) {
 	var rest clock.Instant // after one that failed
+	waits := ""            // for a drill
 	for {
 		g := m.settings.Load()
 		sleep(ctx, look(g.FailbackAfter))
@@ -123,6 +124,13 @@ func (m *manager) goHome(ctx context.Context) {
 			return
 		}
 		if g = m.settings.Load(); m.host.cfg.Clock.Now().Before(rest) || !m.mayGoHome(g) {
+			continue
+		}
+		if id := m.drilling(ctx); id != "" {
+			if id != waits {
+				m.slog.Info("going back to the guest's own host waits for the end of a drill", "drill", id)
+			}
+			waits = id
 			continue
 		}
 		m.tell(events.Event{Kind: events.KindFailbackBegun, Peer: g.Home, Reason: events.ReasonPolicy, Duration: g.FailbackAfter,
@@ -136,6 +144,15 @@ func (m *manager) goHome(ctx context.Context) {
 		}
 		rest = m.host.cfg.Clock.Now().Add(g.FailbackAfter)
 	}
+}
+
+// drilling names a drill that runs somewhere: it moves guests itself, and brings them
+// back.
+func (m *manager) drilling(ctx context.Context) string {
+	if m.host.cfg.Drilling == nil {
+		return ""
+	}
+	return m.host.cfg.Drilling(ctx)
 }
 
 // look is how long to wait between two looks.

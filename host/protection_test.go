@@ -5,6 +5,7 @@ package host
 import (
 	"context"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -176,5 +177,34 @@ func TestAGuestGoesHomeByItself(t *testing.T) {
 	if e := told[2]; e.Reason != events.ReasonPolicy || e.Peer != "a" || e.Boot.Sub(told[1].Boot) < p.home {
 		t.Errorf("told %+v after %+v", e, told[1])
 	}
+	p.until("it runs on a", func() bool { g := p.log.now(); return g.Owner == "a" && g.Phase == ownership.PhaseActive })
+}
+
+// TestAGuestStaysWhereADrillHasBroughtIt until the drill is over.
+func TestAGuestStaysWhereADrillHasBroughtIt(t *testing.T) {
+	p := newPair(t)
+	p.home = 50 * time.Millisecond
+	var asked atomic.Int32
+	over := make(chan struct{})
+	p.drills = func(context.Context) string {
+		asked.Add(1)
+		select {
+		case <-over:
+			return ""
+		default:
+			return "20260101-weekly"
+		}
+	}
+	a, b := p.up("a", "b"), p.up("b", "a")
+	inOrder(t, a.record, 0, events.KindProtected)
+	if _, err := a.host.Switchover(context.WithoutCancel(t.Context()), "web"); err != nil {
+		t.Fatal(err)
+	}
+	p.until("it was asked for drills again and again", func() bool { return asked.Load() > 5 })
+	if e := b.record.Newest(1, events.Filter{Kinds: []events.Kind{events.KindFailbackBegun}}); len(e) > 0 {
+		t.Errorf("it goes home in the middle of a drill: %+v", e)
+	}
+	close(over)
+	inOrder(t, b.record, 0, events.KindFailbackBegun, events.KindSurrendered)
 	p.until("it runs on a", func() bool { g := p.log.now(); return g.Owner == "a" && g.Phase == ownership.PhaseActive })
 }

@@ -68,6 +68,7 @@ type pair struct {
 	fence  chan error                                 // Config.Fence; nil: none
 	shared bool                                       // Guest.Shared
 	home   time.Duration                              // Guest.FailbackAfter
+	drills func(ctx context.Context) string           // Config.Drilling
 }
 
 func newPair(t *testing.T) *pair {
@@ -103,7 +104,7 @@ func (p *pair) up(self, peer ownership.HostID) *daemon {
 		p.Fatal(err)
 	}
 	d.host, err = New(Config{
-		Self: self, Log: p.log, Clock: clock.Boot{}, Slog: slog.New(slog.DiscardHandler), AdoptLater: true, Events: d.record,
+		Self: self, Log: p.log, Clock: clock.Boot{}, Slog: slog.New(slog.DiscardHandler), AdoptLater: true, Events: d.record, Drilling: p.drills,
 		Accept: func(ctx context.Context) (protocol.Session, ownership.HostID, error) {
 			select {
 			case s := <-p.doors[self]:

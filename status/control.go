@@ -9,7 +9,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
+	"time"
 
 	"understudy/host"
 	"understudy/ownership"
@@ -38,8 +40,18 @@ func (s *Server) controlRoutes(c Control) []route {
 		{"POST /api/v1/guests/{guest}/failover", Operate, requested(func(r *http.Request, q host.FailoverRequest) (any, error) {
 			return c.Failover(r.Context(), r.PathValue("guest"), q)
 		})},
-		{"GET /api/v1/fence", Read, func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, c.Fences()) }},
+		{"GET /api/v1/fence", Read, func(w http.ResponseWriter, r *http.Request) {
+			if h := s.knowsGuests(r, ""); h != "" {
+				s.pass(w, r, h)
+				return
+			}
+			answer(w, http.StatusOK, c.Fences())
+		}},
 		{"POST /api/v1/fence/{host}", Operate, func(w http.ResponseWriter, r *http.Request) {
+			if h := s.knowsGuests(r, ownership.HostID(r.PathValue("host"))); h != "" {
+				s.pass(w, r, h)
+				return
+			}
 			f, err := c.FenceConfirm(r.Context(), ownership.HostID(r.PathValue("host")))
 			if err != nil {
 				refuse(w, http.StatusConflict, err.Error())
@@ -48,6 +60,30 @@ func (s *Server) controlRoutes(c Control) []route {
 			answer(w, http.StatusOK, f)
 		}},
 	}
+}
+
+// knowsGuests returns the host that a question about guests is sent on to by one that
+// has none, a witness: one that leads or was heard lately before others, and never
+// the one that is said to be off. "" is for this one to answer.
+func (s *Server) knowsGuests(r *http.Request, off ownership.HostID) (at ownership.HostID) {
+	if s.Peers == nil || cameFrom(r) != "" || len(s.Operations.Status()) > 0 {
+		return ""
+	}
+	least := time.Duration(math.MaxInt64)
+	self := s.Report().Host
+	for _, v := range s.Cluster().Voters {
+		if v.Host == self || v.Host == off || v.Witness {
+			continue
+		}
+		heard := time.Duration(math.MaxInt64 - 1)
+		if v.Heard != nil {
+			heard = *v.Heard
+		}
+		if heard < least {
+			at, least = v.Host, heard
+		}
+	}
+	return at
 }
 
 // requested serves an operation that is told more in its body.

@@ -520,6 +520,28 @@ func TestAClientThatReadsNothingHoldsNoStreamOfAnotherHost(t *testing.T) {
 	})
 }
 
+// TestAWitnessHasNoGuestsToFenceFor: what is known of hosts that are off, and an
+// operator's word for it, is asked of a host that has guests, and not of the one that
+// is off.
+func TestAWitnessHasNoGuestsToFenceFor(t *testing.T) {
+	three := newTrio(t)
+	witness := three.socket("witness")
+	for off, other := range map[ownership.HostID]ownership.HostID{"alpha": "beta", "beta": "alpha"} {
+		var f host.Fences
+		if err := witness.Post(t.Context(), "/api/v1/fence/"+string(off), nil, &f); err != nil || len(f.Guests) != 1 {
+			t.Errorf("%s is off: %+v, %v", off, f, err)
+		}
+		if did := <-three.fakes[other].asked; did != "fence "+string(off) {
+			t.Errorf("%s was asked to %s", other, did)
+		}
+	}
+	three.end("beta")
+	var f host.Fences
+	if err := witness.Get(t.Context(), "/api/v1/fence", &f); err != nil || len(f.Guests) != 1 {
+		t.Errorf("%+v, %v", f, err)
+	}
+}
+
 func TestConnectionsOfOneHostAreBounded(t *testing.T) {
 	l := newPipes()
 	bounded := newBoundedListener(l, maxPeerConns, maxPeerConnsOfOne, func(net.Conn) (ownership.HostID, bool) { return "beta", true })

@@ -142,7 +142,8 @@ func live(signals context.Context, o Options, self config.Host, id *transport.Id
 	began := clock.Boot{}.Now()
 	defer func() { tellDown(o.record, began, err, o.Slog) }()
 
-	hosting, err := newHosting(o, self, port, voter, dial)
+	peers := newPeers(self, Socket(o.Config, self), book.ids, dial)
+	hosting, err := newHosting(o, self, port, voter, dial, peers)
 	if err != nil {
 		return nil, err
 	}
@@ -150,7 +151,6 @@ func live(signals context.Context, o Options, self config.Host, id *transport.Id
 	o.inherited.rest()
 	h := hosting.host
 	endpoint := newEndpointKeeper(o, self)
-	peers := newPeers(self, Socket(o.Config, self), book.ids, dial)
 	changing := newChanging(o, self, hosting, book, port, voter, endpoint)
 	tellUp(o.record, status.Version)
 	tellUndone(o.record, undone)

@@ -42,7 +42,7 @@ type hosting struct {
 }
 
 // newHosting makes the host's guests; a witness has none.
-func newHosting(o Options, self config.Host, port *transport.Port, voter *failover.Node, dial dialer) (*hosting, error) {
+func newHosting(o Options, self config.Host, port *transport.Port, voter *failover.Node, dial dialer, peers *Peers) (*hosting, error) {
 	h := &hosting{o: o, self: self, dial: dial, wire: wireOf(o.Config),
 		recorders: map[string]recorder{}, made: map[string]host.Guest{}, exits: map[string][]status.Exit{}}
 	acceptor, err := transport.NewAcceptor(port.Protocol(ProtocolReplication), h.wire, o.Slog)
@@ -76,7 +76,7 @@ func newHosting(o Options, self config.Host, port *transport.Port, voter *failov
 	}
 	h.host, err = host.New(host.Config{
 		Self: ownership.HostID(self.Name), Guests: guests, Log: o.recorded(OwnershipLog{voter}, maps.Clone(h.recorders)), Clock: clock.Boot{}, Slog: o.Slog,
-		AdoptLater: true, Events: o.record, Fence: fence(o.Config), FenceAfter: fenceAfter(o.Config),
+		AdoptLater: true, Events: o.record, Drilling: drilling(peers), Fence: fence(o.Config), FenceAfter: fenceAfter(o.Config),
 		Accept: func(ctx context.Context) (protocol.Session, ownership.HostID, error) {
 			s, err := acceptor.Accept(ctx)
 			if err != nil {

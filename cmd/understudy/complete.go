@@ -1,7 +1,7 @@
 package main
 
 // What a shell offers after a tab: the names of guests and hosts come from the
-// configuration, of the drills too; a command says in its Use line where they go.
+// configuration, those of drills too; a command says in its Use line where they go.
 
 import (
 	"strings"
@@ -20,7 +20,30 @@ var namers = map[string]func(c *config.Config) []string{
 		return names
 	},
 	"HOST": hostNames,
+	"OLD":  hostNames, // NEW is in the configuration by then, too
+	"NEW":  hostNames,
 }
+
+// namedBy are the words that mean something else in one command, by its path.
+var namedBy = map[string]func(c *config.Config) []string{"understudy drill run": drillNames}
+
+func drillNames(c *config.Config) (names []string) {
+	for _, d := range c.Drill {
+		names = append(names, d.Name+"\t"+string(d.Kind)+" of "+d.Guest)
+	}
+	return names
+}
+
+// flagNames are the names that a flag of any command takes, and flagWords the words,
+// where it is not another thing there (demo --guest).
+var (
+	flagNames = map[string]func(c *config.Config) []string{"guest": namers["GUEST"]}
+	flagWords = map[string][]string{
+		"kind":   {string(config.DrillSwitchover), string(config.DrillFailover), string(config.DrillBubble)},
+		"fault":  {string(config.FaultKill), string(config.FaultFreeze), string(config.FaultCut)},
+		"format": {"table", "json", "junit", "html"},
+	}
+)
 
 // hostFlags are the flags whose value is a host's name.
 var hostFlags = []string{"host", "at"}
@@ -54,10 +77,23 @@ func (f *common) completeArgs(c *cobra.Command) {
 	for _, sub := range c.Commands() {
 		f.completeArgs(sub)
 	}
+	for name, of := range flagNames {
+		if flag := c.LocalFlags().Lookup(name); flag != nil && flag.DefValue == "" {
+			_ = c.RegisterFlagCompletionFunc(name, func(_ *cobra.Command, _ []string, begun string) ([]string, cobra.ShellCompDirective) {
+				return f.names(of, begun)
+			})
+		}
+	}
+	for name, words := range flagWords {
+		if c.LocalFlags().Lookup(name) != nil {
+			_ = c.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
+		}
+	}
 	words := strings.Fields(c.Use)[1:]
 	if c.ValidArgsFunction != nil || c.HasSubCommands() {
 		return
 	}
+	named := namedBy[c.CommandPath()]
 	c.ValidArgsFunction = func(_ *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective) {
 		if len(args) >= len(words) {
 			return nil, cobra.ShellCompDirectiveNoFileComp
@@ -65,6 +101,9 @@ func (f *common) completeArgs(c *cobra.Command) {
 		word := strings.Trim(words[len(args)], "[].")
 		if word == "FILE" {
 			return nil, cobra.ShellCompDirectiveDefault
+		}
+		if named != nil && len(args) == 0 {
+			return f.names(named, begun)
 		}
 		return f.names(namers[word], begun)
 	}

@@ -23,12 +23,21 @@ func completing(t *testing.T) (dir, config string) {
 		return out
 	}
 	run("init", "--dir", dir, "--host-address", "north=192.0.2.1:7400", "--host-address", "south=192.0.2.2:7400", "--host-address", "judge=192.0.2.3:7400")
+	path := filepath.Join(dir, "understudy.toml")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	drills := "\n[[drill]]\nname = \"weekly\"\nguest = \"web\"\nkind = \"failover\"\n[[drill]]\nname = \"nightly\"\nguest = \"web\"\nkind = \"bubble\"\n"
+	if err := os.WriteFile(path, append(text, drills...), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for shell, file := range map[string]string{"bash": "understudy", "zsh": "_understudy", "fish": "understudy.fish"} {
 		if err := os.WriteFile(filepath.Join(dir, file), run("completion", shell), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	return dir, filepath.Join(dir, "understudy.toml")
+	return dir, path
 }
 
 // in runs a script in a shell, with the programs in its path.
@@ -73,6 +82,11 @@ printf '%s\n' "${COMPREPLY[@]}"`, "bash", "understudy"}, words...)...)
 			{[]string{"--config", config, "--host", "so"}, []string{"south"}, "north"},
 			{[]string{"--config", config, "--output", ""}, []string{"table", "json"}, "web"},
 			{[]string{"--config", config, "config", "ch"}, []string{"check"}, "web"},
+			{[]string{"--config", config, "drill", "run", ""}, []string{"weekly", "nightly"}, "web"},
+			{[]string{"--config", config, "drill", "run", "--guest", ""}, []string{"web"}, "weekly"},
+			{[]string{"--config", config, "drill", "run", "--fault", ""}, []string{"kill", "freeze", "cut"}, "web"},
+			{[]string{"--config", config, "events", "--guest", ""}, []string{"web"}, "north"},
+			{[]string{"--config", config, "host", "replace", ""}, []string{"north", "judge"}, "web"},
 			{[]string{"--config", "/nowhere", "switchover", ""}, nil, "web"},
 		} {
 			got := ask(c.words...)
