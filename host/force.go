@@ -232,13 +232,6 @@ func (m *manager) forceImage(ctx context.Context) error {
 // forceBoot makes this host the owner; its manager then finds no guest, and boots
 // it, or goes on with the one that it keeps while another host takes it over.
 func (m *manager) forceBoot(ctx context.Context, state ownership.Guest) (ownership.Guest, error) {
-	m.mu.Lock()
-	role := m.role
-	m.mu.Unlock()
-	if role != "backup" && role != "released" && !state.KeptBy(m.host.cfg.Self) {
-		// Whatever guest is still here would go on in the new generation.
-		return state, fmt.Errorf("this host (%s) has yet to learn that host %s owns the guest, and to end the one it had: ask again", role, state.Owner)
-	}
 	if err := m.whole(); err != nil {
 		return state, err
 	}
@@ -261,7 +254,7 @@ func (m *manager) forceBoot(ctx context.Context, state ownership.Guest) (ownersh
 // go on with what it has, which the world has left behind. A guest that is kept
 // for a host which takes it over is as new as any: nothing of that one has left.
 func (m *manager) putAway(state ownership.Guest) error {
-	if state.Phase == ownership.PhaseActivating && state.Previous == m.host.cfg.Self {
+	if state.KeptBy(m.host.cfg.Self) {
 		return nil
 	}
 	m.mu.Lock()

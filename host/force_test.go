@@ -162,7 +162,7 @@ func TestAHostThatHoldsAnOlderGuestForcesNothing(t *testing.T) {
 	elsewhere := ownership.Guest{Generation: 3, Revision: 9, Owner: "b", Phase: ownership.PhaseActive, Desired: ownership.Running}
 	for _, role := range []string{"", "primary", "recovering", "yielding"} {
 		m := &manager{Guest: Guest{Name: "web"}, host: &Host{cfg: Config{Self: "a"}}, role: role}
-		if _, err := m.forceBoot(t.Context(), elsewhere); err == nil || !strings.Contains(err.Error(), "has yet to learn that host b owns the guest") {
+		if _, err := m.forceBoot(t.Context(), elsewhere); err == nil || !strings.Contains(err.Error(), "has not put away yet what it had of the guest") {
 			t.Errorf("a host that is %q: %v", role, err)
 		}
 	}

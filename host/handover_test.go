@@ -14,7 +14,7 @@ func TestWhatBecomesOfAGuestWhenItsDaemonIsToldToStop(t *testing.T) {
 	boots := func(s *scene) uint64 {
 		b, err := sim.ReadBoot(s.mustGuest())
 		s.must(err)
-		return uint64(b.Boots)
+		return b.Boots
 	}
 	changed := func(s *scene, on OnStop) {
 		g := s.cfg.Guests[0]
