@@ -31,8 +31,9 @@ const (
 
 // Pack returns the spec as the other host gets it.
 func (s Spec) Pack() (hypervisor.Spec, error) {
-	s.Format = specFormat
-	text, err := json.Marshal(s)
+	packed := s
+	packed.Format = specFormat
+	text, err := json.Marshal(packed)
 	if err != nil {
 		return hypervisor.Spec{}, fmt.Errorf("describe a Xen domain: %w", err)
 	}

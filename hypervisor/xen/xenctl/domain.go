@@ -31,16 +31,27 @@ var _ xen.Domain = (*Domain)(nil)
 // Attach takes a domain on: its frames are mapped, and its writes are logged from
 // here on. emulator saves the state of its device model; nil for PVH. The Control
 // and the Toolstack stay the caller's, and are not closed before.
-func (c *Control) Attach(domain uint32, frames *xen.Frames, tools *Toolstack, emulator func(ctx context.Context, dst []byte) ([]byte, error)) (_ *Domain, err error) {
+func (c *Control) Attach(domain uint32, frames *xen.Frames, tools *Toolstack, emulator func(ctx context.Context, dst []byte) ([]byte, error)) (*Domain, error) {
+	memory, err := c.Map(domain, frames, true)
+	if err != nil {
+		return nil, err
+	}
+	d, err := c.attach(domain, memory, tools, emulator)
+	if err != nil {
+		return nil, errors.Join(err, memory.Close())
+	}
+	return d, nil
+}
+
+// attach is Attach with a mapping that is there, which stays the caller's if it
+// fails.
+func (c *Control) attach(domain uint32, memory *Mapping, tools *Toolstack, emulator func(ctx context.Context, dst []byte) ([]byte, error)) (_ *Domain, err error) {
 	d := &Domain{control: c, tools: tools, number: domain, emulator: emulator}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.Close())
 		}
 	}()
-	if d.memory, err = c.Map(domain, frames, true); err != nil {
-		return nil, err
-	}
 	if d.table, err = c.Grants(domain); err != nil {
 		return nil, err
 	}
@@ -54,6 +65,7 @@ func (c *Control) Attach(domain uint32, frames *xen.Frames, tools *Toolstack, em
 	if d.channel, err = c.Suspend(domain, port); err != nil {
 		return nil, err
 	}
+	d.memory = memory
 	return d, nil
 }
 

@@ -1,0 +1,264 @@
+package xen
+
+// This file is the backup's domain as a hypervisor.Standby: its memory is the
+// image, and its restore has yet to get the last piece of its stream.
+//
+//	Maker.Make ─> Waiting: the domain is there, with all its memory, and nothing else
+//	WritePages ─> Waiting.Memory
+//	Load: what is missing is fetched ─> Waiting.Finish(tail) ─> a paused Domain
+//	Reset: a new Waiting, with the memory of the old one
+//	Run: the Domain goes on, as a Guest
+//
+// Load takes the tail as a whole or not at all. What a restore itself makes anew
+// (State.Transient) is kept as it was committed, for the next attempt.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"understudy/epoch"
+	"understudy/hypervisor"
+)
+
+// Maker makes domains that wait for the last piece of their restore.
+type Maker interface {
+	Make(ctx context.Context, spec *Spec, frames *Frames) (Waiting, error)
+}
+
+// Waiting is a restore that has all but the tail of its stream.
+type Waiting interface {
+	// Memory is the domain's memory, the pages of its image in their order. It stays
+	// readable until Discard, whatever becomes of the domain.
+	Memory() []byte
+	// Finish gives the restore its tail. The domain that comes of it stands still;
+	// it owns the memory from here on. After an error the domain is gone or of no
+	// use, and Discard is all that is left to do.
+	Finish(ctx context.Context, tail []byte) (Domain, Asker, error)
+	// Discard ends the domain, if it is there, and frees the memory.
+	Discard() error
+}
+
+// Standby is a domain that will take a guest over. It implements
+// hypervisor.Standby.
+type Standby struct {
+	name   string
+	maker  Maker
+	spec   *Spec
+	frames *Frames
+
+	// life is held for reading by whoever touches memory.
+	life    sync.RWMutex
+	over    bool
+	waiting Waiting
+	ready   *Guest            // made by Load, not running yet
+	spoilt  bool              // the restore was given a tail
+	kept    map[uint64][]byte // by page: what the restore makes anew, as it was committed
+}
+
+var _ hypervisor.Standby = (*Standby)(nil)
+
+// NewStandby makes a domain for the guest that spec describes.
+func NewStandby(ctx context.Context, name string, maker Maker, from hypervisor.Spec) (*Standby, error) {
+	spec, frames, err := ParseSpec(from)
+	if err != nil {
+		return nil, fmt.Errorf("stand by for guest %q: %w", name, err)
+	}
+	s := &Standby{name: name, maker: maker, spec: spec, frames: frames}
+	if s.waiting, err = s.make(ctx); err != nil {
+		return nil, fmt.Errorf("stand by for guest %q: %w", name, err)
+	}
+	return s, nil
+}
+
+func (s *Standby) make(ctx context.Context) (Waiting, error) {
+	w, err := s.maker.Make(ctx, s.spec, s.frames)
+	if err == nil && uint64(len(w.Memory())) != s.frames.Pages()*epoch.PageSize {
+		err = errors.Join(fmt.Errorf("%d bytes of memory are mapped, the image has %d pages", len(w.Memory()), s.frames.Pages()), w.Discard())
+	}
+	return w, err
+}
+
+// Pages returns the size of the image.
+func (s *Standby) Pages() uint64 { return s.frames.Pages() }
+
+// Fill has nothing to do: Load fetches what is missing before anything runs.
+func (s *Standby) Fill(epoch.GFN, uint64) error { return nil }
+
+// ReadPages copies pages of the image.
+func (s *Standby) ReadPages(first epoch.GFN, dst []byte) error {
+	s.life.RLock()
+	defer s.life.RUnlock()
+	if err := s.usable(first, len(dst)); err != nil {
+		return fmt.Errorf("read pages of the standby of %q: %w", s.name, err)
+	}
+	copy(dst, s.memory()[uint64(first)*epoch.PageSize:])
+	if s.ready == nil && len(s.kept) > 0 {
+		for page, content := range s.kept {
+			if at := page - uint64(first); page >= uint64(first) && at < uint64(len(dst))/epoch.PageSize {
+				copy(dst[at*epoch.PageSize:], content)
+			}
+		}
+	}
+	return nil
+}
+
+// WritePages copies pages into the image.
+func (s *Standby) WritePages(first epoch.GFN, data []byte) error {
+	s.life.RLock()
+	defer s.life.RUnlock()
+	err := s.usable(first, len(data))
+	if err == nil && s.spoilt {
+		err = errors.New("its restore was given a device state already, Reset it first")
+	}
+	if err != nil {
+		return fmt.Errorf("write pages of the standby of %q: %w", s.name, err)
+	}
+	copy(s.memory()[uint64(first)*epoch.PageSize:], data)
+	return nil
+}
+
+func (s *Standby) memory() []byte { return s.waiting.Memory() }
+
+func (s *Standby) usable(first epoch.GFN, size int) error {
+	switch {
+	case s.over:
+		return errOver
+	case size%epoch.PageSize != 0 || uint64(first) > s.Pages() || uint64(size)/epoch.PageSize > s.Pages()-uint64(first):
+		return fmt.Errorf("%d bytes from page %d on, the image has %d pages", size, first, s.Pages())
+	}
+	return nil
+}
+
+// Load gives the restore what is left of its stream.
+func (s *Standby) Load(ctx context.Context, deviceState []byte, missing hypervisor.Filler) error {
+	s.life.Lock()
+	defer s.life.Unlock()
+	if err := s.load(ctx, deviceState, missing); err != nil {
+		return fmt.Errorf("load the state of guest %q: %w", s.name, err)
+	}
+	return nil
+}
+
+func (s *Standby) load(ctx context.Context, tail []byte, missing hypervisor.Filler) error {
+	if err := s.usable(0, 0); err != nil {
+		return err
+	}
+	if s.spoilt {
+		return errors.New("its restore was given a device state already, Reset it first")
+	}
+	d, err := ParseHead(s.spec.Head)
+	if err != nil {
+		return err
+	}
+	state, err := ParseTail(tail, d)
+	if err != nil {
+		return err
+	}
+	if err := s.fetch(missing); err != nil {
+		return err
+	}
+	s.keep(state)
+	s.spoilt = true
+	domain, ask, err := s.waiting.Finish(ctx, tail)
+	if err != nil {
+		return err
+	}
+	g, err := NewGuest(GuestConfig{Name: s.name, Domain: domain, Ask: ask, Spec: *s.spec})
+	if err != nil {
+		return err
+	}
+	g.Rings(state.Transient())
+	s.ready = g
+	return nil
+}
+
+// fetch brings every page that is missing. A page that cannot be had leaves the
+// image as it was.
+func (s *Standby) fetch(missing hypervisor.Filler) error {
+	if missing == nil {
+		return nil
+	}
+	set := epoch.NewPageSet(s.Pages())
+	missing.Missing(set)
+	for first, count := range set.Runs {
+		for page := first; page < first+epoch.GFN(count); page++ {
+			if err := missing.Content(page, s.memory()[uint64(page)*epoch.PageSize:][:epoch.PageSize]); err != nil {
+				return fmt.Errorf("page %d: %w", page, err)
+			}
+			missing.Filled(page)
+		}
+	}
+	return nil
+}
+
+// keep copies what the restore will make anew.
+func (s *Standby) keep(state *State) {
+	s.kept = map[uint64][]byte{}
+	for _, frame := range state.Transient() {
+		if page, ok := s.frames.Page(frame); ok {
+			s.kept[uint64(page)] = append([]byte(nil), s.memory()[uint64(page)*epoch.PageSize:][:epoch.PageSize]...)
+		}
+	}
+}
+
+// Reset makes a new domain with the same memory. It takes as much memory again for
+// as long as it copies.
+func (s *Standby) Reset(ctx context.Context) error {
+	s.life.Lock()
+	defer s.life.Unlock()
+	if s.over {
+		return fmt.Errorf("reset the standby of %q: %w", s.name, errOver)
+	}
+	fresh, err := s.make(ctx)
+	if err != nil {
+		return fmt.Errorf("reset the standby of %q: %w", s.name, err)
+	}
+	copy(fresh.Memory(), s.memory())
+	for page, content := range s.kept {
+		copy(fresh.Memory()[page*epoch.PageSize:], content)
+	}
+	old, ready := s.waiting, s.ready
+	s.waiting, s.ready, s.spoilt, s.kept = fresh, nil, false, nil
+	if ready != nil {
+		err = ready.Destroy()
+	}
+	if err = errors.Join(err, old.Discard()); err != nil {
+		return fmt.Errorf("reset the standby of %q: end its former domain: %w", s.name, err)
+	}
+	return nil
+}
+
+// Run lets the domain that was loaded go on.
+func (s *Standby) Run(ctx context.Context) (hypervisor.Guest, error) {
+	s.life.Lock()
+	defer s.life.Unlock()
+	if s.over || s.ready == nil {
+		return nil, fmt.Errorf("run guest %q: nothing is loaded", s.name)
+	}
+	g := s.ready
+	if err := g.Resume(ctx); err != nil {
+		return nil, err
+	}
+	s.over, s.ready = true, nil
+	return g, nil
+}
+
+// Destroy ends the domain and frees the image.
+func (s *Standby) Destroy() error {
+	s.life.Lock()
+	defer s.life.Unlock()
+	if s.over {
+		return nil
+	}
+	s.over = true
+	var err error
+	if s.ready != nil {
+		err = s.ready.Destroy()
+	}
+	if err = errors.Join(err, s.waiting.Discard()); err != nil {
+		return fmt.Errorf("destroy the standby of %q: %w", s.name, err)
+	}
+	return nil
+}

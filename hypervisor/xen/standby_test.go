@@ -1,0 +1,220 @@
+package xen
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"understudy/epoch"
+	"understudy/hypervisor"
+	"understudy/hypervisor/xen/stream"
+)
+
+// workshop makes fake domains, whose restores change what a restore makes anew.
+type workshop struct {
+	made      []*waitingFake
+	fails     error // of Make
+	finish    error // of the next Finish
+	discarded int
+}
+
+type waitingFake struct {
+	shop   *workshop
+	memory []byte
+	domain *fake
+	tail   []byte
+	over   bool
+}
+
+func (w *workshop) Make(_ context.Context, spec *Spec, frames *Frames) (Waiting, error) {
+	if w.fails != nil {
+		return nil, w.fails
+	}
+	if len(spec.Head) == 0 || frames.Pages() != 64 {
+		return nil, errors.New("the spec is not whole")
+	}
+	made := &waitingFake{shop: w, memory: make([]byte, 64*epoch.PageSize)}
+	w.made = append(w.made, made)
+	return made, nil
+}
+
+func (w *waitingFake) Memory() []byte { return w.memory }
+
+// The page of frame 127 is the console's.
+func (w *waitingFake) Finish(_ context.Context, tail []byte) (Domain, Asker, error) {
+	clear(w.memory[63*epoch.PageSize:])
+	w.tail = tail
+	if err := w.shop.finish; err != nil {
+		w.shop.finish = nil
+		return nil, nil, err
+	}
+	w.domain = newFake()
+	w.domain.memory = w.memory
+	return w.domain, w.domain, nil
+}
+
+func (w *waitingFake) Discard() error {
+	w.over = true
+	w.shop.discarded++
+	return nil
+}
+
+func tailOf(t *testing.T, rings ...uint64) []byte {
+	s := state()
+	s.Params = nil
+	for i, frame := range rings {
+		s.Params = append(s.Params, stream.HVMParam{Index: []uint64{paramConsole, paramStore}[i], Value: frame})
+	}
+	d, err := ParseHead(head(t))
+	must(t, err)
+	tail, err := s.AppendTail(nil, d)
+	must(t, err)
+	return tail
+}
+
+func newTestStandby(t *testing.T, shop *workshop) *Standby {
+	packed, err := Spec{Head: head(t), Memory: fakeRuns, Config: []byte("{}")}.Pack()
+	must(t, err)
+	s, err := NewStandby(t.Context(), "web", shop, packed)
+	must(t, err)
+	t.Cleanup(func() { _ = s.Destroy() })
+	return s
+}
+
+func TestAStandbyTakesOver(t *testing.T) {
+	shop := &workshop{}
+	s := newTestStandby(t, shop)
+	ctx := t.Context()
+	page := bytes.Repeat([]byte{'a'}, epoch.PageSize)
+	must(t, s.WritePages(5, page))
+	if _, err := s.Run(ctx); err == nil {
+		t.Error("it runs without a state")
+	}
+	must(t, s.Load(ctx, tailOf(t, 127), fetcher{7: 'b'}))
+	if s.WritePages(5, page) == nil || s.Load(ctx, tailOf(t, 127), nil) == nil {
+		t.Error("its memory changes after it was loaded")
+	}
+	g, err := s.Run(ctx)
+	must(t, err)
+	defer func() { _ = g.Destroy() }()
+	got := make([]byte, epoch.PageSize)
+	must(t, g.ReadPages(5, got))
+	if !bytes.Equal(got, page) || shop.made[0].memory[7*epoch.PageSize] != 'b' || shop.made[0].domain.resumed != 1 {
+		t.Error("it does not go on with what was committed")
+	}
+	must(t, g.Pause(ctx))
+	set := epoch.NewPageSet(64)
+	must(t, g.CollectDirty(set))
+	must(t, g.Resume(ctx))
+	must(t, g.Pause(ctx))
+	set.Clear()
+	must(t, g.CollectDirty(set))
+	if !set.Contains(63) || set.Count() != 1 {
+		t.Errorf("of a domain that does nothing %d pages are dirty, want its console", set.Count())
+	}
+	must(t, s.Destroy())
+	if shop.made[0].domain.gone {
+		t.Error("the standby ends the guest that it has become")
+	}
+}
+
+// A restore that fails has cost nothing: the next attempt begins with what was
+// committed, also where the first one has written.
+func TestARestoreThatFails(t *testing.T) {
+	shop := &workshop{finish: errors.New("no event channel")}
+	s := newTestStandby(t, shop)
+	ctx := t.Context()
+	ring := bytes.Repeat([]byte{'r'}, epoch.PageSize)
+	must(t, s.WritePages(63, ring))
+	must(t, s.WritePages(0, ring))
+	if err := s.Load(ctx, tailOf(t, 127), nil); err == nil || !strings.Contains(err.Error(), "no event channel") {
+		t.Errorf("error %v", err)
+	}
+	got := make([]byte, 2*epoch.PageSize)
+	must(t, s.ReadPages(62, got))
+	if !bytes.Equal(got[epoch.PageSize:], ring) {
+		t.Error("the image has changed with the failure")
+	}
+	if s.Load(ctx, tailOf(t, 127), nil) == nil {
+		t.Error("a second state for one restore")
+	}
+	shop.fails = errors.New("no memory")
+	if s.Reset(ctx) == nil || shop.made[0].over {
+		t.Error("a reset that failed has let go of the image")
+	}
+	shop.fails = nil
+	must(t, s.Reset(ctx))
+	if !shop.made[0].over || !bytes.Equal(shop.made[1].memory[63*epoch.PageSize:], ring) || !bytes.Equal(shop.made[1].memory[:epoch.PageSize], ring) {
+		t.Error("the new domain has other memory")
+	}
+	must(t, s.WritePages(1, ring)) // it is a standby as before
+	must(t, s.Load(ctx, tailOf(t, 127), nil))
+	must(t, s.Reset(ctx)) // after a load that nobody wanted
+	if !shop.made[1].domain.gone || shop.discarded != 2 {
+		t.Error("the domain that was loaded is still there")
+	}
+	must(t, s.Destroy())
+	if !shop.made[2].over {
+		t.Error("a domain is left")
+	}
+	if s.Reset(ctx) == nil || s.Load(ctx, nil, nil) == nil || s.WritePages(0, ring) == nil {
+		t.Error("it is of use still")
+	}
+}
+
+// A state that is torn never reaches the restore, nor does one whose pages cannot
+// all be had.
+func TestNothingTornIsLoaded(t *testing.T) {
+	shop := &workshop{}
+	s := newTestStandby(t, shop)
+	tail := tailOf(t, 127)
+	for n := 0; n < len(tail); n += 3 {
+		if s.Load(t.Context(), tail[:n], nil) == nil {
+			t.Fatalf("%d of %d bytes are loaded", n, len(tail))
+		}
+	}
+	if err := s.Load(t.Context(), tail, fetcher{9: 0}); err == nil || !strings.Contains(err.Error(), "page 9") {
+		t.Errorf("error %v", err)
+	}
+	if shop.made[0].tail != nil {
+		t.Error("a restore was given what is not whole")
+	}
+	must(t, s.Load(t.Context(), tail, nil))
+	if s.ReadPages(64, make([]byte, epoch.PageSize)) == nil || s.ReadPages(0, make([]byte, 1)) == nil {
+		t.Error("memory is read that the guest does not have")
+	}
+}
+
+func TestAStandbyThatCannotBeMade(t *testing.T) {
+	packed, err := Spec{Head: head(t), Memory: fakeRuns, Config: []byte("{}")}.Pack()
+	must(t, err)
+	if _, err := NewStandby(t.Context(), "web", &workshop{fails: errors.New("no memory")}, packed); err == nil || !strings.Contains(err.Error(), "no memory") {
+		t.Errorf("error %v", err)
+	}
+	var refusal *hypervisor.Refusal
+	if _, err := NewStandby(t.Context(), "web", &workshop{}, hypervisor.Spec{Pages: 1, Machine: packed.Machine}); !errors.As(err, &refusal) {
+		t.Errorf("error %v", err)
+	}
+}
+
+// fetcher supplies pages of one byte; 0 cannot be had.
+type fetcher map[epoch.GFN]byte
+
+func (f fetcher) Missing(set *epoch.PageSet) {
+	for page := range f {
+		set.Add(page)
+	}
+}
+
+func (f fetcher) Content(page epoch.GFN, dst []byte) error {
+	if f[page] == 0 {
+		return fmt.Errorf("the disk is gone")
+	}
+	copy(dst, bytes.Repeat([]byte{f[page]}, len(dst)))
+	return nil
+}
+
+func (f fetcher) Filled(epoch.GFN) {}
