@@ -78,7 +78,7 @@ func MakeDom0(ctx context.Context, dir string) (Dom0, error) {
 		return Dom0{}, fmt.Errorf("make a Xen host's disk image: %w", err)
 	}
 	base := strings.TrimSuffix(path, ".ext4")
-	d := Dom0{Image: path, Xen: base + ".xen", Kernel: base + ".vmlinuz", Initrd: base + ".initrd", Cmdline: "root=LABEL=dom0 ro console=hvc0 quiet init=/sbin/dom0-init"}
+	d := Dom0{Image: path, Xen: base + ".xen", Kernel: base + ".vmlinuz", Initrd: base + ".initrd", Cmdline: "root=LABEL=dom0 rw console=hvc0 quiet init=/sbin/dom0-init"}
 	for _, file := range []string{d.Xen, d.Kernel, d.Initrd} {
 		if err := dump(ctx, path, "/boot/"+strings.TrimPrefix(filepath.Ext(file), "."), file); err != nil {
 			return Dom0{}, fmt.Errorf("take %s out of a Xen host's disk image: %w", filepath.Base(file), err)

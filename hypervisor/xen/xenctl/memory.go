@@ -15,6 +15,7 @@ package xenctl
 import "C"
 
 import (
+	"errors"
 	"fmt"
 	"unsafe"
 
@@ -70,23 +71,26 @@ type GrantTable struct {
 	grants   xen.Grants
 }
 
-// Grants maps a domain's grant table as large as it is now:
-// xenforeignmemory_resource_size, xenforeignmemory_map_resource. It grows with
-// what the guest grants; a reference behind its end is a reason to map it anew.
-// A table of version 2 is refused: its entries are others.
+// Grants maps a domain's grant table, as large as it may become:
+// xenforeignmemory_resource_size, xenforeignmemory_map_resource. A table of
+// version 2 is refused: its entries are others. Only such a one has frames for
+// statuses, of whatever size the hypervisor says they are.
 func (c *Control) Grants(domain uint32) (*GrantTable, error) {
-	var size C.size_t
-	if rc, _ := C.xenforeignmemory_resource_size(c.memory, C.domid_t(domain), C.XENMEM_resource_grant_table, C.XENMEM_resource_grant_table_id_status, &size); rc == 0 && size > 0 {
-		return nil, fmt.Errorf("domain %d has a grant table of version 2, only version 1 is supported: start the host with gnttab=max-ver:1", domain)
+	if status, _ := c.grantFrames(domain, C.XENMEM_resource_grant_table_id_status, epoch.PageSize); status != nil {
+		return nil, errors.Join(fmt.Errorf("domain %d has a grant table of version 2, only version 1 is supported: start the host with gnttab=max-ver:1", domain), status.Close())
 	}
 	c.words.forget()
-	whole, err := c.grantTableSize(domain)
+	size, err := c.grantTableSize(domain)
 	if err != nil {
 		return nil, err
 	}
-	size = C.size_t(whole)
+	return c.grantFrames(domain, C.XENMEM_resource_grant_table_id_shared, size)
+}
+
+// grantFrames maps the first frames of one of the two tables.
+func (c *Control) grantFrames(domain uint32, id C.uint, size int) (*GrantTable, error) {
 	var at unsafe.Pointer
-	h, err := C.xenforeignmemory_map_resource(c.memory, C.domid_t(domain), C.XENMEM_resource_grant_table, C.XENMEM_resource_grant_table_id_shared, 0, size/epoch.PageSize, &at, C.PROT_READ, 0)
+	h, err := C.xenforeignmemory_map_resource(c.memory, C.domid_t(domain), C.XENMEM_resource_grant_table, id, 0, C.ulong(size/epoch.PageSize), &at, C.PROT_READ, 0)
 	if h == nil {
 		return nil, c.words.failed("map the grant table", domain, err)
 	}

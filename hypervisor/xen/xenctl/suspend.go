@@ -103,12 +103,13 @@ func (s *Channel) Wait(ctx context.Context) error {
 	}
 }
 
-// Close lets go of the channel: xc_suspend_evtchn_release.
+// Close lets go of the channel: xc_suspend_evtchn_release. What that returns says
+// nothing: in Xen 4.17 it is -1 also when all went well.
 func (s *Channel) Close() error {
-	rc, err := C.xc_suspend_evtchn_release(s.control.xch, s.events, C.uint32_t(s.domain), s.port, &s.lock)
-	C.xenevtchn_close(s.events)
-	if rc < 0 {
-		return s.control.words.failed("let go of the suspend channel", s.domain, err)
+	C.xc_suspend_evtchn_release(s.control.xch, s.events, C.uint32_t(s.domain), s.port, &s.lock)
+	s.control.words.forget()
+	if rc, err := C.xenevtchn_close(s.events); rc < 0 {
+		return s.control.words.failed("close the event channels", s.domain, err)
 	}
 	return nil
 }
