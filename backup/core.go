@@ -83,6 +83,7 @@ type Core struct {
 	asking    bool          // no acknowledgement any more
 	forced    bool          // an operator asks, for an image that the log need not name
 	granted   bool
+	grant     epoch.Generation // of what was granted
 	machine   machine
 	loads     int
 	spoilt    bool // the image cannot be made whole
@@ -300,9 +301,9 @@ func (c *Core) absorbProposed(ev Proposed) {
 		c.absorbLog(ev.State)
 		switch ev.Command.Kind {
 		case ownership.Takeover:
-			c.granted = true
+			c.granted, c.grant = true, ev.Command.Generation+1
 		case ownership.Force:
-			c.granted = true
+			c.granted, c.grant = true, ev.Command.Generation+1
 			c.emit(Answer{})
 		case ownership.Return:
 			if !c.granted {
@@ -365,10 +366,15 @@ func (c *Core) decide() {
 		c.retry = nil
 		c.giveUp(errSpoilt)
 	}
-	if c.granted && c.log.Owner != c.cfg.Self {
-		// The former owner has taken the guest back: nothing of what was begun
-		// here happened. The disks were, maybe, an owner's: see absorbProposed.
-		c.emit(Warn{fmt.Sprintf("%s has taken the guest back: the takeover took too long", c.log.Owner)})
+	if c.granted && (c.log.Owner != c.cfg.Self || c.log.Generation != c.grant) {
+		// The former owner has taken the guest back, or an operator has given it to
+		// somebody, maybe to this host again: nothing of what was begun here
+		// happened. The disks were, maybe, an owner's: see absorbProposed.
+		why := fmt.Sprintf("%s has taken the guest back: the takeover took too long", c.log.Owner)
+		if c.log.Owner == c.cfg.Self {
+			why = fmt.Sprintf("the takeover was granted for generation %d, this is generation %d: the image is too old", c.grant, c.log.Generation)
+		}
+		c.emit(Warn{why})
 		c.retry = nil
 		c.stopAsking()
 		c.at, c.whole = epoch.Position{}, false

@@ -154,6 +154,15 @@ func (n *narrator) line(words []string) {
 		}
 		n.log = next
 		n.step(LogApplied{n.log})
+	case "force": // the operator makes a host the owner, to boot the guest there
+		next, err := ownership.Apply(n.log, ownership.Command{ID: ownership.NewCommandID(), Guest: "web", Kind: ownership.Force,
+			Host: ownership.HostID(words[1]), Generation: n.log.Generation, Revision: n.log.Revision})
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		if n.log = next; len(words) == 2 { // else not heard of here
+			n.step(LogApplied{n.log})
+		}
 	case "slow-disks":
 		n.slowDisks = true
 	case "activated":

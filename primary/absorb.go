@@ -141,6 +141,7 @@ func (c *Core) absorbLinkUp(ev LinkUp) {
 		c.emit(Restore{})
 		if c.holds() {
 			c.emit(Hold{}) // the frames of lost epochs belong to the next one
+			c.unseal = false
 		}
 		if c.final > c.sealed {
 			c.final = 0 // the last epoch was lost on the way: taken again

@@ -287,13 +287,15 @@ func (c *Core) decide() {
 
 // decideUnseal holds anew what a failed capture has sealed, before the next one.
 // Hold does that to every epoch that is not released, and the sender reads what
-// belongs to one in flight: those are waited for.
+// belongs to one in flight: those are waited for. If the session is lost with them,
+// the next welcome says which of them the backup has, and the rest is held anew then.
 func (c *Core) decideUnseal() {
-	if !c.unseal || c.linked && c.acked < c.sealed {
-		return
-	}
-	c.unseal = false
-	if c.holds() {
+	switch {
+	case !c.unseal:
+	case !c.holds():
+		c.unseal = false
+	case c.linked && c.acked >= c.sealed:
+		c.unseal = false
 		c.emit(Hold{})
 	}
 }

@@ -502,6 +502,7 @@ func (d *daemon) start(st ownership.Guest) {
 	d.end()
 	d.after(d.w.between(time.Millisecond, 20*time.Millisecond), func() {
 		g := newGuest(d.h)
+		g.fresh = true
 		d.h.guest, d.guest = g, g
 		if d.w.at(d, stepBoot) || d.w.at(d, stepProposeStart) {
 			return

@@ -66,6 +66,7 @@ type guest struct {
 	gone    bool // its process has ended
 	off     bool // it powered itself off
 	still   bool // since a daemon has left it
+	fresh   bool // the log does not know of it yet
 	frozen  time.Duration
 	ticking bool
 	since   time.Duration // it runs

@@ -160,7 +160,7 @@ func (w *world) forged(m any) any {
 	case protocol.Welcome:
 		strange.Number += m.At.Number
 		if n > 0 { // of this image, and from the future
-			strange.Image, strange.Running = m.At.Image, epoch.Hash{1}
+			strange.Image, strange.Running = m.At.Image, epoch.Hash{15: 1}
 		}
 		m.At = strange
 		return m
@@ -176,7 +176,7 @@ func (w *world) forged(m any) any {
 		case 2:
 			m.parent.Number, m.at.Number = m.parent.Number+1, m.at.Number+1
 		default:
-			m.parent.Running[0]++
+			m.parent.Running[15]++
 		}
 		m.values[w.dice.IntN(pages)]++
 		return m
@@ -186,7 +186,7 @@ func (w *world) forged(m any) any {
 		return promise{[]time.Duration{0, time.Millisecond, protocol.MaxPatience, 2 * protocol.MaxPatience}[n]}
 	case ack:
 		m.at.Number += epoch.Number(n) / 2
-		m.at.Running[0]++
+		m.at.Running[15]++
 		return m
 	}
 	return m

@@ -111,6 +111,7 @@ func (o *oracle) applied(w *world, c ownership.Command, before, next ownership.G
 		// may be adopted: the life before it was lost already.
 		life := -1
 		if h.guest != nil {
+			h.guest.fresh = false
 			life = o.branches[h.guest.at.branch].life
 		}
 		if c.Kind == ownership.Start || life != o.life {
@@ -157,7 +158,7 @@ func (o *oracle) applied(w *world, c ownership.Command, before, next ownership.G
 			w.violated("rule 7: %s has surrendered, and still has the lock of the disk", h.name)
 		}
 	case ownership.Return:
-		if g := w.hosts[1-h.index].guest; g != nil {
+		if g := w.hosts[1-h.index].guest; g != nil && !g.fresh {
 			g.open = nil                          // the host that returns it may have replayed them
 			o.life = o.branches[g.at.branch].life // a forced takeover may have been of another one
 			o.goesOn(w, "the guest was returned", w.hosts[1-h.index], g.at)

@@ -17,7 +17,8 @@ const promiseSlack = 100 * time.Millisecond
 // promises are those of one host's backup.
 type promises struct {
 	to     *end          // the session on which it was given
-	until  time.Duration // it waits
+	until  time.Duration // it waits,
+	lie    bool          // or only says so
 	lost   *backupShell  // has no session, and is in sync
 	ask    time.Duration // when it has to have asked for a takeover
 	leftAt state         // of the guest that this host left
@@ -29,6 +30,7 @@ func (o *oracle) promised(b *backupShell, wait time.Duration) {
 	if p.to, p.until = b.session.e, b.w.now+wait; wait > protocol.MaxPatience {
 		b.w.violated("rule H2: %s promises to wait %v", b.d.h.name, wait)
 	}
+	p.lie = b.w.faults.backupLies
 }
 
 // released: the primary has taken its bid back, or has come back.
@@ -47,7 +49,7 @@ func (o *oracle) alone(b *backupShell) {
 func (o *oracle) asks(b *backupShell, c ownership.Command) {
 	p := &o.promises[b.d.h.index]
 	b.asked, p.lost = true, nil
-	if left := p.until - b.w.now; c.Kind == ownership.Takeover && left > time.Millisecond && b.core.Log().Phase != ownership.PhaseSurrendered && !b.w.faults.backupLies {
+	if left := p.until - b.w.now; c.Kind == ownership.Takeover && left > time.Millisecond && b.core.Log().Phase != ownership.PhaseSurrendered && !p.lie {
 		b.w.violated("rule H2: %s asks for a takeover, and has promised to wait for another %v", b.d.h.name, left)
 	}
 }
@@ -64,7 +66,7 @@ func (o *oracle) patient(w *world, h *host) {
 	switch {
 	case d == nil || d.backup != b || b.asked || b.session != nil || b.greeted != nil || !b.core.InSync():
 		p.lost = nil
-	case d.isFrozen():
+	case w.now < d.frozen+promiseSlack: // its timers come only now
 		p.ask = d.frozen + promiseSlack
 	case h.suspended > 0 && w.now < h.suspended+time.Second+promiseSlack: // its timers go on only then
 		p.ask = h.suspended + time.Second + promiseSlack
@@ -89,7 +91,7 @@ func (o *oracle) leaves(p *primaryShell, left primary.Left) {
 		w.violated("rule H1: %s leaves its guest at %v, the backup holds %v", h.name, p.guest.at, held)
 	}
 	promise := o.promises[h.peer.index]
-	if w.faults.backupLies || p.link == nil || p.link.e.s.twisted || p.link.e.other != promise.to && promise.to != nil {
+	if promise.lie || p.link == nil || p.link.e.s.twisted || p.link.e.other != promise.to && promise.to != nil {
 		return
 	}
 	if promise.until == 0 {
