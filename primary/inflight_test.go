@@ -44,8 +44,10 @@ func TestAFailedCaptureLeavesTheEpochInFlightSealed(t *testing.T) {
 			t.Fatalf("a moment later, with epoch 6 in flight: hold %v, capture of epoch %d", hold, n)
 		}
 		if lost {
-			if hold, _ := did(c.Step(now, LinkDown{Err: errors.New("reset")})); !hold {
-				t.Error("nothing is in flight any more, and what the failed capture sealed is not held anew")
+			// The backup may have epoch 6, its next welcome says so: what comes of
+			// that is told in testdata/capture-fails-link-lost.story.
+			if hold, n := did(c.Step(now, LinkDown{Err: errors.New("reset")})); hold || n != 0 {
+				t.Errorf("the session is lost with epoch 6 in flight: hold %v, capture of epoch %d", hold, n)
 			}
 			continue
 		}
