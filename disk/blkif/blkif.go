@@ -2,7 +2,7 @@
 // Xen's split block driver, in user space. It serves one virtual block device from
 // the guest's own ring and memory.
 //
-//	xenstore ── what the guest's driver wrote ─> Handshake (xenbus.go, pure) ─> Connect, Close
+//	xenstore ── what the guest's driver wrote (xenbus.go) ─> Plug ─> Connect … Unplug
 //	guest ── event channel ─> ring (ring.go): wire.go reads the request ─> work.go carries it out
 //	    Backend.Accept (taken: complete at once) or Backend.Do ─> complete: response, event
 //
@@ -11,6 +11,11 @@
 // no hypercall per request, and each request's pages are known exactly, as with
 // disk/vhost. What of the guest is written is reported to the backend, for no
 // log-dirty bitmap sees it: Landed for a read's bytes, Touched for the ring.
+//
+// Requests are carried out beside each other, and answered in the order in which the
+// guest has made them: so the ring alone says which are in flight, and a process
+// that comes after one which has died goes on with the ring as it is. What that
+// costs is that a slow request holds the answers of those behind it up.
 //
 // While the guest stands still (Stop to Start) nothing of it is written: what
 // finishes meanwhile completes then. Requests in flight need not travel with a
@@ -66,6 +71,8 @@ type Channel interface {
 type Config struct {
 	Backend disk.Backend
 	Memory  Memory
+	// Bind binds to the event channel that the guest's driver has made; for Plug.
+	Bind func(port uint32) (Channel, error)
 	// Workers bounds how many requests are in Backend.Do at a time; 0 means 32.
 	Workers int
 	// Log is told of what ends a ring.

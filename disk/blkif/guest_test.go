@@ -140,6 +140,9 @@ func (g *guest) push() {
 	}
 }
 
+// answered is how many responses there are.
+func (g *guest) answered() uint32 { return atomic.LoadUint32(g.index(atResponses)) }
+
 // response waits for the next response.
 func (g *guest) response() (id uint64, op byte, status int16) {
 	g.t.Helper()

@@ -31,10 +31,11 @@ type ring struct {
 	size    uint32 // entries
 	channel Channel
 
-	taken    uint32 // requests
-	answered uint32 // responses
-	pushed   uint32 // responses that the guest may see
-	over     error  // why the ring has ended
+	taken    uint32  // requests
+	answered uint32  // responses
+	pushed   uint32  // responses that the guest may see
+	order    []*work // by request: those taken and not answered
+	over     error   // why the ring has ended
 
 	change  sync.Cond // stopped, over or doing has changed
 	doing   int       // requests in Backend.Do
@@ -69,8 +70,10 @@ func newRing(d *Device, p Parameters, channel Channel) (*ring, error) {
 		r.pages, r.gfns = append(r.pages, page), append(r.gfns, gfn)
 	}
 	r.size = r.layout.entries(n * pageSize)
-	// A driver that meets a new back end begins with an empty ring; what is behind
-	// its responses has been answered by somebody else.
+	r.order = make([]*work, r.size)
+	// A driver that meets a new back end begins with an empty ring. In a ring that
+	// a former process of ours has served, requests are answered in their order:
+	// what is not answered has yet to be done, or may be done once more.
 	r.taken = atomic.LoadUint32(r.index(atResponses))
 	r.answered, r.pushed = r.taken, r.taken
 	return r, nil
@@ -104,7 +107,21 @@ func (r *ring) arm() bool {
 	return atomic.LoadUint32(r.index(atRequests)) != r.taken
 }
 
-// respond puts a response behind the others. push shows it.
+// settle answers the requests that are finished, as far as none before them is
+// not. push shows it.
+func (r *ring) settle() {
+	for r.answered != r.taken {
+		q := r.order[r.answered&(r.size-1)]
+		if !q.finished {
+			return
+		}
+		r.order[r.answered&(r.size-1)] = nil
+		r.respond(q)
+		r.release(q)
+	}
+}
+
+// respond puts a response behind the others.
 func (r *ring) respond(q *work) {
 	var b [responseLen]byte
 	putResponse(b[:], q.ask.id, q.ask.operation, q.status)

@@ -33,16 +33,24 @@ type work struct {
 	disk.Request
 	ask    request
 	status int16
-	done   bool   // has a status, to be completed
-	left   uint64 // sectors of a discard that come after this piece
-	write  bool   // after this flush comes a write of the same request
-	memory []byte // for Buffer
+	done   bool // has a status, to be completed
+	// finished: it is complete, and waits for those before it to be answered.
+	finished bool
+	left     uint64 // sectors of a discard that come after this piece
+	write    bool   // after this flush comes a write of the same request
+	memory   []byte // for Buffer
 }
 
 func (q *work) answer(status int16) { q.status, q.done = status, true }
 
-// begin starts to serve. The Device's lock is held.
-func (r *ring) begin() { r.life.all.Go(r.serve) }
+// begin starts to serve. The Device's lock is held. The guest is told once: a former
+// process may have died between an answer and its event.
+func (r *ring) begin() {
+	if err := r.channel.Notify(); err != nil {
+		r.fail(fmt.Errorf("notify the guest: %w", err))
+	}
+	r.life.all.Go(r.serve)
+}
 
 // end returns when all goroutines have ended. The ring has failed before.
 func (r *ring) end() { r.life.all.Wait() }
@@ -105,14 +113,16 @@ func (r *ring) drain() bool {
 	return false
 }
 
-// take returns a work without a request.
+// take returns a work for the request that next has copied.
 func (r *ring) take() *work {
+	var q *work
 	if n := len(r.free); n > 0 {
-		q := r.free[n-1]
-		r.free = r.free[:n-1]
-		return q
+		q, r.free = r.free[n-1], r.free[:n-1]
+	} else {
+		q = &work{}
 	}
-	return &work{}
+	r.order[(r.taken-1)&(r.size-1)] = q
+	return q
 }
 
 // read makes the request of the entry that next has copied.
@@ -286,7 +296,8 @@ func (r *ring) do(q *work) {
 	}
 }
 
-// complete gives the outcome of a request to the guest.
+// complete gives the outcome of a request to the guest, its answer as soon as all
+// before it have theirs.
 func (r *ring) complete(q *work) {
 	if q.Op == disk.OpRead && q.status == statusOK {
 		n := 0
@@ -295,7 +306,12 @@ func (r *ring) complete(q *work) {
 		}
 		r.d.backend.Landed(&q.Request)
 	}
-	r.respond(q)
+	q.finished = true
+	r.settle()
+}
+
+// release keeps a request's memory for another.
+func (r *ring) release(q *work) {
 	clear(q.Segments)
 	ask := request{segments: q.ask.segments[:0], tables: q.ask.tables[:0]}
 	*q = work{Request: disk.Request{Segments: q.Segments[:0]}, ask: ask, memory: q.memory}

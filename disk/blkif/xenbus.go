@@ -1,16 +1,10 @@
 package blkif
 
-// This file is the handshake by which the guest's driver and we find each other,
-// by what each has written in xenstore. It is pure: Step is told what the guest's
-// driver has written and returns what to do, in order.
+// This file is what a guest's driver and we tell each other in xenstore, beside the
+// states (package xenbus, which calls Offer, Plug and Unplug).
 //
-//	ours:   InitWait ─────────────────> Connected ──────────> Closing ─> Closed
-//	guest:  Initialising ─> Initialised ─────────> Connected ─> Closing ─> Closed ─> Initialising …
-//	                        (ring, event channel)
-//
-// Whoever carries it out has a watch on the guest's "state", and calls Step after
-// each change, and at first. What it is told is what there is, not what has
-// changed: changes may be missed, and may come several in one.
+//	ours:   Offer ─> …            Size ─> …
+//	guest:           ring, event channel     reads the size, and is there
 
 import (
 	"errors"
@@ -21,52 +15,40 @@ import (
 	"understudy/epoch"
 )
 
-// State is the state of one side (public/io/xenbus.h).
-type State uint8
+// Offer is what is written before the guest's driver looks.
+func (d *Device) Offer() map[string]string { return features(d.info) }
 
-const (
-	StateUnknown State = iota // nothing is written (any more)
-	StateInitialising
-	StateInitWait
-	StateInitialised
-	StateConnected
-	StateClosing
-	StateClosed
-)
-
-// ParseState reads a state. "" is StateUnknown: the guest's side is not there.
-func ParseState(s string) (State, error) {
-	if s == "" {
-		return StateUnknown, nil
+// Plug connects to the ring that the guest's driver has written of: read returns
+// the value of one of its keys, "" for one that is not there. It returns what the
+// driver reads next.
+func (d *Device) Plug(read func(key string) string) (map[string]string, error) {
+	p, port, err := parameters(read)
+	if err != nil {
+		return nil, err
 	}
-	n, err := strconv.ParseUint(s, 10, 8)
-	if err != nil || State(n) > StateClosed {
-		return StateUnknown, fmt.Errorf("a driver of the guest is in state %.20q, which is none", s)
+	channel, err := d.cfg.Bind(port)
+	if err != nil {
+		return nil, err
 	}
-	return State(n), nil
+	return size(d.info), d.Connect(p, channel)
 }
 
-// String is the state as it is written.
-func (s State) String() string { return strconv.Itoa(int(s)) }
+// Unplug is Disconnect.
+func (d *Device) Unplug() { d.Disconnect() }
 
-// Entry is a key below our side's path, and its value.
-type Entry struct{ Key, Value string }
-
-// Features is what is written before the guest's driver looks, with the state
-// StateInitWait behind it.
-func Features(info disk.Info) []Entry {
-	entries := []Entry{
-		{"max-ring-page-order", strconv.Itoa(MaxRingOrder)},
-		{"feature-flush-cache", "1"},
-		{"feature-barrier", "0"},
-		{"feature-persistent", "0"},
+func features(info disk.Info) map[string]string {
+	entries := map[string]string{
+		"max-ring-page-order": strconv.Itoa(MaxRingOrder),
+		"feature-flush-cache": "1",
+		"feature-barrier":     "0",
+		"feature-persistent":  "0",
 	}
 	if n := min(MaxSegments, info.MaxSectors/pageSectors); n > maxDirect {
-		entries = append(entries, Entry{"feature-max-indirect-segments", strconv.FormatUint(uint64(n), 10)})
+		entries["feature-max-indirect-segments"] = strconv.FormatUint(uint64(n), 10)
 	}
 	if info.MaxZeroSectors > 0 && !info.ReadOnly {
-		entries = append(entries, Entry{"feature-discard", "1"}, Entry{"discard-granularity", strconv.Itoa(epoch.SectorSize)},
-			Entry{"discard-alignment", "0"}, Entry{"discard-secure", "0"})
+		entries["feature-discard"], entries["discard-secure"] = "1", "0"
+		entries["discard-granularity"], entries["discard-alignment"] = strconv.Itoa(epoch.SectorSize), "0"
 	}
 	return entries
 }
@@ -74,169 +56,61 @@ func Features(info disk.Info) []Entry {
 // vdiskReadOnly is the bit of "info" that says so.
 const vdiskReadOnly = 4
 
-// Size is what is written, with StateConnected behind it, when the ring is
-// connected: the guest's driver reads it then.
-func Size(info disk.Info) []Entry {
+func size(info disk.Info) map[string]string {
 	flags := 0
 	if info.ReadOnly {
 		flags = vdiskReadOnly
 	}
-	return []Entry{
-		{"sectors", strconv.FormatUint(info.Sectors, 10)},
-		{"sector-size", strconv.Itoa(epoch.SectorSize)},
-		{"physical-sector-size", strconv.Itoa(pageSize)},
-		{"info", strconv.Itoa(flags)},
+	return map[string]string{
+		"sectors":              strconv.FormatUint(info.Sectors, 10),
+		"sector-size":          strconv.Itoa(epoch.SectorSize),
+		"physical-sector-size": strconv.Itoa(pageSize),
+		"info":                 strconv.Itoa(flags),
 	}
 }
 
-// Front is what the guest's driver has written below its path. An empty string is
-// a key that is not there.
-type Front struct {
-	State    string
-	Protocol string
-	Port     string // event-channel
-	Order    string // ring-page-order
-	// Ref returns a key: "ring-ref", or "ring-ref0" and so on.
-	Ref func(key string) string
-}
-
-// Action is what to do.
-type Action uint8
-
-const (
-	// Write our state: Handshake.State, with Features before it for
-	// StateInitWait, and Size before it for StateConnected, all in one transaction.
-	Write Action = iota + 1
-	// Connect to the ring that Handshake.Ring names, before Connected is written.
-	Connect
-	// Disconnect from the ring.
-	Disconnect
-)
-
-// Handshake is our side. The zero Handshake has written nothing yet.
-type Handshake struct {
-	// State is ours, as it is to be written.
-	State State
-	// Ring and Port are the ring that was found last, for Connect.
-	Ring Parameters
-	Port uint32
-
-	connected bool
-}
-
-// Step looks at the guest's side. After an error nothing is to be done until the
-// guest's side changes; our state is StateClosing then, and the actions that come
-// with it bring that about.
-func (h *Handshake) Step(f Front) ([]Action, error) {
-	state, err := ParseState(f.State)
+// parameters reads what the guest's driver says of its ring, and the port of its
+// event channel.
+func parameters(read func(key string) string) (Parameters, uint32, error) {
+	none := Parameters{}
+	protocol, err := ParseProtocol(read("protocol"))
 	if err != nil {
-		return h.leave(StateClosing), err
+		return none, 0, err
 	}
-	switch state {
-	case StateInitialising, StateInitWait:
-		// It begins, or begins anew.
-		if h.State == StateInitWait && !h.connected {
-			return nil, nil
-		}
-		actions := h.leave(StateInitWait)
-		return actions, nil
-	case StateInitialised, StateConnected:
-		if h.connected {
-			return nil, nil
-		}
-		if h.State == StateUnknown {
-			// A driver that was there before us. It has yet to see what we offer.
-			h.State = StateInitWait
-			return []Action{Write}, nil
-		}
-		if h.State != StateInitWait {
-			return nil, nil // it will see that we have closed
-		}
-		if err := h.parse(f); err != nil {
-			return h.leave(StateClosing), err
-		}
-		h.connected, h.State = true, StateConnected
-		return []Action{Connect, Write}, nil
-	case StateClosing:
-		return h.leave(StateClosing), nil
-	case StateClosed, StateUnknown:
-		if h.State == StateUnknown { // nobody has begun
-			h.State = StateInitWait
-			return []Action{Write}, nil
-		}
-		if state == StateUnknown && h.State == StateInitWait {
-			return nil, nil
-		}
-		return h.leave(StateClosed), nil
-	}
-	return nil, nil
-}
-
-// Failed says that Connect did not succeed.
-func (h *Handshake) Failed() []Action {
-	h.connected = false
-	return h.leave(StateClosing)
-}
-
-// leave goes to a state without a ring.
-func (h *Handshake) leave(to State) []Action {
-	var actions []Action
-	if h.connected {
-		h.connected = false
-		actions = append(actions, Disconnect)
-	}
-	if h.State != to {
-		h.State = to
-		actions = append(actions, Write)
-	}
-	return actions
-}
-
-// parse reads what the guest's driver says of its ring.
-func (h *Handshake) parse(f Front) error {
-	protocol, err := ParseProtocol(f.Protocol)
+	port, err := number(read, "event-channel")
 	if err != nil {
-		return err
-	}
-	port, err := number("event-channel", f.Port)
-	if err != nil {
-		return err
+		return none, 0, err
 	}
 	if port == 0 {
-		return errors.New("the guest's event-channel is 0, which is none")
+		return none, 0, errors.New("the guest's event-channel is 0, which is none")
 	}
-	var refs []uint32
-	if f.Order == "" {
-		ref, err := number("ring-ref", f.Ref("ring-ref"))
-		if err != nil {
-			return err
-		}
-		refs = append(refs, ref)
-	} else {
-		order, err := number("ring-page-order", f.Order)
-		if err != nil {
-			return err
-		}
-		if order > MaxRingOrder {
-			return fmt.Errorf("a ring of 2^%d pages, at most 2^%d were offered", order, MaxRingOrder)
-		}
-		for i := range 1 << order {
-			key := "ring-ref" + strconv.Itoa(i)
-			ref, err := number(key, f.Ref(key))
-			if err != nil {
-				return err
-			}
-			refs = append(refs, ref)
-		}
+	p := Parameters{Protocol: protocol}
+	if read("ring-page-order") == "" {
+		ref, err := number(read, "ring-ref")
+		p.Refs = append(p.Refs, ref)
+		return p, port, err
 	}
-	h.Ring, h.Port = Parameters{Protocol: protocol, Refs: refs}, port
-	return nil
+	order, err := number(read, "ring-page-order")
+	if err != nil {
+		return none, 0, err
+	}
+	if order > MaxRingOrder {
+		return none, 0, fmt.Errorf("a ring of 2^%d pages, at most 2^%d were offered", order, MaxRingOrder)
+	}
+	for i := range 1 << order {
+		ref, err := number(read, "ring-ref"+strconv.Itoa(i))
+		if err != nil {
+			return none, 0, err
+		}
+		p.Refs = append(p.Refs, ref)
+	}
+	return p, port, nil
 }
 
-func number(key, value string) (uint32, error) {
-	n, err := strconv.ParseUint(value, 10, 32)
+func number(read func(key string) string, key string) (uint32, error) {
+	n, err := strconv.ParseUint(read(key), 10, 32)
 	if err != nil {
-		return 0, fmt.Errorf("the guest's %s is %.20q, which is no number", key, value)
+		return 0, fmt.Errorf("the guest's %s is %.20q, which is no number", key, read(key))
 	}
 	return uint32(n), nil
 }

@@ -3,8 +3,8 @@
 //	go run ./guest/build -o build/guest
 //
 // The kernel is the one that Debian's linux-image-cloud-amd64 depends on. Its
-// package is downloaded and unpacked, never installed, and only while the
-// output directory has no kernel yet (-refresh takes the newest one). The
+// package is downloaded and unpacked, never installed, and only while the output
+// directory has no kernel with these modules yet (-refresh takes the newest). The
 // initramfs is then written from four inputs: our own PID 1, the host's
 // busybox, the kernel's modules and the list below. It is written anew only if
 // one of them differs. The disk is package image's small one; -big makes the big one too.
@@ -20,6 +20,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 
 	"understudy/guest/image"
 )
@@ -34,6 +35,8 @@ var modules = []string{
 	"virtio_balloon", //
 	"virtio-rng",     //
 	"pvpanic-mmio",   // tells QEMU of a panic, also on the ISA bus
+	"xen-blkfront",   // guests of Xen
+	"xen-netfront",   //
 }
 
 func main() {
@@ -65,8 +68,11 @@ func build(ctx context.Context, out, busybox string, refresh bool) error {
 		return err
 	}
 	kernel := filepath.Join(out, "kernel")
-	_, err := os.Stat(filepath.Join(kernel, "vmlinuz"))
-	if refresh || errors.Is(err, os.ErrNotExist) {
+	there, err := hasKernel(kernel)
+	if err != nil {
+		return err
+	}
+	if refresh || !there {
 		if err := fetchKernel(ctx, kernel); err != nil {
 			return fmt.Errorf("get a kernel for the guest: %w", err)
 		}
@@ -102,6 +108,30 @@ func makeDom0(ctx context.Context, dir string) error {
 		fmt.Println("the Xen host's disk image is", host.Image)
 	}
 	return err
+}
+
+// hasKernel reports whether there is a kernel with all the modules that are wanted.
+func hasKernel(dir string) (bool, error) {
+	if _, err := os.Stat(filepath.Join(dir, "vmlinuz")); err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			err = nil
+		}
+		return false, err
+	}
+	order, err := os.ReadFile(filepath.Join(dir, "modules", "order"))
+	if errors.Is(err, os.ErrNotExist) {
+		return true, nil // one of the operator's own: makeInitramfs says what it lacks
+	}
+	have := map[string]bool{}
+	for _, file := range strings.Fields(string(order)) {
+		have[moduleName(file)] = true
+	}
+	for _, name := range modules {
+		if !have[moduleName(name)] {
+			return false, err
+		}
+	}
+	return true, err
 }
 
 // replace writes the file, unless it holds data already, in one step: a guest

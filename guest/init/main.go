@@ -151,13 +151,15 @@ func loadModules(dir string) error {
 	return all
 }
 
+// loadModule loads one module. That there is nothing for it to do on this machine
+// (ENODEV: Xen's, on any other) is no error.
 func loadModule(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = f.Close() }()
-	if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && !errors.Is(err, unix.EEXIST) {
+	if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.ENODEV) {
 		return err
 	}
 	return nil

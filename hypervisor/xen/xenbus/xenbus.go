@@ -1,0 +1,304 @@
+// Package xenbus plugs a back end of ours into a Xen domain: it writes the two
+// sides' nodes in xenstore and carries the handshake with the guest's driver out.
+//
+//	Attach: nodes of both sides, in one transaction ── or what a former process left
+//	run:    watch on the guest's state ─> Handshake.Step (handshake.go) ─> Backend.Plug, Unplug
+//	Detach: the nodes stay, for the next process;  Remove: they do not
+//
+// Nothing of it is known to libxl or to a kernel's back end: the nodes of our side
+// lie below a name of our own, where no driver of the first domain's kernel looks,
+// and so no script is run. The guest's driver follows its "backend" wherever that
+// leads.
+//
+// A Device has one goroutine, which ends with Detach or with the connection to
+// xenstored.
+//
+// Sources: Xen's public/io/xenbus.h, docs/misc/xenstore-paths.
+package xenbus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"slices"
+	"strconv"
+	"sync"
+
+	"understudy/hypervisor/xen/xenstore"
+)
+
+// Backend serves a device to a guest's driver. Its methods are called by one
+// goroutine at a time.
+type Backend interface {
+	// Offer is what the driver reads before it begins.
+	Offer() map[string]string
+	// Plug begins to serve with what the driver has written: read returns the value
+	// of one of its keys, "" for one that is not there. It returns what the driver
+	// reads next.
+	Plug(read func(key string) string) (map[string]string, error)
+	// Unplug ends that. When it has returned nothing of the guest is touched.
+	Unplug()
+}
+
+// Kind is what a guest's driver is of.
+type Kind string
+
+const (
+	Disk    Kind = "vbd"
+	Network Kind = "vif"
+)
+
+// Config says what to plug.
+type Config struct {
+	Store  *xenstore.Client
+	Domain uint32
+	Kind   Kind
+	// Number is the device's among those of its kind: 51712 is the first disk,
+	// 51728 the second; networks count from 0.
+	Number uint32
+	// Front and Back are further keys of the guest's and our side.
+	Front, Back map[string]string
+	Backend     Backend
+	// Log is told of a handshake that fails.
+	Log *slog.Logger
+}
+
+// Device is a back end that is plugged into a domain.
+type Device struct {
+	c           Config
+	front, back string
+	shake       Handshake
+	watch       *xenstore.Watch
+	stop        context.CancelFunc
+	running     sync.WaitGroup
+	over        sync.Once
+}
+
+// Paths returns where the two sides' nodes are.
+func Paths(domain uint32, kind Kind, number uint32) (front, back string) {
+	return fmt.Sprintf("/local/domain/%d/device/%s/%d", domain, kind, number),
+		fmt.Sprintf("/local/domain/0/backend/understudy-%s/%d/%d", kind, domain, number)
+}
+
+// Attach writes the nodes of a device and begins to serve the handshake. If a
+// former process has left the device connected, it is served on as it is when
+// Attach returns. ctx is of the beginning alone.
+func Attach(ctx context.Context, c Config) (_ *Device, err error) {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	d := &Device{c: c}
+	d.front, d.back = Paths(c.Domain, c.Kind, c.Number)
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("plug a back end into %s: %w", d.front, err)
+		}
+	}()
+	connect := false
+	if err := c.Store.Transact(ctx, func(tx xenstore.Tx) (err error) {
+		connect, err = d.begin(ctx, tx)
+		return err
+	}); err != nil {
+		return nil, err
+	}
+	if connect {
+		if _, err := d.plug(ctx); err != nil {
+			c.Log.Error("a Xen guest's device that was served by a former process cannot be served on", "device", d.front, "error", err)
+			if err := d.carry(ctx, d.shake.Failed()); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if d.watch, err = c.Store.Watch(ctx, d.front+"/state"); err != nil {
+		c.Backend.Unplug()
+		return nil, err
+	}
+	running, stop := context.WithCancel(context.Background())
+	d.stop = stop
+	d.running.Go(func() { d.run(running) })
+	return d, nil
+}
+
+// begin finds what a former process has left, or writes both sides' nodes.
+func (d *Device) begin(ctx context.Context, tx xenstore.Tx) (connect bool, err error) {
+	ours, err := d.state(ctx, tx, d.back)
+	if err != nil {
+		return false, err
+	}
+	guest, err := d.state(ctx, tx, d.front)
+	if err != nil {
+		return false, err
+	}
+	if ours != StateUnknown && guest != StateUnknown {
+		d.shake, connect = Resume(ours, guest)
+		return connect, nil
+	}
+	d.shake = Handshake{State: StateInitWait}
+	id := strconv.FormatUint(uint64(d.c.Domain), 10)
+	back := map[string]string{"frontend": d.front, "frontend-id": id, "online": "1", "state": StateInitWait.String()}
+	maps.Copy(back, d.c.Back)
+	maps.Copy(back, d.c.Backend.Offer())
+	front := map[string]string{"backend": d.back, "backend-id": "0", "state": StateInitialising.String()}
+	maps.Copy(front, d.c.Front)
+	if err := d.write(ctx, tx, d.back, back, "n0", "r"+id); err != nil {
+		return false, err
+	}
+	return false, d.write(ctx, tx, d.front, front, "n"+id, "r0")
+}
+
+// write makes a directory of nodes anew.
+func (d *Device) write(ctx context.Context, tx xenstore.Tx, path string, nodes map[string]string, permissions ...string) error {
+	err := d.c.Store.Remove(ctx, tx, path)
+	if err == nil {
+		err = d.c.Store.Write(ctx, tx, path, "")
+	}
+	if err == nil {
+		err = d.c.Store.Permit(ctx, tx, path, permissions...)
+	}
+	return errors.Join(err, d.put(ctx, tx, path, nodes))
+}
+
+// put writes nodes below a path, of which they have their permissions.
+func (d *Device) put(ctx context.Context, tx xenstore.Tx, path string, nodes map[string]string) error {
+	for _, key := range slices.Sorted(maps.Keys(nodes)) {
+		if err := d.c.Store.Write(ctx, tx, path+"/"+key, nodes[key]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// read is the value at a path, "" if there is none.
+func (d *Device) read(ctx context.Context, tx xenstore.Tx, path string) (string, error) {
+	v, err := d.c.Store.Read(ctx, tx, path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	return v, err
+}
+
+func (d *Device) state(ctx context.Context, tx xenstore.Tx, side string) (State, error) {
+	v, err := d.read(ctx, tx, side+"/state")
+	if err != nil {
+		return StateUnknown, err
+	}
+	return ParseState(v)
+}
+
+// run carries the handshake out.
+func (d *Device) run(ctx context.Context) {
+	for {
+		select {
+		case _, there := <-d.watch.Changed:
+			if !there {
+				if ctx.Err() == nil {
+					d.c.Log.Error("a Xen guest's device is served on, but not plugged anew if its driver asks for that: the connection to xenstored has ended", "device", d.front)
+				}
+				return
+			}
+		case <-ctx.Done():
+			return
+		}
+		if err := d.step(ctx); err != nil && ctx.Err() == nil {
+			d.c.Log.Error("the handshake with a Xen guest's driver has failed", "device", d.front, "error", err)
+		}
+	}
+}
+
+// step does what there is to do at this moment.
+func (d *Device) step(ctx context.Context) error {
+	for {
+		guest, err := d.state(ctx, 0, d.front)
+		if err != nil {
+			return errors.Join(err, d.carry(ctx, d.shake.Failed()))
+		}
+		actions := d.shake.Step(guest)
+		if len(actions) == 0 {
+			return nil
+		}
+		if err := d.carry(ctx, actions); err != nil {
+			return err
+		}
+	}
+}
+
+// carry carries actions out. After a connection that failed our state says so.
+func (d *Device) carry(ctx context.Context, actions []Action) error {
+	var nodes map[string]string
+	for _, a := range actions {
+		switch a {
+		case Connect:
+			var err error
+			if nodes, err = d.plug(ctx); err != nil {
+				return errors.Join(err, d.carry(ctx, d.shake.Failed()))
+			}
+		case Disconnect:
+			d.c.Backend.Unplug()
+		case Write:
+			if d.shake.State == StateInitWait {
+				nodes = d.c.Backend.Offer()
+			}
+			if err := d.c.Store.Transact(ctx, func(tx xenstore.Tx) error {
+				err := d.put(ctx, tx, d.back, nodes)
+				if err == nil {
+					err = d.c.Store.Write(ctx, tx, d.back+"/state", d.shake.State.String())
+				}
+				return err
+			}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// plug is Backend.Plug with the guest's nodes.
+func (d *Device) plug(ctx context.Context) (map[string]string, error) {
+	var failed error
+	nodes, err := d.c.Backend.Plug(func(key string) string {
+		v, err := d.read(ctx, 0, d.front+"/"+key)
+		if err != nil {
+			failed = err
+		}
+		return v
+	})
+	if failed != nil && err == nil {
+		d.c.Backend.Unplug()
+	}
+	return nodes, errors.Join(failed, err)
+}
+
+// Detach lets go of the device: nothing of the guest is touched any more. Its nodes
+// stay, and with them the guest's driver's belief that it is connected.
+func (d *Device) Detach(ctx context.Context) error {
+	var err error
+	d.over.Do(func() {
+		d.stop()
+		d.running.Wait()
+		err = d.watch.End(ctx)
+		d.c.Backend.Unplug()
+	})
+	if err != nil {
+		return fmt.Errorf("let go of %s: %w", d.front, err)
+	}
+	return nil
+}
+
+// Remove detaches the device and removes its nodes; the guest's go with its domain,
+// if they are not gone yet.
+func (d *Device) Remove(ctx context.Context) error {
+	err := d.Detach(ctx)
+	return errors.Join(err, Clean(ctx, d.c.Store, d.c.Domain, d.c.Kind))
+}
+
+// Clean removes all nodes of our side for a domain's devices of a kind, whoever has
+// made them.
+func Clean(ctx context.Context, store *xenstore.Client, domain uint32, kind Kind) error {
+	if err := store.Remove(ctx, 0, fmt.Sprintf("/local/domain/0/backend/understudy-%s/%d", kind, domain)); err != nil {
+		return fmt.Errorf("remove the nodes of domain %d's devices: %w", domain, err)
+	}
+	return nil
+}
