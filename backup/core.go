@@ -172,7 +172,7 @@ func (c *Core) absorb(ev Event) {
 			c.giveUp(ev.Err)
 		}
 	case Forced:
-		c.absorbForced()
+		c.absorbForced(ev)
 	case Loaded:
 		c.machine = machineLoaded
 		if ev.Err != nil {
@@ -207,7 +207,8 @@ func (c *Core) absorbLog(g ownership.Guest) {
 
 // absorbForced begins what an operator has asked for, if there is an image to go
 // on from. From here on nothing is acknowledged, as for any takeover.
-func (c *Core) absorbForced() {
+func (c *Core) absorbForced(ev Forced) {
+	c.absorbLog(ev.State)
 	switch {
 	case c.asking:
 		c.emit(Answer{errors.New("a takeover is being asked for already")})

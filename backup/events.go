@@ -45,8 +45,8 @@ type (
 	// checkpoint is not on the disk any more.
 	Spoilt struct{ Err error }
 	// Forced: an operator wants the guest to go on from the image here, although
-	// the log does not name it.
-	Forced struct{}
+	// the log, as it was read for that, does not name it.
+	Forced struct{ State ownership.Guest }
 	// Loaded: the device state is in the waiting machine, or Err.
 	Loaded struct{ Err error }
 	// Activated: the disks are this host's, as the last commit left them, or Err.

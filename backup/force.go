@@ -8,19 +8,25 @@ package backup
 import (
 	"context"
 	"errors"
+
+	"understudy/ownership"
 )
 
 // forcing is an operator who waits for an answer.
-type forcing struct{ answer chan error } // gets one
+type forcing struct {
+	read   ownership.Guest // the log, when he was told what would be lost
+	answer chan error      // gets one
+}
 
 var errEnded = errors.New("this host does not stand by for the guest any more")
 
 // Force lets the guest go on from the image here, whether the log names it or
 // not: what the guest did since its last commit is lost. It returns nil once the
 // log has granted it; the guest does not run yet. The leader grants nothing before
-// the owner's lease has run out, unless that host is fenced.
-func (b *Backup) Force(ctx context.Context) error {
-	f := &forcing{answer: make(chan error, 1)}
+// the owner's lease has run out, unless that host is fenced. read is the log as
+// the operator has read it, which may be ahead of what this host has applied.
+func (b *Backup) Force(ctx context.Context, read ownership.Guest) error {
+	f := &forcing{read: read, answer: make(chan error, 1)}
 	select {
 	case b.forces <- f:
 	case <-b.over:
@@ -50,7 +56,7 @@ func (b *Backup) force(f *forcing) Event {
 		return Tick{}
 	}
 	b.forcing = f
-	return Forced{}
+	return Forced{f.read}
 }
 
 // answer tells the operator what came of it.

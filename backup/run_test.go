@@ -51,7 +51,7 @@ func TestTheDisksAreOwnedBeforeTheyAreActivated(t *testing.T) {
 			b := New(DefaultConfig("web", "b", time.Second, imagePages*epoch.PageSize), Deps{Disks: c, Log: stillLog{state},
 				Clock: clock.Boot{}, Slog: slog.New(slog.DiscardHandler), State: state})
 			b.standby = c
-			b.core.asking, b.core.granted, b.core.machine = true, true, machineLoading
+			b.core.asking, b.core.granted, b.core.grant, b.core.machine = true, true, state.Generation, machineLoading
 			b.step(t.Context(), Loaded{})
 			activated := (<-b.events).(Activated)
 			if !errors.Is(activated.Err, row.refuse) {

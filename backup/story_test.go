@@ -131,7 +131,7 @@ func (n *narrator) line(words []string) {
 		n.now += d
 		n.step(Tick{})
 	case "forced":
-		n.step(Forced{})
+		n.step(Forced{n.log})
 	case "in-vain": // the owner's lease did not run out
 		n.step(Proposed{Command: *n.asked, Err: fmt.Errorf("%w: the owner's lease may live for another 1s", ownership.ErrNotProposed)})
 	case "fenced": // the other host says that the owner is off
@@ -199,7 +199,11 @@ func (n *narrator) line(words []string) {
 		n.step(Proposed{Command: *n.asked, Err: errors.New("no answer")})
 	case "log-seen":
 		n.step(LogApplied{n.log})
-	case "log": // what the owner does: its kind, and the epoch it names
+	case "log": // what the owner does: its kind, and the epoch it names; or that it is not heard of here
+		unseen := words[len(words)-1] == "unseen"
+		if unseen {
+			words = words[:len(words)-1]
+		}
 		c := ownership.Command{ID: ownership.NewCommandID(), Guest: "web", Kind: ownership.Kind(words[1]), Host: n.log.Owner,
 			Generation: n.log.Generation, Revision: n.log.Revision,
 			Backup: ownership.Backup{Host: "b", Image: n.image, Epoch: epoch.Number(num(2))}}
@@ -207,8 +211,9 @@ func (n *narrator) line(words []string) {
 		if err != nil {
 			n.t.Fatal(err)
 		}
-		n.log = next
-		n.step(LogApplied{n.log})
+		if n.log = next; !unseen {
+			n.step(LogApplied{n.log})
+		}
 	default:
 		n.t.Fatalf("unknown line %v", words)
 	}

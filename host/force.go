@@ -173,7 +173,7 @@ func (h *Host) Failover(ctx context.Context, guest string, r FailoverRequest) (o
 		return state, fmt.Errorf("what would be lost is not what was agreed to (%q, now %q): ask again", r.Lose, c.Consent)
 	}
 	if c.Way == WayImage {
-		err = m.forceImage(ctx)
+		err = m.forceImage(ctx, state)
 	} else {
 		state, err = m.forceBoot(ctx, state)
 	}
@@ -219,14 +219,14 @@ func (m *manager) runs() bool {
 	return m.primary != nil
 }
 
-func (m *manager) forceImage(ctx context.Context) error {
+func (m *manager) forceImage(ctx context.Context, state ownership.Guest) error {
 	m.mu.Lock()
 	b := m.backup
 	m.mu.Unlock()
 	if b == nil {
 		return errors.New("this host does not stand by for the guest any more: ask again")
 	}
-	return b.Force(ctx)
+	return b.Force(ctx, state)
 }
 
 // forceBoot makes this host the owner; its manager then finds no guest, and boots

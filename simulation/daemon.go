@@ -594,7 +594,7 @@ func (d *daemon) force() {
 		}
 		if b := d.backup; b != nil && !d.w.disk.shared {
 			if at, whole := b.core.At(); whole && !at.Image.IsZero() {
-				b.post(backup.Forced{})
+				b.post(backup.Forced{State: st})
 				return
 			}
 		}
