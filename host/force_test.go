@@ -108,12 +108,14 @@ func TestAGuestThatIsForcedHereIsNotTheOneThatWasLeftBehind(t *testing.T) {
 	s.log.mu.Lock()
 	s.log.state = ownership.Guest{Generation: 7, Revision: 20, Owner: "b", Phase: ownership.PhaseActive, Desired: ownership.Running}
 	s.log.mu.Unlock()
-	s.cfg.Log = &busyLog{memoryLog: s.log}
+	busy := &busyLog{memoryLog: s.log, kept: true}
+	s.cfg.Log = busy
 	s.run()
 	ctx, boot := context.WithValue(t.Context(), operator{}, true), FailoverRequest{Force: true, Lose: "boot generation 7"}
 	if _, err := s.host.Failover(ctx, "web", boot); err == nil || !strings.Contains(err.Error(), "has not put away yet what it had of the guest") {
 		t.Errorf("forced before this host knows that it lost the guest: %v", err)
 	}
+	busy.asked.Store(true)
 	s.role("backup")
 	_, err = s.host.Failover(ctx, "web", boot)
 	s.must(err)

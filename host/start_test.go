@@ -10,9 +10,11 @@ import (
 	"understudy/ownership"
 )
 
-// busyLog does not answer the daemon before the operator has read it, too.
+// busyLog does not answer the daemon before asked: before the operator has read
+// it, too, or, if it is kept, before the test lets it.
 type busyLog struct {
 	*memoryLog
+	kept  bool
 	asked atomic.Bool
 }
 
@@ -21,7 +23,9 @@ type operator struct{}
 
 func (l *busyLog) Read(ctx context.Context, guest string) (ownership.Guest, error) {
 	if ctx.Value(operator{}) != nil {
-		defer l.asked.Store(true)
+		if !l.kept {
+			defer l.asked.Store(true)
+		}
 	} else if !l.asked.Load() {
 		return ownership.Guest{}, errors.New("no leader")
 	}
