@@ -371,11 +371,11 @@ func (c *Core) decide() {
 		// The former owner has taken the guest back, or an operator has given it to
 		// somebody, maybe to this host again: nothing of what was begun here
 		// happened. The disks were, maybe, an owner's: see absorbProposed.
-		why := fmt.Sprintf("%s has taken the guest back: the takeover took too long", c.log.Owner)
 		if c.log.Owner == c.cfg.Self {
-			why = fmt.Sprintf("the takeover was granted for generation %d, this is generation %d: the image is too old", c.grant, c.log.Generation)
+			c.emit(Warn{fmt.Sprintf("the takeover was granted for generation %d, this is generation %d: the image is too old", c.grant, c.log.Generation)})
+		} else {
+			c.emit(Warn{fmt.Sprintf("%s has taken the guest back: the takeover took too long", c.log.Owner)})
 		}
-		c.emit(Warn{why})
 		c.retry = nil
 		c.stopAsking()
 		c.at, c.whole = epoch.Position{}, false
