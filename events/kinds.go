@@ -206,7 +206,7 @@ const (
 
 // Of KindUnprotected.
 const (
-	ReasonNoBackupYet   Reason = "no-backup-yet"  // the guest began here: no image of it is in sync so far
+	ReasonNoBackupYet   Reason = "no-backup-yet"  // it runs here since a moment ago: no image of it is in sync so far
 	ReasonBackupSilent  Reason = "backup-silent"  // its session was lost, and did not come back in time
 	ReasonBackupGone    Reason = "backup-gone"    // its host is there, and its daemon is dead
 	ReasonNoAck         Reason = "no-ack"         // its session lives, and an epoch is not acknowledged in time

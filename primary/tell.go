@@ -102,7 +102,7 @@ func (p *Primary) uncovered() (events.Reason, string) {
 	case !c.wanted():
 		return events.ReasonOperator, fmt.Sprintf("an operator has set the guest's protection to %s", c.log.Protection)
 	case p.said.cover == "":
-		return events.ReasonNoBackupYet, "the guest begins here, and no backup is in sync yet"
+		return events.ReasonNoBackupYet, p.began() + ", and no backup is in sync yet"
 	case c.generation != p.said.generation:
 		return events.ReasonTakenBack, "the guest came back, and no backup is in sync with it yet"
 	case !c.log.InSync, c.log.Backup.Image != c.image:
@@ -121,6 +121,17 @@ func (p *Primary) uncovered() (events.Reason, string) {
 		return events.ReasonBackupGone, fmt.Sprintf("nobody listens at %s: its daemon has died, and the image with it", c.peer)
 	}
 	return events.ReasonBackupSilent, fmt.Sprintf("nothing is heard of %s", c.peer)
+}
+
+// began says how the guest came to run here.
+func (p *Primary) began() string {
+	switch {
+	case p.State.Phase == ownership.PhaseActivating && p.State.Previous != "":
+		return fmt.Sprintf("the guest has come here from %s", p.State.Previous)
+	case p.Running:
+		return "the guest was found running here"
+	}
+	return "the guest begins here"
 }
 
 // tellApplied says what the log has recorded of the last proposal. Protection has

@@ -147,6 +147,27 @@ func teller(log ownership.Guest) (*Primary, *notes) {
 	return &Primary{cfg: cfg, Deps: Deps{Events: n, Clock: clock.Boot{}}, core: NewCore(cfg, log, true)}, n
 }
 
+// TestHowAGuestCameHereIsTold: the first word of a primary is true of each way there.
+func TestHowAGuestCameHereIsTold(t *testing.T) {
+	for _, c := range []struct {
+		log     ownership.Guest
+		running bool
+		want    string
+	}{
+		{ownership.Guest{Generation: 1, Owner: "a", Phase: ownership.PhaseActive}, false, "the guest begins here, and no backup is in sync yet"},
+		{ownership.Guest{Generation: 4, Owner: "a", Phase: ownership.PhaseActivating, Previous: "b"}, false, "the guest has come here from b, and no backup is in sync yet"},
+		{ownership.Guest{Generation: 4, Owner: "a", Phase: ownership.PhaseActive}, true, "the guest was found running here, and no backup is in sync yet"},
+	} {
+		c.log.Desired = ownership.Running
+		p, n := teller(c.log)
+		p.State, p.Running = c.log, c.running
+		p.tellMode(0, ModeAlone)
+		if got := n.all[len(n.all)-1]; got.Reason != events.ReasonNoBackupYet || got.Text != c.want {
+			t.Errorf("%+v: told %s: %q, want %q", c.log, got.Reason, got.Text, c.want)
+		}
+	}
+}
+
 func TestWhyAGuestIsNotProtected(t *testing.T) {
 	image := epoch.NewIncarnation()
 	log := ownership.Guest{Generation: 3, Revision: 9, Owner: "a", Phase: ownership.PhaseActive, Desired: ownership.Running,
