@@ -63,6 +63,9 @@ class Page {
     for (let wait = 500; !signal.aborted; wait = Math.min(5000, wait * 2)) {
       try {
         this.access = await get('/api/v1/access');
+        if (this.access.level === 'root') { // by a tunnel to the socket: the page asks for nothing that is root's alone
+          this.access.level = 'operate';
+        }
         if (this.access.level !== 'read' && this.access.level !== 'operate') {
           this.became('refused', '');
           return;
