@@ -19,10 +19,11 @@ const (
 	Nothing Level = iota
 	Health        // /livez, /readyz, /primary, /backup
 	Read          // everything that changes nothing
-	Operate       // everything
+	Operate       // what moves, stops and protects guests, and drills as configured
+	Root          // what runs a command or a program, or names a file, on a host
 )
 
-var levels = [...]string{"nothing", "health", "read", "operate"}
+var levels = [...]string{"nothing", "health", "read", "operate", "root"}
 
 func (l Level) String() string { return levels[l] }
 
@@ -67,13 +68,23 @@ func (s *Server) handler(identify func(*http.Request) (who, *denial)) http.Handl
 		case !known:
 			s.elsewhere(w, r, find)
 		case asks.level < need:
-			refuse(w, http.StatusForbidden, fmt.Sprintf("%s may %s; this needs %q", asks.name, asks.level, need))
+			forbid(w, asks, need)
 		case foreign.Check(r) != nil:
 			refuse(w, http.StatusForbidden, "a request of a page that is not of this endpoint")
 		default:
 			s.mux.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), asksKey{}, asks)))
 		}
 	})
+}
+
+// forbid says what is missing. No token and no certificate gives more than
+// Operate: who runs programs as root has to be root on a host.
+func forbid(w http.ResponseWriter, asks who, need Level) {
+	if need == Root {
+		refuse(w, http.StatusForbidden, fmt.Sprintf("%s may %s; this is for root alone: run understudy on one of the hosts", asks.name, asks.level))
+		return
+	}
+	refuse(w, http.StatusForbidden, fmt.Sprintf("%s may %s; this needs %q", asks.name, asks.level, need))
 }
 
 // asksKey is of who asks, in a request's context.

@@ -28,7 +28,7 @@ var errNoBubbles = errors.New("this host has no bubbles")
 
 func (s *Server) bubbleRoutes() []route {
 	return []route{
-		{"POST /api/v1/guests/{guest}/bubble", Operate, streamed(
+		{"POST /api/v1/guests/{guest}/bubble", Root, streamed(
 			func(ctx context.Context, guest string, spec bubble.Spec, p host.Progress) (bubble.Result, error) {
 				if s.Bubbles == nil {
 					return bubble.Result{}, errNoBubbles

@@ -125,6 +125,12 @@ var metrics = []metric{
 				emit(truth(s.report.Config.Others[h] == s.report.Config.Hash), string(h))
 			}
 		}},
+	{name: "understudy_certificate_expiry_timestamp_seconds", help: "When a certificate runs out, since 1970: this host's and the authority's, between hosts, and the endpoint's, on the network.", labels: []string{"certificate"},
+		ofHost: func(s scene, emit emit) {
+			for _, c := range s.report.Certificates {
+				emit(number(c.Until.Unix()), c.Of)
+			}
+		}},
 	{name: "understudy_raft_leader", help: "1 for the host that leads the ownership log as far as this one knows.", labels: []string{"host"},
 		ofHost: func(s scene, emit emit) {
 			for _, v := range s.cluster.Voters {

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -31,7 +32,8 @@ import (
 
 func moment() scene {
 	return scene{uptime: 90 * time.Second, cluster: known(), report: Report{Host: "alpha", Lease: time.Second, Guests: []host.GuestStatus{standing(), running()},
-		Config: ConfigBrief{Hash: "0123abcd", Others: map[ownership.HostID]string{"beta": "0123abcd", "witness": "ffff0000"}}}}
+		Certificates: []Certificate{{"host", runsOut}, {"authority", runsOut.AddDate(5, 0, 0)}},
+		Config:       ConfigBrief{Hash: "0123abcd", Others: map[ownership.HostID]string{"beta": "0123abcd", "witness": "ffff0000"}}}}
 }
 
 func gather(t testing.TB, c *collector) []*dto.MetricFamily {
@@ -74,6 +76,19 @@ func TestAScrapeIsTheGoldenFile(t *testing.T) {
 		}
 	}
 	golden(t, filepath.Join("testdata", "metrics.txt"), bytes.ReplaceAll(b.Bytes(), []byte(runtime.Version()), []byte("GOVERSION")))
+}
+
+// TestTheEndpointsOwnCertificateIsToldOf, while it is on the network.
+func TestTheEndpointsOwnCertificateIsToldOf(t *testing.T) {
+	r := newRig(t, Read)
+	a := r.ask(r.caller(""), "GET /metrics", http.MethodGet, "/metrics", "", "")
+	got := regexp.MustCompile(`(?m)^understudy_certificate_expiry_timestamp_seconds{certificate="endpoint"} (\S+)$`).FindStringSubmatch(a.body)
+	if got == nil {
+		t.Fatalf("not told:\n%s", a.body)
+	}
+	if at, err := strconv.ParseFloat(got[1], 64); err != nil || at < float64(time.Now().Unix()) {
+		t.Errorf("it runs out at %s: %v", got[1], err)
+	}
 }
 
 // units are what a name's end says of its unit; what counts things names them.

@@ -78,6 +78,8 @@ func (s *Server) ServeTLS(ctx context.Context, l net.Listener, e Endpoint) error
 	bounded := newBoundedListener(l, maxConns, maxConnsOfOne, func(c net.Conn) (netip.Prefix, bool) {
 		return addressOf(c.RemoteAddr().String()), true
 	})
+	s.shows.Store(&e.Certificate)
+	defer s.shows.CompareAndSwap(&e.Certificate, nil)
 	err := runServer(ctx, server, func() error { return server.ServeTLS(bounded, "", "") })
 	if err != nil {
 		return fmt.Errorf("status endpoint on %s: %w", l.Addr(), err)

@@ -21,6 +21,9 @@ import (
 	"time"
 
 	"pgregory.net/rapid"
+
+	"understudy/bubble"
+	"understudy/host"
 )
 
 // pipes is a listener whose connections are pipes.
@@ -159,7 +162,7 @@ func TestHugeRequestsAreRefused(t *testing.T) {
 		}
 	}
 	big := `{"file":"` + strings.Repeat("x", maxNetworkBody) + `"}`
-	if a := r.ask(asker, "POST /api/v1/guests/{guest}/checkpoint/save", http.MethodPost, "/api/v1/guests/web/checkpoint/save", r.writer, big); a.code != 400 {
+	if a := r.ask(asker, "POST /api/v1/drills", http.MethodPost, "/api/v1/drills", r.writer, big); a.code != 400 {
 		t.Errorf("a body of %d bytes: %d", len(big), a.code)
 	}
 	if len(r.host.asked) > 0 {
@@ -357,7 +360,9 @@ func TestACertificateIsShownAsItIsNow(t *testing.T) {
 	}
 }
 
-func TestARemoteClientIsAsGoodAsTheSocket(t *testing.T) {
+// TestARemoteClientOperatesGuests, and that is all: what would run a program, or
+// name a file, on a host is not for any token or certificate.
+func TestARemoteClientOperatesGuests(t *testing.T) {
 	r := newRig(t, Nothing)
 	url := "https://" + r.address
 	remote := func(certificate, token string) *Client {
@@ -379,11 +384,20 @@ func TestARemoteClientIsAsGoodAsTheSocket(t *testing.T) {
 		if err := c.Get(t.Context(), "/api/v1/cluster", &cluster); err != nil || cluster.Leader != "witness" || *cluster.Voters[1].Heard != 3*time.Second {
 			t.Errorf("%s: %+v, %v", about, cluster, err)
 		}
-		var gone FileRemoved
-		if err := c.Checkpoint(t.Context(), "web", "remove", FileRequest{File: "/f"}, &gone, nil); err != nil || gone.File != "/f" {
-			t.Errorf("%s: remove: %+v, %v", about, gone, err)
+		for _, at := range []*Client{c, c.At("alpha"), c.At("beta")} {
+			_, bubble := at.Bubble(t.Context(), "web", bubble.Spec{Check: []string{"/bin/sh"}}, nil)
+			_, upgrade := at.Upgrade(t.Context(), "/tmp/mine")
+			for what, err := range map[string]error{"bubble": bubble, "upgrade": upgrade,
+				"save":   at.Checkpoint(t.Context(), "web", "save", host.SaveRequest{File: "/etc/cron.d/x"}, nil, nil),
+				"remove": at.Checkpoint(t.Context(), "web", "remove", FileRequest{File: "/etc/passwd"}, nil, nil)} {
+				if refused := new(Refused); !errors.As(err, &refused) || refused.Status != http.StatusForbidden || !strings.Contains(err.Error(), "this is for root alone: run understudy on one of the hosts") {
+					t.Errorf("%s: %s: %v", about, what, err)
+				}
+			}
 		}
-		<-r.host.asked
+	}
+	if len(r.host.asked) > 0 {
+		t.Errorf("the host was asked to %s", <-r.host.asked)
 	}
 	if err := remote("", r.reader).Operate(t.Context(), "web", "stop", nil); err == nil || !strings.Contains(err.Error(), `grafana may read; this needs "operate"`) {
 		t.Errorf("a reader's stop: %v", err)

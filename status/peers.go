@@ -62,7 +62,7 @@ func cameFrom(r *http.Request) ownership.HostID {
 // tells which host, verified, a connection of l is to.
 func (s *Server) ServePeers(ctx context.Context, l net.Listener, name func(net.Conn) ownership.HostID) error {
 	identify := func(r *http.Request) (who, *denial) {
-		return who{level: Operate, name: "host " + string(cameFrom(r))}, nil
+		return who{level: Root, name: "host " + string(cameFrom(r))}, nil
 	}
 	server := s.boundedServer(identify, MaxBody)
 	server.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
@@ -121,10 +121,10 @@ func (s *Server) askHost(w http.ResponseWriter, r *http.Request) {
 	_, pattern := s.mux.Handler(inner)
 	need, known := s.need[pattern]
 	if !known {
-		need = Operate
+		need = Root
 	}
 	if asks := asking(r); asks.level < need {
-		refuse(w, http.StatusForbidden, fmt.Sprintf("%s may %s; this needs %q", asks.name, asks.level, need))
+		forbid(w, asks, need)
 		return
 	}
 	self := s.Report().Host

@@ -146,9 +146,13 @@ func known() Cluster {
 			{Host: "witness", Address: "192.0.2.3:7070", Witness: true, Leader: true, Heard: ptr(40 * time.Millisecond)}}}
 }
 
+// runsOut is when the host's certificate does.
+var runsOut = time.Date(2031, 11, 23, 12, 0, 0, 0, time.UTC)
+
 func sourcesOf(f *fake) Sources {
 	return Sources{Operations: f, Upgrades: upgrades{f}, Configuration: (*fakeConfig)(f), Members: (*fakeConfig)(f), Bubbles: f, Strikes: struckBy{f}, Cluster: known, Events: newRecorded(5), Drills: drills{f}, BootID: "a-boot", Samples: sampled(f.Status()), Report: func() Report {
-		return Report{Host: "alpha", Leader: "witness", Lease: time.Second, Exits: map[string][]Exit{"web": {{Device: "serial", Treatment: "refused"}}}}
+		return Report{Host: "alpha", Leader: "witness", Lease: time.Second, Exits: map[string][]Exit{"web": {{Device: "serial", Treatment: "refused"}}},
+			Certificates: []Certificate{{"host", runsOut}, {"authority", runsOut.AddDate(5, 0, 0)}}}
 	}}
 }
 
@@ -248,6 +252,30 @@ func (r *rig) caller(certificate string) *http.Client {
 		Transport:     transport,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
+}
+
+// root asks on the socket, which listens until the test ends.
+func (r *rig) root() *http.Client {
+	r.t.Helper()
+	path := filepath.Join(shortDir(r.t), "sock")
+	ctx, cancel := context.WithCancel(context.Background())
+	l, err := listenUnix(ctx, path)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- runServer(ctx, r.server.unix, func() error { return r.server.unix.Serve(l) }) }()
+	transport := &http.Transport{DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", path)
+	}}
+	r.t.Cleanup(func() {
+		transport.CloseIdleConnections()
+		cancel()
+		if err := <-ended; err != nil {
+			r.t.Errorf("serve: %v", err)
+		}
+	})
+	return &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
 
 // answered is what came back.

@@ -15,7 +15,7 @@ import (
 )
 
 // everything is the access of the Unix socket.
-func everything(*http.Request) (who, *denial) { return who{level: Operate, name: "root"}, nil }
+func everything(*http.Request) (who, *denial) { return who{level: Root, name: "root"}, nil }
 
 // Serve listens on the socket at path until ctx ends.
 func (s *Server) Serve(ctx context.Context, path string) error {

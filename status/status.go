@@ -32,9 +32,12 @@ package status
 
 import (
 	"context"
+	"crypto/tls"
 	_ "embed"
 	"log/slog"
 	"net/http"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"understudy/host"
@@ -75,6 +78,15 @@ type Report struct {
 	LogAge *time.Duration `json:"log_age_ns,omitempty"`
 	// Config is the configuration that the daemon runs.
 	Config ConfigBrief `json:"config"`
+	// Certificates are those that this daemon shows and believes.
+	Certificates []Certificate `json:"certificates,omitempty"`
+}
+
+// Certificate is one of the daemon's.
+type Certificate struct {
+	// Of is whose: "host" and "authority", between hosts; "endpoint", on the network.
+	Of    string    `json:"of"`
+	Until time.Time `json:"until"` // when it runs out
 }
 
 // Exit is one way out of a guest.
@@ -177,6 +189,7 @@ type Server struct {
 	metrics http.Handler
 	crowd   crowd
 	ui      map[string]dashboard.File
+	shows   atomic.Pointer[func() (*tls.Certificate, error)] // on the network, while it is there
 }
 
 // route is a pattern of http.ServeMux with what it needs.
@@ -251,6 +264,11 @@ func (s *Server) routes() []route {
 func (s *Server) report() (Report, Cluster) {
 	r, c := s.Report(), s.Cluster()
 	r.Version, r.Guests, r.LogAge = Version, s.Operations.Status(), c.Contact
+	if show := s.shows.Load(); show != nil {
+		if cert, err := (*show)(); err == nil && cert.Leaf != nil {
+			r.Certificates = append(slices.Clip(r.Certificates), Certificate{"endpoint", cert.Leaf.NotAfter})
+		}
+	}
 	return r, c
 }
 

@@ -60,13 +60,13 @@ const progressEvery = 100 * time.Millisecond
 
 func checkpointRoutes(ops Checkpoints) []route {
 	return []route{
-		{"POST /api/v1/guests/{guest}/checkpoint/save", Operate, streamed(ops.SaveCheckpoint)},
-		{"POST /api/v1/guests/{guest}/checkpoint/restore", Operate, streamed(ops.RestoreCheckpoint)},
-		{"POST /api/v1/guests/{guest}/checkpoint/verify", Operate, streamed(
+		{"POST /api/v1/guests/{guest}/checkpoint/save", Root, streamed(ops.SaveCheckpoint)},
+		{"POST /api/v1/guests/{guest}/checkpoint/restore", Root, streamed(ops.RestoreCheckpoint)},
+		{"POST /api/v1/guests/{guest}/checkpoint/verify", Root, streamed(
 			func(ctx context.Context, guest string, r FileRequest, p host.Progress) (host.VerifyFileResult, error) {
 				return ops.VerifyCheckpoint(ctx, guest, r.File, p)
 			})},
-		{"POST /api/v1/guests/{guest}/checkpoint/remove", Operate, streamed(
+		{"POST /api/v1/guests/{guest}/checkpoint/remove", Root, streamed(
 			func(ctx context.Context, guest string, r FileRequest, _ host.Progress) (FileRemoved, error) {
 				return FileRemoved{r.File, r.Keep}, ops.RemoveCheckpoint(ctx, guest, r.File, r.Keep)
 			})},

@@ -57,7 +57,7 @@ func NewToken(name string, level Level) (secret string, t Token, err error) {
 	rand.Read(b[:])
 	secret = "us_" + base64.RawURLEncoding.EncodeToString(b[:])
 	t = Token{Name: name, Level: level, Hash: sha256.Sum256([]byte(secret))}
-	if level > Operate {
+	if level > Operate { // Root is nobody's on the network
 		return "", Token{}, fmt.Errorf("a token of level %d", level)
 	}
 	if _, err := ParseTokens([]byte(t.Line())); err != nil {

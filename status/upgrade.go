@@ -38,7 +38,7 @@ type Upgrade struct {
 }
 
 func (s *Server) upgradeRoutes() []route {
-	return []route{{"POST /api/v1/upgrade", Operate, s.upgrade}}
+	return []route{{"POST /api/v1/upgrade", Root, s.upgrade}}
 }
 
 func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) {

@@ -22,6 +22,7 @@ type Identity struct {
 	host  string
 	cert  tls.Certificate
 	leaf  *x509.Certificate
+	ca    *x509.Certificate
 	roots *x509.CertPool
 }
 
@@ -58,6 +59,7 @@ func newIdentity(host string, ca, leaf *x509.Certificate, key crypto.Signer) *Id
 		host:  host,
 		cert:  tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf},
 		leaf:  leaf,
+		ca:    ca,
 		roots: roots,
 	}
 }
@@ -101,6 +103,9 @@ func (id *Identity) Host() string { return id.host }
 
 // NotAfter is when this host's certificate runs out.
 func (id *Identity) NotAfter() time.Time { return id.leaf.NotAfter }
+
+// AuthorityNotAfter is when that of the authority does, and with it every host's.
+func (id *Identity) AuthorityNotAfter() time.Time { return id.ca.NotAfter }
 
 // dialConfig demands that the peer is the host called peer and speaks protocol.
 func (id *Identity) dialConfig(peer, protocol string) *tls.Config {

@@ -404,8 +404,8 @@ func TestLoadIdentity(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if id.Host() != "a" || !id.NotAfter().Equal(good.Certificate.NotAfter) {
-				t.Errorf("host %q until %v", id.Host(), id.NotAfter())
+			if id.Host() != "a" || !id.NotAfter().Equal(good.Certificate.NotAfter) || id.AuthorityNotAfter().Sub(id.NotAfter()) < 24*time.Hour {
+				t.Errorf("host %q until %v, its authority until %v", id.Host(), id.NotAfter(), id.AuthorityNotAfter())
 			}
 		})
 	}

@@ -166,7 +166,8 @@ func live(signals context.Context, o Options, self config.Host, id *transport.Id
 		Drills: drills, BootID: bootID(), Configuration: changing, Members: members{voter}, Strikes: newStrikes(ctx, o, self, changing.now, &workers),
 		Cluster: func() status.Cluster { return clusterOf(voter.View()) }, Upgrades: l, Samples: past,
 		Report: func() status.Report {
-			return status.Report{PID: os.Getpid(), Host: ownership.HostID(self.Name), Leader: voter.Leader(), Lease: voter.Lease(), Exits: hosting.ways(), Config: changing.brief()}
+			return status.Report{PID: os.Getpid(), Host: ownership.HostID(self.Name), Leader: voter.Leader(), Lease: voter.Lease(), Exits: hosting.ways(), Config: changing.brief(),
+				Certificates: []status.Certificate{{Of: "host", Until: id.NotAfter()}, {Of: "authority", Until: id.AuthorityNotAfter()}}}
 		},
 	})
 	var failure [2]error
