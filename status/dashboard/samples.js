@@ -37,13 +37,15 @@ export class Samples {
 
   // took takes a host's answer that came at a time.
   took(host, series, at, wall) {
+    const ages = Array.isArray(series.age_ms) ? series.age_ms.slice(0, most) : [];
     let h = this.hosts.get(host);
     if (!h || series.whole) {
-      h = { rows: [], next: '', run: (h?.run ?? 0) + 1 };
+      // A daemon that began anew knows nothing of what the one before it said.
+      const since = at - ages.filter(Number.isFinite).reduce((a, b) => Math.max(a, b), 0);
+      h = { rows: h?.rows.filter((r) => r.at < since) ?? [], next: '', run: (h?.run ?? 0) + 1 };
       this.hosts.set(host, h);
     }
     h.next = typeof series.next === 'string' ? series.next : '';
-    const ages = Array.isArray(series.age_ms) ? series.age_ms.slice(0, most) : [];
     ages.forEach((age, i) => {
       if (!Number.isFinite(age)) {
         return;

@@ -69,6 +69,9 @@ function hostOf(model, state, name, view, leader, now) {
   if (!view || model.isQuiet(name, now)) {
     h.part = owns ? 'owns it, by the log' : state.backup === name && state.log?.in_sync ? 'backup, by the log' : 'unknown';
     h.tone = view || model.peers === 'yes' ? 'bad' : 'unknown';
+    if (state.key === 'asking' && owns && h.heard.tone === 'good') {
+      h.heard = { tone: 'warn', text: h.heard.last };
+    }
     return h;
   }
   const p = view.guest.primary;
@@ -96,6 +99,7 @@ function hostOf(model, state, name, view, leader, now) {
     h.part = `owner; ${state.view.host} hears nothing of it`;
     h.tone = 'warn';
     h.runs = 'may run';
+    h.heard = { tone: 'warn', text: h.heard.last };
   }
   if (view.guest.bubble) {
     h.part += ', and runs a bubble';
@@ -113,13 +117,13 @@ function witnessOf(model, name, leader, now) {
 }
 
 // heardOf is when a host was heard: by this page, else by the log's leader or
-// whoever else tells.
+// whoever else tells. last is the same of one that may be lost.
 function heardOf(model, name, now) {
   const h = model.hosts.get(name);
   if (h && h.heard !== null && (model.peers === 'yes' || name === model.self)) {
     return model.isQuiet(name, now)
       ? { tone: 'bad', text: `not heard for ${age(now - h.heard)}` }
-      : { tone: 'good', text: 'answers' };
+      : { tone: 'good', text: 'answers', last: `heard ${age(now - h.heard)} ago` };
   }
   let best = null;
   for (const by of model.hosts.values()) {
@@ -134,9 +138,8 @@ function heardOf(model, name, now) {
   if (best === null) {
     return { tone: model.peers === 'yes' ? 'bad' : 'unknown', text: model.peers === 'yes' ? 'does not answer' : 'unknown' };
   }
-  return best.ago < 5000
-    ? { tone: 'good', text: `heard by ${best.by}` }
-    : { tone: 'unknown', text: `heard ${age(best.ago)} ago by ${best.by}` };
+  const last = `heard ${age(best.ago)} ago by ${best.by}`;
+  return best.ago < 5000 ? { tone: 'good', text: `heard by ${best.by}`, last } : { tone: 'unknown', text: last };
 }
 
 // checkpoints is the link between the pair: which way, and whether they flow.

@@ -25,6 +25,13 @@ func wellCluster() status.Cluster {
 			{Host: "witness", Address: "192.0.2.3:7400", Witness: true, Leader: true, Heard: ptr(40 * time.Millisecond)}}}
 }
 
+// apart is what is known of a log whose leader does not hear one of the pair.
+func apart() status.Cluster {
+	c := wellCluster()
+	c.Voters[1].Heard = ptr(9 * time.Second)
+	return c
+}
+
 // lost is what a host knows of a log that has no leader any more.
 func lost() status.Cluster {
 	c := wellCluster()
@@ -70,7 +77,8 @@ func with(change func(g *host.GuestStatus)) func() []host.GuestStatus {
 func unprotected(mode primary.Mode, linked bool) func(g *host.GuestStatus) {
 	return func(g *host.GuestStatus) {
 		g.Protected, g.Log.InSync = host.ProtectedNo, false
-		g.Primary.Mode, g.Primary.Linked, g.Primary.ModeFor = mode, linked, 9*time.Second
+		g.Primary.Mode, g.Primary.Linked, g.Primary.ModeFor, g.Primary.EpochAge = mode, linked, 9*time.Second, 9*time.Second
+		g.Primary.Held, g.Primary.HeldBytes, g.Disks.Writes, g.Disks.Bytes = 0, 0, 0, 0 // nothing waits for a commit
 		if !linked {
 			g.Primary.PeerAge, g.Primary.LinkError = nil, "dial tcp 192.0.2.2:7400: connect: connection refused"
 		}
@@ -108,7 +116,7 @@ func TestEveryStateIsToldInWords(t *testing.T) {
 			g.Primary.Remaining = g.Primary.Pages * 57 / 100
 		}, head: "web is not protected yet: runs on alpha, and beta is being synchronised, 43% done.",
 			also: map[string]string{".todo": "Nothing to do", ".picture": "memory is copied"}, spoken: "web: synchronising, owned by alpha"},
-		{name: "unprotected", guest: unprotected(primary.ModeAlone, false),
+		{name: "unprotected", guest: unprotected(primary.ModeAlone, false), cluster: apart,
 			event: map[string]any{"guest": "web", "kind": "unprotected", "reason": "backup-silent", "text": "unprotected: nothing is heard of host beta"},
 			head:  "web is NOT protected: runs on alpha alone, since beta fell silent.",
 			also: map[string]string{".todo": "See that beta is up", ".notes": "connection refused", ".picture": "silent: no session",
@@ -118,7 +126,7 @@ func TestEveryStateIsToldInWords(t *testing.T) {
 		{name: "no-majority", guest: func(g *host.GuestStatus) { g.Primary.LeaseLeft, g.Primary.Running = 0, false }, cluster: lost,
 			head: "web stands still: alpha holds no lease, so nothing may leave it.",
 			also: map[string]string{".todo": "No majority: alpha knows no leader of the ownership log.", ".picture": "stands still here", ".link.log": "silent for 4"}, spoken: "stands still: no lease"},
-		{name: "failing-over", guest: standsBy("asking", true), head: "web is failing over: alpha does not hear from beta, and asks for the guest.",
+		{name: "failing-over", guest: standsBy("asking", true), cluster: apart, head: "web is failing over: alpha does not hear from beta, and asks for the guest.",
 			also: map[string]string{".todo": "once the lease of the old host has run out"}, spoken: "web: failing over, owned by beta"},
 		{name: "activating", guest: func(g *host.GuestStatus) {
 			unprotected(primary.ModeAlone, false)(g)

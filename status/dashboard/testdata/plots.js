@@ -38,7 +38,8 @@ same(s.all.map((x) => [x.at, x.generation, x.pause_ns]), [[8000, 1, 2000], [9000
 s.took('a', series([0], { whole: false }), 14_000, 5_004_000);
 same(s.all.map((x) => x.at), [8000, 9000, 10_000, 11_000, 12_000, 13_000], 'a former owner says nothing of what is now');
 s.took('a', series([1000, 500, 0], { generation: [3, 0, 3] }), 16_000, 5_006_000);
-same(s.all.map((x) => [x.at, x.generation]), [[13_000, 2], [14_000, 0], [15_000, 3], [15_500, 0], [16_000, 3]], 'a daemon began anew, and did not look for a while');
+same(s.all.map((x) => [x.at, x.generation]), [[8000, 1], [9000, 1], [10_000, 1], [11_000, 1], [12_000, 0], [13_000, 2], [14_000, 0], [15_000, 3], [15_500, 0], [16_000, 3]],
+  'a daemon began anew, and did not look for a while: what the former one said stays');
 s.took('b', series([]), 16_000 + rings.fine.span - 500, 0);
 same(s.all.map((x) => x.at), [16_000], 'what is older than the plot is forgotten');
 for (const bad of [{}, { age_ms: 'x' }, { age_ms: [NaN, null, 'x', {}] }, series([5], { values: null }), series([5], { values: { pause_ns: ['<b>', {}] } }), series([5], { generation: null }), series([5], { next: {} }), { whole: true, age_ms: Array(9999).fill(1) }]) {

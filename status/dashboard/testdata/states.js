@@ -112,6 +112,8 @@ for (const [what, k, text] of [
 }
 const asks = pic({ a: owner(), b: backup({ state: 'asking' }), w: null });
 same([asks.hosts[0].part, asks.hosts[0].runs, asks.links[0].text], ['owner; b hears nothing of it', 'may run', 'silent, says b'], 'who asks hears nothing');
+same([asks.hosts[0].heard, asks.hosts[1].heard.text], [{ tone: 'warn', text: 'heard under 1 s ago' }, 'answers'], 'nobody says of a host that may be lost that it answers');
+same(pic({ b: backup({ state: 'asking' }) }, { peers: 'no', over: { voters: [{ host: 'a', heard_ns: 3e9 }] } }).hosts.find((h) => h.name === 'a').heard, { tone: 'warn', text: 'heard 3 s ago by b' }, 'nor where it cannot be asked');
 const off = know({ a: owner(), b: backup({}, { fenced: 'a', revision: 4 }), w: null });
 off.silent('a', 'no route');
 same(scene(off, state(off), 1000).hosts[0].part, 'owner, known to be off', 'a host that is off');
