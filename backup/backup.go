@@ -199,8 +199,6 @@ func (b *Backup) do(ctx context.Context, a Action) Event {
 		b.agree(ctx, a.For)
 	case Commit:
 		return b.commit(ctx)
-	case Discard:
-		b.drop("its epoch came too late")
 	case GiveUp:
 		b.giveUp(a.Err)
 	case Drop:

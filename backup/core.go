@@ -282,15 +282,11 @@ func (c *Core) absorbPrepared(ev Prepared) {
 }
 
 func (c *Core) absorbStaged(ev Staged) {
-	switch {
-	case c.asking || c.session == 0:
-		c.emit(Discard{})
-	case c.session != c.log.Generation && c.log.Generation != 0:
-		c.emit(Discard{})
-	default:
-		c.at, c.whole = ev.At, ev.Kind == epoch.KindCheckpoint
-		c.emit(Commit{})
+	if c.asking || c.session == 0 || c.session != c.log.Generation && c.log.Generation != 0 {
+		return // of a session that was dropped when that became so
 	}
+	c.at, c.whole = ev.At, ev.Kind == epoch.KindCheckpoint
+	c.emit(Commit{})
 }
 
 func (c *Core) absorbProposed(ev Proposed) {

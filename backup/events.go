@@ -94,8 +94,6 @@ type (
 	Agree struct{ For time.Duration }
 	// Commit: acknowledge the staged epoch and apply it.
 	Commit struct{}
-	// Discard: throw the staged epoch away.
-	Discard struct{}
 	// GiveUp: nothing is ever continued or activated from this image; close the
 	// session and tell its primary.
 	GiveUp struct{ Err error }
@@ -129,7 +127,6 @@ func (Prepare) isAction()  {}
 func (Refuse) isAction()   {}
 func (Agree) isAction()    {}
 func (Commit) isAction()   {}
-func (Discard) isAction()  {}
 func (GiveUp) isAction()   {}
 func (Drop) isAction()     {}
 func (Load) isAction()     {}

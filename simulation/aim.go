@@ -29,7 +29,7 @@ func (w *world) aimOf(seed uint64) (c cell, aims bool) {
 // guest is taken over, or the guest that is left there.
 func (c cell) mustLive() bool {
 	p := stepTable[c.step].path
-	return (p == lostHost || p == badLoads) && (c.fault == faultGuest || c.fault == faultPeer)
+	return (p == lostHost || p == badLoads || p == forcing) && (c.fault == faultGuest || c.fault == faultPeer)
 }
 
 // suits changes the disk so that a cell can be reached: a backup that has a copy
@@ -66,8 +66,8 @@ func (f *faults) takeAim(c cell) {
 		if p == badLoads {
 			f.loadFails = 0.9
 		}
-		if p == spoiling { // what is spoilt is often superseded before anybody needs it
-			f.left, f.pause, f.ends = 1, 500*time.Millisecond, 2*faultTime
+		if p == spoiling { // what is spoilt is often superseded before anybody needs it; who verifies an image fills it
+			f.left, f.pause, f.ends, f.verifyAll = 1, 500*time.Millisecond, 2*faultTime, false
 		}
 		switch p {
 		case resisting:
@@ -88,7 +88,20 @@ func (f *faults) takeAim(c cell) {
 	if w.chance(0.3) { // and once more
 		w.after(w.between(faultTime/3, faultTime), func() { f.left = max(f.left, 1) })
 	}
+	f.until = f.ends + 3*faultTime
 	w.say("", "the fault %q waits for the step %q", c.fault, c.step)
+}
+
+// aimAgain gives a fault that has not struck some more time: too much has gone wrong
+// before, maybe.
+func (f *faults) aimAgain() {
+	switch stepTable[f.aim.step].path {
+	case calm:
+		f.only(func() {})
+	case seldom:
+		f.only(f.unlink)
+	}
+	f.left, f.ends = 1, f.w.now+faultTime/2
 }
 
 // lead returns what brings the world to the steps of a path.
@@ -135,10 +148,13 @@ func (f *faults) lead(p path) func() {
 				return
 			}
 			h := f.owner()
-			if w.breach == forceOverGuest {
+			switch {
+			case w.breach == forceOverGuest:
 				f.isolate(h, 4*lease)
 				w.after(4*lease+time.Millisecond, f.force)
-			} else {
+			case f.aim.mustLive():
+				f.isolate(h, w.between(4*lease, 8*lease))
+			default:
 				h.powerOff()
 				w.after(w.between(2*lease, 8*lease), h.boot)
 			}
@@ -150,11 +166,21 @@ func (f *faults) lead(p path) func() {
 			h := f.owner()
 			if w.breach == fenceUnseen {
 				f.isolate(h, 2*lease)
-			} else {
-				h.powerOff()
-				w.after(w.between(lease/2, 4*lease), h.boot)
+				w.after(w.between(0, lease/2), f.fence)
+				return
 			}
-			w.after(w.between(0, lease/2), f.fence)
+			h.powerOff()
+			switch f.aim {
+			case cell{stepProposeFence, faultGuest}: // there is one while the takeover is under way
+				w.after(w.between(2*lease, 4*lease), h.boot)
+				f.soon(2*time.Millisecond, func() bool { return w.ledger.state.Phase == ownership.PhaseActivating }, f.fence)
+			case cell{stepProposeFence, faultPeer}: // it is back before the log knows that it was off
+				w.after(w.between(lease/16, lease/4), h.boot)
+				w.after(w.between(0, lease/16), f.fence)
+			default:
+				w.after(w.between(lease/2, 4*lease), h.boot)
+				w.after(w.between(0, lease/2), f.fence)
+			}
 		})
 	case stopping:
 		return func() {
@@ -192,22 +218,22 @@ func (f *faults) owner() *host {
 // inSync lets something happen as soon as a backup is in sync.
 func (f *faults) inSync(do func()) func() {
 	waits := false
-	var look func()
-	look = func() {
-		switch {
-		case !f.on:
-		case f.w.ledger.state.InSync:
-			waits = false
-			do()
-		default:
-			f.w.after(20*time.Millisecond, look)
-		}
-	}
 	return func() {
 		if !waits {
 			waits = true
-			look()
+			f.soon(20*time.Millisecond, func() bool { return f.w.ledger.state.InSync }, func() { waits = false; do() })
 		}
+	}
+}
+
+// soon lets something happen when it is so, and looks after that now and then.
+func (f *faults) soon(every time.Duration, is func() bool, do func()) {
+	switch {
+	case !f.on:
+	case is():
+		do()
+	default:
+		f.w.after(every, func() { f.soon(every, is, do) })
 	}
 }
 

@@ -150,8 +150,6 @@ func (b *backupShell) stepOf(a backup.Action) (step, bool) {
 	switch a := a.(type) {
 	case backup.Refuse:
 		return stepRefuse, b.greeted != nil
-	case backup.Discard:
-		return stepDiscard, true
 	case backup.GiveUp:
 		return stepGiveUp, true
 	case backup.Load:
@@ -197,7 +195,7 @@ func (b *backupShell) do(a backup.Action) backup.Event {
 			s.e.send(refusal{a.Err.Error()})
 		}
 		b.drop()
-	case backup.Discard, backup.Drop:
+	case backup.Drop:
 		b.drop()
 	case backup.Load:
 		b.asked = true

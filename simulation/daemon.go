@@ -608,15 +608,16 @@ func (d *daemon) force() {
 	})
 }
 
-// fence is the operator's word that the other host is off. He looks after the log
-// was read: whoever starts there since begins a new generation.
+// fence records that the other host is off. It is looked after that after the log
+// was read, and the word of it takes a while: whoever starts there since begins a
+// new generation.
 func (d *daemon) fence(tries int) {
 	d.w.ledger.read(d, func(st ownership.Guest, err error) {
 		target := d.h.peer
 		if err != nil || st.Fenced == target.id || st.Owner != target.id && st.Previous != target.id || target.up && d.w.breach != fenceUnseen {
 			return
 		}
-		d.fenceIn(st, tries)
+		d.after(d.w.between(0, lease/2), func() { d.fenceIn(st, tries) })
 	})
 }
 

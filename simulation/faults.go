@@ -36,8 +36,9 @@ type faults struct {
 	ownerLies      bool
 	backupLies     bool
 
-	aim  cell
-	left int // times that the step is still to be reached before the fault strikes; 0: no more
+	aim   cell
+	left  int           // times that the step is still to be reached before the fault strikes; 0: no more
+	until time.Duration // if it does not, the faults go on for as long as that
 
 	kinds []func()
 	pause time.Duration // between two faults, at most
@@ -101,7 +102,7 @@ func (f *faults) daemonOf(h *host) {
 // only leaves one kind of fault, once in a while, in a world that is well
 // otherwise.
 func (f *faults) only(kind func()) {
-	*f = faults{w: f.w, on: true, ends: f.ends, aim: f.aim, left: f.left, verifyAll: f.verifyAll, kinds: []func(){kind}, pause: 1500 * time.Millisecond}
+	*f = faults{w: f.w, on: true, ends: f.ends, aim: f.aim, left: f.left, until: f.until, verifyAll: f.verifyAll, kinds: []func(){kind}, pause: 1500 * time.Millisecond}
 }
 
 // next lets one thing go wrong, and the next after a while.
@@ -113,9 +114,14 @@ func (f *faults) next() {
 	f.w.after(f.w.between(f.pause/10, f.pause), f.next)
 }
 
-// end heals the world.
+// end heals the world, unless the cell that is aimed at was not struck.
 func (f *faults) end() {
 	w := f.w
+	if w.now < f.until && w.cells.struck[f.aim.step][f.aim.fault] == 0 {
+		f.aimAgain()
+		w.after(f.ends-w.now, f.end)
+		return
+	}
 	w.say("", "--- the faults end")
 	*f = faults{w: w, ends: f.ends, verifyAll: f.verifyAll}
 	for i := range 2 {

@@ -53,14 +53,15 @@ func (d *daemon) upgrade(alone bool) {
 	}
 	l := &leaving{}
 	if !alone {
+		l.next = newDaemon(d.h)
+		w.upgrade = l
 		if w.at(d, stepSuccessor) || d.leaving != nil {
 			return
 		}
-		if w.chance(w.faults.successorFails / 4) {
-			w.say(d.h.name, "the new daemon refuses")
+		if !l.next.alive || w.chance(w.faults.successorFails/4) {
+			w.say(d.h.name, "the new daemon refuses, or ends before it is ready")
 			return
 		}
-		l.next = newDaemon(d.h)
 		w.say(d.h.name, "a new daemon is ready")
 	}
 	d.leaving, w.upgrade = l, l
@@ -118,9 +119,10 @@ func (d *daemon) stay(l *leaving, why string) {
 		d.depart(l)
 		return
 	}
+	died := d.w.at(d, stepStay)
 	l.next.alive = false
 	d.leaving = nil
-	if d.w.at(d, stepStay) || d.role != "left" {
+	if died || d.role != "left" {
 		return
 	}
 	d.manage()
@@ -211,11 +213,15 @@ func (h *host) passOn(l *leaving) {
 		return
 	}
 	next.open()
-	next.after(w.between(0, 10*time.Millisecond), func() {
-		if !w.at(next, stepUp) {
-			next.after(0, func() { l.up = true }) // as soon as it is awake
-		}
-	})
+	if w.chance(w.faults.successorFails) {
+		next.after(w.between(0, guestsTime/4), func() {
+			if !l.up {
+				w.say(h.name, "the new daemon fails")
+				h.killDaemon(false)
+			}
+		})
+	}
+	next.comesUp(l)
 	w.after(guestsTime, func() {
 		if l.up || !next.alive || h.daemon != next {
 			return
@@ -229,6 +235,23 @@ func (h *host) passOn(l *leaving) {
 		}
 		h.killDaemon(false)
 	})
+}
+
+// comesUp tells the old daemon that this one takes part, as soon as the guest that
+// was left is gone on with, or adopted, or ended; or that takes too long.
+func (d *daemon) comesUp(l *leaving) {
+	found, until := d.h.guest != nil, d.w.now+guestsTime/2
+	var look func()
+	look = func() {
+		if found && (d.role == "" || d.role == "recovering") && d.w.now < until {
+			d.after(5*time.Millisecond, look)
+			return
+		}
+		if !d.w.at(d, stepUp) {
+			d.after(0, func() { l.up = true }) // as soon as it is awake
+		}
+	}
+	d.after(d.w.between(0, 10*time.Millisecond), look)
 }
 
 // goOnAfter begins another life of the old daemon, whose new one has ended.

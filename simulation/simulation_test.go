@@ -60,6 +60,30 @@ func TestReplay(t *testing.T) {
 	}
 }
 
+// TestWhatIsAimedAtIsStruck: the steps that a world seldom comes to by itself are
+// come to, and the fault strikes there, when a seed aims at it; the second does if
+// the first does not.
+func TestWhatIsAimedAtIsStruck(t *testing.T) {
+	for n, c := range everyCell {
+		switch p := stepTable[c.step].path; {
+		case p == forcing, p == fencing, p == spoiling, c.step.handover():
+		default:
+			continue
+		}
+		struck := false
+		for seed := uint64(2 * n); !struck && seed < uint64(4*len(everyCell)); seed += uint64(2 * len(everyCell)) {
+			r := play(seed, honest, false)
+			if r.failed != "" {
+				t.Fatalf("seed %d: %s", seed, r.failed)
+			}
+			struck = r.cells.struck[c.step][c.fault] > 0
+		}
+		if !struck {
+			t.Errorf("%v × %s: no seed that aims at it came there", c.step, faultTable[c.fault].short)
+		}
+	}
+}
+
 // TestEveryCellIsNamed: the tables have a line for each step and each fault.
 func TestEveryCellIsNamed(t *testing.T) {
 	names := map[string]bool{}

@@ -81,7 +81,6 @@ const (
 	stepReset
 	stepProposeReturn
 	stepAppliedReturn
-	stepDiscard
 	// The operator's force, and the word that a host is off.
 	stepProposeForce
 	stepAppliedForce
@@ -221,7 +220,6 @@ var stepTable = [steps]struct {
 	stepReset:             {"takeover: machine replaced", noMessage, badLoads},
 	stepProposeReturn:     {"return: proposed", proposalMessage, badLoads},
 	stepAppliedReturn:     {"return: applied", noMessage, badLoads},
-	stepDiscard:           {"epoch: discarded, too late", noMessage, calm},
 	stepProposeForce:      {"force: proposed", proposalMessage, forcing},
 	stepAppliedForce:      {"force: granted", noMessage, forcing},
 	stepProposeFence:      {"fence: proposed", proposalMessage, fencing},
@@ -333,13 +331,13 @@ func (f fault) String() string { return faultTable[f].name }
 // impossible says why a fault cannot strike at a step; "": it can.
 func impossible(s step, f fault) string {
 	m := stepTable[s].message
-	if s == stepDiscard {
-		return "nothing comes too late to the core: the backup's loop leaves out what a session brings that has ended, and the core ends one in the step in which it learns that its generation is over"
-	}
 	switch f {
 	case faultSuccessor, faultTakeover, faultOwnerLies, faultBackupLies:
-		if !s.handover() {
+		switch {
+		case !s.handover():
 			return "no daemon takes another one's place at this step"
+		case s == stepKept && f == faultSuccessor:
+			return "the new daemon has ended: that is why the old one begins anew"
 		}
 	case faultLost, faultDelayed, faultDuplicated:
 		if m == noMessage {

@@ -10,7 +10,6 @@
 > log adopt
     drop: generation 1 is over
 > checkpoint 3
-    discard
 > hello 1 2
     refuse: the log here names a the owner in generation 2, not a in generation 1
 > hello 2

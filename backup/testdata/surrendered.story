@@ -13,7 +13,6 @@
     load
     propose takeover (generation 1, revision 3, epoch 3)
 > checkpoint 4
-    discard
 > loaded
 > applied
     activate the disks in generation 2

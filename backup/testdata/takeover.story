@@ -15,7 +15,6 @@
     load
     propose takeover (generation 1, revision 2, epoch 3)
 > checkpoint 4
-    discard
 > hello 1 3
     refuse: a takeover is being asked for
 > loaded

@@ -38,7 +38,7 @@ made by the same code as in the daemon; after every event all guarantees are
 checked. A seed is a whole story, and the same one each time.
 
 Printed is how often each fault has struck at each step of the protocol. After
-20000 seeds or more a cell that nobody came to is a failure.
+10000 seeds or more a cell that nobody came to is a failure.
 
 With --fail it is about the pair that runs: what would happen if a host or a link
 failed now, and why. All hosts are asked; nothing is done.`,
