@@ -8,7 +8,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -82,7 +81,7 @@ func aBubbleHarmsNobody(s *stage) {
 	// Throughput beside throughput: machines are shared, so it is measured before
 	// and after each of several bubbles.
 	began := time.Now()
-	beside, during := []float64{s.pull(4 * time.Second)}, []float64{}
+	beside, during := [][2]float64{s.quiet()}, []float64{}
 	var r bubble.Result
 	for range *bubbles {
 		said := make(chan answer, 1)
@@ -95,7 +94,7 @@ func aBubbleHarmsNobody(s *stage) {
 		if err := json.Unmarshal([]byte(a.text), &r); err != nil || a.status != 0 {
 			s.t.Fatalf("bubble: status %d, %v: %s", a.status, err, a.text)
 		}
-		during, beside = append(during, rate), append(beside, s.pull(4*time.Second))
+		during, beside = append(during, rate), append(beside, s.quiet())
 		s.note("bubble: fork", r.ForkTime)
 		s.note("bubble: the backup kept waiting, in all", r.HeldUp)
 		s.note("bubble: the backup kept waiting, at most", r.HeldUpMost)
@@ -105,10 +104,14 @@ func aBubbleHarmsNobody(s *stage) {
 		s.note("bubble: the whole of it", r.Took)
 		s.t.Logf("%+v", r)
 	}
-	loss, give := lost(beside, during)
-	s.t.Logf("throughput: beside bubbles %.0f B/s, during them %.0f B/s: lost %.1f%% ±%.1f (mean of each against its neighbours, standard error)", beside, during, 100*loss, 100*give)
-	const most, sure = 0.05, 2.3 // standard errors: one in a hundred is further off
-	if *bubbles >= 10 && loss-sure*give > most {
+	all, noise := losses(beside, during)
+	loss, low, high := middle(all)
+	without, from, to := middle(noise)
+	s.t.Logf("throughput: %.0f B/s beside bubbles, during each of them lost %.3f of it, between two intervals without one %.3f", beside, all, noise)
+	s.t.Logf("throughput lost to a bubble: median %.1f%% of %d (98%% sure: %.1f to %.1f); without one: median %.1f%% (%.1f to %.1f)",
+		100*loss, len(all), 100*low, 100*high, 100*without, 100*from, 100*to)
+	const most = 0.05
+	if low > most {
 		s.t.Errorf("bubbles take more than %.0f%% of the throughput", 100*most)
 	}
 
@@ -288,17 +291,10 @@ type answer struct {
 	status int
 }
 
-// lost is the mean of what each of during lacks of the mean of those before and
-// after it in beside, and the standard error of that.
-func lost(beside, during []float64) (mean, give float64) {
-	var sum, squares float64
-	n := float64(len(during))
-	for i, d := range during {
-		one := 1 - 2*d/(beside[i]+beside[i+1])
-		sum, squares = sum+one, squares+one*one
-	}
-	mean = sum / n
-	return mean, math.Sqrt(max(0, squares/n-mean*mean) / max(1, n-1))
+// quiet is the throughput twice in a row while there is no bubble.
+func (s *stage) quiet() [2]float64 {
+	s.t.Helper()
+	return [2]float64{s.pull(4 * time.Second), s.pull(4 * time.Second)}
 }
 
 // pull takes bytes from the guest over one connection, and returns how many a
