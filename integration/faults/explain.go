@@ -87,6 +87,8 @@ func (c cell) explain(t times, mode config.DiskMode) (explanation, bool) {
 		return explanation{t.Elect + resend, "the guest is surrendered: no wait but for another leader; grant, load; the guest's TCP sends again"}, true
 	case f.surrenders && !s.strikes(owner):
 		return explanation{t.Renew + resend, "no wait: the live daemon surrenders the guest; grant, load; the guest's TCP sends again"}, true
+	case f.deaf && !s.strikes(owner):
+		return explanation{t.Notice + t.Ask + t.Lease + t.Drift + resend, "the owner is still heard: its renewals are granted, unheard, until the backup asks, whose session ends without a word; then the lease as for any owner lost"}, true
 	case f.strikes(owner) || s.strikes(owner):
 		return explanation{t.Lease + t.Drift + resend, "what is left of the lease, and its drift; the backup asks after a quarter lease of silence, within it; grant, load beside; the guest's TCP sends again"}, true
 	case s.backupGone && !s.strikes(owner) && !f.silent && !s.yields:
@@ -101,6 +103,8 @@ func (c cell) explain(t times, mode config.DiskMode) (explanation, bool) {
 		return explanation{t.Detach, "the wait for a session to the backup; OutOfSync"}, true
 	case f.strikes(standby) || s.strikes(standby):
 		return explanation{t.Refused, "the host of the dead daemon refuses the next session; OutOfSync"}, true
+	case f.ownDisk:
+		return explanation{time.Duration(f.lasts * float64(t.Lease)), "output waits for none of it, but the guest for its own reads, as long as the disk fails"}, true
 	case f.strikes(voter):
 		return explanation{0, "the lease outlives the choice of another leader"}, true
 	}

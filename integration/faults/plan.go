@@ -97,6 +97,10 @@ type fault struct {
 	anyTime bool
 	// copies: it needs a disk of which each host has a copy.
 	copies bool
+	// deaf: the owner is heard, and hears nothing.
+	deaf bool
+	// ownDisk: the guest's own reads wait for its disk meanwhile.
+	ownDisk bool
 	// unreadable: the guest's reads may fail meanwhile.
 	unreadable bool
 	// refuses: the backup may take up every session and refuse the same epoch.
@@ -126,7 +130,7 @@ var faults = []fault{
 	{name: "freeze witness", out: []role{voter}, silent: true, fine: true, lasts: 1.5, strike: on(voter, (*stage).freeze), mend: (*stage).thawAll},
 	{name: "cut owner", out: []role{owner}, silent: true, lasts: 1.5, strike: on(owner, (*stage).cutBoth), mend: (*stage).restoreAll},
 	{name: "cut owner, out", out: []role{owner}, silent: true, fine: true, lasts: 1.5, strike: on(owner, (*stage).cutOut), mend: (*stage).restoreAll},
-	{name: "cut owner, in", out: []role{owner}, silent: true, fine: true, lasts: 1.5, strike: on(owner, (*stage).cutIn), mend: (*stage).restoreAll},
+	{name: "cut owner, in", out: []role{owner}, silent: true, deaf: true, fine: true, lasts: 1.5, strike: on(owner, (*stage).cutIn), mend: (*stage).restoreAll},
 	{name: "cut backup", out: []role{standby}, silent: true, lasts: 1.5, strike: on(standby, (*stage).cutBoth), mend: (*stage).restoreAll},
 	{name: "cut backup, out", out: []role{standby}, silent: true, fine: true, lasts: 1.5, strike: on(standby, (*stage).cutOut), mend: (*stage).restoreAll},
 	{name: "cut backup, in", out: []role{standby}, silent: true, fine: true, lasts: 1.5, strike: on(standby, (*stage).cutIn), mend: (*stage).restoreAll},
@@ -140,9 +144,9 @@ var faults = []fault{
 	{name: "ENOSPC on owner's writes", anyTime: true, lasts: 2, strike: on(owner, sicken(ail{write: syscall.ENOSPC})), mend: (*stage).healAll},
 	{name: "torn writes, owner", anyTime: true, lasts: 2, strike: on(owner, sicken(ail{write: syscall.EIO, torn: true})), mend: (*stage).healAll},
 	{name: "short writes, owner", anyTime: true, lasts: 2, strike: on(owner, sicken(ail{short: true})), mend: (*stage).healAll},
-	{name: "EIO on owner's reads", anyTime: true, lasts: 2, unreadable: true, strike: on(owner, sicken(ail{read: syscall.EIO})), mend: (*stage).healAll},
+	{name: "EIO on owner's reads", anyTime: true, lasts: 2, unreadable: true, ownDisk: true, strike: on(owner, sicken(ail{read: syscall.EIO})), mend: (*stage).healAll},
 	{name: "EIO on owner's sync", anyTime: true, lasts: 2, strike: on(owner, sicken(ail{sync: syscall.EIO})), mend: (*stage).healAll},
-	{name: "slow disk, owner", anyTime: true, lasts: 3, strike: on(owner, sicken(ail{slow: 200 * time.Millisecond})), mend: (*stage).healAll},
+	{name: "slow disk, owner", anyTime: true, ownDisk: true, lasts: 3, strike: on(owner, sicken(ail{slow: 200 * time.Millisecond})), mend: (*stage).healAll},
 	{name: "EIO on backup's writes", anyTime: true, copies: true, lasts: 2, strike: on(standby, sicken(ail{write: syscall.EIO})), mend: (*stage).healAll},
 	{name: "ENOSPC on backup's writes", anyTime: true, copies: true, lasts: 2, strike: on(standby, sicken(ail{write: syscall.ENOSPC})), mend: (*stage).healAll},
 	{name: "torn writes, backup", anyTime: true, copies: true, lasts: 2, strike: on(standby, sicken(ail{write: syscall.EIO, torn: true})), mend: (*stage).healAll},

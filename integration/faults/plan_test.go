@@ -94,6 +94,9 @@ func TestEveryPromiseIsExplained(t *testing.T) {
 		{"any time / cut backup", at.Notice + at.Detach},
 		{"any time / kill owner's QEMU", at.Renew + resend},
 		{"any time / kill witness", 0},
+		{"any time / EIO on owner's writes", 0},
+		{"any time / EIO on owner's reads", 2 * at.Lease},
+		{"protected: captured / cut owner, in", at.Notice + at.Ask + at.Lease + at.Drift + resend},
 		{"switchover: takeover-asked / kill backup", at.Reclaim + at.Renew},
 		{"switchover: granted / freeze backup", 2*at.Lease + at.Drift},
 	} {
