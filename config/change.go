@@ -151,6 +151,7 @@ var treatments = map[string]rule{
 	"guest.hypervisor":          {RestartGuest, stopFirst},
 	"guest.memory":              {RestartGuest, stopFirst},
 	"guest.cpus":                {RestartGuest, stopFirst},
+	"guest.type":                {RestartGuest, stopFirst},
 	"guest.machine":             {RestartGuest, stopFirst},
 	"guest.cpu":                 {RestartGuest, stopFirst},
 	"guest.accel":               {RestartGuest, stopFirst},

@@ -42,7 +42,7 @@ func TestEveryKeyHasItsTreatment(t *testing.T) {
 		"host.api.readers": Live, "host.api.operators": Live, "host.api.anonymous": Live,
 
 		"guest.name": Live, "guest.host": Session, "guest.backup": Session, "guest.failback": Live, "guest.failback_after": Live,
-		"guest.hypervisor": RestartGuest, "guest.memory": RestartGuest, "guest.cpus": RestartGuest, "guest.machine": RestartGuest,
+		"guest.hypervisor": RestartGuest, "guest.memory": RestartGuest, "guest.cpus": RestartGuest, "guest.type": RestartGuest, "guest.machine": RestartGuest,
 		"guest.cpu": RestartGuest, "guest.accel": RestartGuest, "guest.kernel": RestartGuest, "guest.initrd": RestartGuest,
 		"guest.append": RestartGuest, "guest.user": RestartGuest, "guest.free_page_reporting": RestartGuest,
 		"guest.bubble_address": RestartDaemon,

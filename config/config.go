@@ -86,9 +86,15 @@ type Hypervisor string
 const (
 	// QEMU runs a guest in a stock QEMU.
 	QEMU Hypervisor = "qemu"
+	// Xen runs a guest as a domain of the Xen host that the daemon is the first
+	// domain of.
+	Xen Hypervisor = "xen"
 	// Sim is the simulated guest: no root, no QEMU, for tests and trying out.
 	Sim Hypervisor = "sim"
 )
+
+// TypePVH is a Xen domain without a device model, whose kernel is started directly.
+const TypePVH = "pvh"
 
 // Guest is one protected virtual machine.
 type Guest struct {
@@ -115,7 +121,10 @@ type Guest struct {
 	// Protection is how the guest is protected.
 	Protection Protection `toml:"protection"`
 
-	// What follows is for QEMU only.
+	// Type is how Xen virtualises the guest: TypePVH.
+	Type string `toml:"type"`
+
+	// What follows is for QEMU only, but for Kernel, Initrd, Append and Disks.
 
 	// Machine is QEMU's machine type: pc, q35 or microvm, or a versioned one
 	// like pc-q35-7.2.
@@ -232,9 +241,9 @@ const (
 // NIC is a network device.
 type NIC struct {
 	MAC MAC `toml:"mac"`
-	// Bridge (QEMU) is the host's bridge that the device is joined to.
+	// Bridge (QEMU, Xen) is the host's bridge that the device is joined to.
 	Bridge string `toml:"bridge"`
-	// Tap (QEMU) is the name of the TAP device on the host.
+	// Tap (QEMU, Xen) is the name of the TAP device on the host.
 	Tap string `toml:"tap"`
 	// Segment (simulated guest) is the path of the socket that stands for its
 	// network.

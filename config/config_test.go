@@ -133,7 +133,7 @@ func TestEveryProblemIsTold(t *testing.T) {
 		{"odd memory", func(c *Config) { first(c).Memory = 512*MiB + 1 }, "guest.web.memory: 536870913B is not a multiple of 4KiB"},
 		{"little memory", func(c *Config) { first(c).Memory = MiB }, "guest.web.memory: 1MiB is not between 64MiB and 1TiB"},
 		{"no processor", func(c *Config) { first(c).CPUs = -1 }, "guest.web.cpus: -1 is not between 1 and 64"},
-		{"hypervisor", func(c *Config) { first(c).Hypervisor = "xen" }, `guest.web.hypervisor: "xen" is none of`},
+		{"hypervisor", func(c *Config) { first(c).Hypervisor = "vmm" }, `guest.web.hypervisor: "vmm" is none of`},
 		{"machine", func(c *Config) { first(c).Machine = "virt" }, `guest.web.machine: "virt" is none of`},
 		{"option in machine", func(c *Config) { first(c).Machine = "pc,usb=on" }, "guest.web.machine: "},
 		{"processor", func(c *Config) { first(c).CPU = "EPYC;rm" }, "guest.web.cpu: "},
@@ -182,6 +182,13 @@ func TestEveryProblemIsTold(t *testing.T) {
 		{"verify", func(c *Config) { first(c).Protection.VerifyEvery = Duration(time.Millisecond) }, "guest.web.protection.verify_every: "},
 		{"disk of a simulated guest", func(c *Config) { first(c).Hypervisor = Sim }, "guest.web.disk: is of no use to a simulated guest"},
 		{"address in a bubble", func(c *Config) { first(c).BubbleAddress = "192.0.2.1" }, "guest.web.bubble_address: \"192.0.2.1\" is not an address with its prefix length"},
+		{"type of a QEMU guest", func(c *Config) { first(c).Type = TypePVH }, "guest.web.type: is for Xen's guests"},
+		{"a PV domain", func(c *Config) { *first(c) = xenGuest(*first(c)); first(c).Type = "pv" }, "guest.web.type: a PV domain cannot be protected"},
+		{"a domain of another type", func(c *Config) { *first(c) = xenGuest(*first(c)); first(c).Type = "hvm" }, `guest.web.type: "hvm" is not supported`},
+		{"a domain that boots a disk", func(c *Config) { *first(c) = xenGuest(*first(c)); first(c).Kernel = "" }, "guest.web.kernel: a Xen guest"},
+		{"QEMU's machine of a domain", func(c *Config) { *first(c) = xenGuest(*first(c)); first(c).Machine = "q35" }, "guest.web.machine: is for QEMU"},
+		{"queues of a domain's disk", func(c *Config) { *first(c) = xenGuest(*first(c)); first(c).Disks[0].Queues = 2 }, "guest.web.disk[0].queues: a Xen guest's disk"},
+		{"a domain's disk without output commit", func(c *Config) { *first(c) = xenGuest(*first(c)); first(c).Disks[0].Mode = Snapshot }, "guest.web.disk[0].mode: a Xen guest's disk"},
 		{"free memory of a simulated guest", func(c *Config) { first(c).Hypervisor, first(c).FreePageReporting = Sim, true }, "guest.web.free_page_reporting: is of no use to a simulated guest"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -349,4 +356,32 @@ func FuzzParse(f *testing.F) {
 		}
 		checkReadsBack(t, c)
 	})
+}
+
+// xenGuest is a guest of Xen with a disk and a network device.
+func xenGuest(g Guest) Guest {
+	x := Guest{Name: g.Name, Host: g.Host, Backup: g.Backup, Hypervisor: Xen, Memory: 128 * MiB, Kernel: "/srv/vmlinuz",
+		Disks: []Disk{{Path: "/srv/web.img"}}, NICs: []NIC{{MAC: MAC{0x52, 0x54, 0, 0, 0, 7}, Bridge: "br0"}}}
+	x.setDefaults(standardLease)
+	return x
+}
+
+// A Xen guest's file is read back to the same; its epochs are longer.
+func TestAXenGuest(t *testing.T) {
+	c := Example()
+	c.Guests[0] = xenGuest(c.Guests[0])
+	if err := c.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	g := c.Guests[0]
+	if g.Type != TypePVH || g.Protection.Target != xenTarget || g.Protection.Ceiling != xenCeiling || g.Disks[0].Queues != 0 || g.NICs[0].Tap == "" {
+		t.Errorf("%+v", g)
+	}
+	again, err := Parse(c.Render())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(again, c) {
+		t.Errorf("read back it is %+v, want %+v", again.Guests[0], g)
+	}
 }

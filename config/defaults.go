@@ -42,6 +42,8 @@ const (
 	defaultFloor       = Duration(5 * time.Millisecond)
 	defaultTarget      = Duration(25 * time.Millisecond)
 	defaultCeiling     = Duration(100 * time.Millisecond) // or half the lease
+	xenTarget          = Duration(200 * time.Millisecond)
+	xenCeiling         = Duration(400 * time.Millisecond) // or half the lease
 	defaultWindow      = 2
 	defaultDeltaCache  = 64 * MiB
 	defaultHeldOutput  = 64 * MiB
@@ -141,14 +143,22 @@ func (g *Guest) setDefaults(lease Duration) {
 	or(&g.Hypervisor, defaultHypervisor)
 	or(&g.Memory, defaultMemory)
 	or(&g.CPUs, defaultCPUs)
-	if g.Hypervisor == QEMU {
+	switch g.Hypervisor {
+	case QEMU:
 		or(&g.Machine, defaultMachine)
 		or(&g.Accel, defaultAccel)
 		or(&g.User, defaultUser)
+	case Xen:
+		or(&g.Type, TypePVH)
+		// A suspend costs the guest's kernel some 60 ms: epochs are longer.
+		or(&g.Protection.Ceiling, max(g.Protection.Floor, min(xenCeiling, lease/2)))
+		or(&g.Protection.Target, min(max(g.Protection.Floor, xenTarget), g.Protection.Ceiling))
+	}
+	if g.Hypervisor == QEMU || g.Hypervisor == Xen {
 		for i := range g.Disks {
 			d := &g.Disks[i]
 			or(&d.Mode, defaultDiskMode)
-			if d.Served() {
+			if d.Served() && g.Hypervisor == QEMU {
 				or(&d.Queues, defaultQueues)
 			}
 		}

@@ -80,7 +80,7 @@ func (w *writer) guest(g Guest, lease Duration) {
 	d := Guest{Name: g.Name, Hypervisor: g.Hypervisor, NICs: make([]NIC, len(g.NICs))}
 	d.Protection.Floor, d.Protection.Ceiling = g.Protection.Floor, g.Protection.Ceiling
 	d.setDefaults(lease)
-	plain := Guest{}
+	plain := Guest{Hypervisor: g.Hypervisor}
 	plain.Protection.Floor = g.Protection.Floor
 	plain.setDefaults(lease)
 
@@ -91,7 +91,7 @@ func (w *writer) guest(g Guest, lease Duration) {
 	w.option("failback", string(g.Failback), string(defaultFailback), `back to its host, once that has protected it long enough, by an operator or by itself: "manual", "auto"`)
 	w.option("failback_after", g.FailbackAfter, defaultFailbackAfter, "protected that long without a break")
 	w.option("on_stop", string(g.OnStop), string(defaultOnStop), `when the daemon that runs it is told to stop: "handover" to the next one, "leave" it to its backup, "stop" it`)
-	w.option("hypervisor", string(g.Hypervisor), string(defaultHypervisor), `"qemu" or "sim"`)
+	w.option("hypervisor", string(g.Hypervisor), string(defaultHypervisor), `"qemu", "xen" or "sim"`)
 	w.key("memory", g.Memory, "a multiple of 4KiB")
 	w.key("cpus", g.CPUs, "")
 	if g.Hypervisor == QEMU {
@@ -105,6 +105,12 @@ func (w *writer) guest(g Guest, lease Duration) {
 		w.option("free_page_reporting", g.FreePageReporting, false, "the guest gives memory that it does not use back to the host")
 		w.option("bubble_address", g.BubbleAddress, "", "the host's own address in a bubble's network, like 192.0.2.1/24")
 	}
+	if g.Hypervisor == Xen {
+		w.option("type", g.Type, d.Type, "how Xen virtualises it")
+		w.option("kernel", g.Kernel, "", "on both hosts, and the same")
+		w.option("initrd", g.Initrd, "", "")
+		w.option("append", g.Append, "", "the kernel's command line")
+	}
 	for _, disk := range g.Disks {
 		w.text("", "[[guest.disk]]")
 		w.key("path", disk.Path, "file or block device on both hosts")
@@ -114,7 +120,9 @@ func (w *writer) guest(g Guest, lease Duration) {
 		w.option("mode", string(disk.Mode), string(defaultDiskMode), `"shared", "replicated" (raw images); "snapshot": writes end with the guest; "readonly"`)
 		if disk.Served() {
 			w.option("size", disk.Size, Size(0), "make a missing copy of a replicated disk, of this size")
-			w.option("queues", disk.Queues, defaultQueues, "")
+			if g.Hypervisor != Xen {
+				w.option("queues", disk.Queues, defaultQueues, "")
+			}
 			w.option("unfenced", disk.Unfenced, false, "take over before the other host is known to have let go of a shared disk")
 		}
 	}

@@ -233,23 +233,17 @@ func (v *validator) machine(key string, g Guest) {
 		v.add(key+"memory", "%v is not a multiple of %v", g.Memory, pageSize)
 	}
 	between(v, key+"cpus", g.CPUs, 1, maxCPUs)
-	oneOf(v, key+"hypervisor", g.Hypervisor, QEMU, Sim)
-	if g.Hypervisor == Sim {
-		between(v, key+"memory", g.Memory, minSimSize, maxMemory)
-		for _, one := range []struct {
-			key string
-			set bool
-		}{
-			{"machine", g.Machine != ""}, {"cpu", g.CPU != ""}, {"accel", g.Accel != ""},
-			{"kernel", g.Kernel != ""}, {"initrd", g.Initrd != ""}, {"append", g.Append != ""},
-			{"user", g.User != ""}, {"disk", len(g.Disks) > 0}, {"free_page_reporting", g.FreePageReporting},
-			{"bubble_address", g.BubbleAddress != ""},
-		} {
-			if one.set {
-				v.add(key+one.key, "is of no use to a simulated guest (hypervisor = %q)", Sim)
-			}
-		}
+	oneOf(v, key+"hypervisor", g.Hypervisor, QEMU, Xen, Sim)
+	switch g.Hypervisor {
+	case Sim:
+		v.simulated(key, g)
 		return
+	case Xen:
+		v.domain(key, g)
+		return
+	}
+	if g.Type != "" {
+		v.add(key+"type", "is for Xen's guests (hypervisor = %q)", Xen)
 	}
 	between(v, key+"memory", g.Memory, minMemory, maxMemory)
 	if !machines.MatchString(g.Machine) {
@@ -269,6 +263,56 @@ func (v *validator) machine(key string, g Guest) {
 		v.add(key+"user", "QEMU must not run as root")
 	}
 	v.bootFrom(key, g)
+}
+
+// simulated checks a simulated guest.
+func (v *validator) simulated(key string, g Guest) {
+	between(v, key+"memory", g.Memory, minSimSize, maxMemory)
+	for _, one := range []struct {
+		key string
+		set bool
+	}{
+		{"machine", g.Machine != ""}, {"cpu", g.CPU != ""}, {"accel", g.Accel != ""},
+		{"kernel", g.Kernel != ""}, {"initrd", g.Initrd != ""}, {"append", g.Append != ""},
+		{"user", g.User != ""}, {"disk", len(g.Disks) > 0}, {"free_page_reporting", g.FreePageReporting},
+		{"bubble_address", g.BubbleAddress != ""}, {"type", g.Type != ""},
+	} {
+		if one.set {
+			v.add(key+one.key, "is of no use to a simulated guest (hypervisor = %q)", Sim)
+		}
+	}
+}
+
+// domain checks a Xen guest.
+func (v *validator) domain(key string, g Guest) {
+	between(v, key+"memory", g.Memory, minMemory, maxMemory)
+	switch g.Type {
+	case TypePVH:
+	case "pv":
+		v.add(key+"type", "a PV domain cannot be protected: Xen as Debian builds it cannot log its writes; make it %q", TypePVH)
+	default:
+		v.add(key+"type", "%.20q is not supported, %q is", g.Type, TypePVH)
+	}
+	for _, one := range []struct {
+		key string
+		set bool
+	}{
+		{"machine", g.Machine != ""}, {"cpu", g.CPU != ""}, {"accel", g.Accel != ""}, {"user", g.User != ""},
+		{"free_page_reporting", g.FreePageReporting}, {"bubble_address", g.BubbleAddress != ""},
+	} {
+		if one.set {
+			v.add(key+one.key, "is for QEMU, and of no use to a Xen guest (hypervisor = %q)", Xen)
+		}
+	}
+	v.bootFrom(key, g)
+	if g.Kernel == "" && len(g.Disks) > 0 {
+		v.add(key+"kernel", "a Xen guest of type %q boots a kernel, not a disk", TypePVH)
+	}
+	for i, d := range g.Disks {
+		if !d.Served() {
+			v.add(fmt.Sprintf("%sdisk[%d].mode", key, i), "a Xen guest's disk is %q or %q", Replicated, Shared)
+		}
+	}
 }
 
 // bootFrom checks kernel and disks.
@@ -325,7 +369,11 @@ func (v *validator) disk(key string, d Disk, g Guest) {
 			v.add(key+"size", "makes raw copies only; make %.80q with qemu-img create", path)
 		}
 	}
-	between(v, key+"queues", d.Queues, 1, maxQueues)
+	if g.Hypervisor == Xen && d.Queues != 0 {
+		v.add(key+"queues", "a Xen guest's disk has one ring: leave it out")
+	} else if g.Hypervisor != Xen {
+		between(v, key+"queues", d.Queues, 1, maxQueues)
+	}
 	if d.Size != 0 && d.Mode != Replicated {
 		v.add(key+"size", "is for replicated disks: it makes a missing copy")
 	}

@@ -44,7 +44,8 @@ var speakers = []speaker{
 	{"disk/store", true}, {"disk/vhost", false}, {"egress", true}, {"epoch", false}, {"events", true}, {"exclusion", false},
 	{"failover", true}, {"failover/leases", false}, {"hypervisor", false}, {"hypervisor/qemu", true},
 	{"hypervisor/qemu/dirty", false}, {"hypervisor/qemu/qmp", false}, {"hypervisor/qemu/stream", false},
-	{"hypervisor/sim", false}, {"primary", true}, {"protocol", false}, {"rebuild", true}, {"top", false},
+	{"hypervisor/sim", false}, {"hypervisor/xen", false}, {"hypervisor/xen/stream", false}, {"hypervisor/xen/xenctl", false},
+	{"hypervisor/xen/xenstore", false}, {"primary", true}, {"protocol", false}, {"rebuild", true}, {"top", false},
 	{"status/dashboard", false}, {"status/samples", false}, {"netspace", true}, {"transport", true}, {"transport/pki", true}, {"cmd/manual", false},
 }
 

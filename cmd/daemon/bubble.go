@@ -41,8 +41,11 @@ const (
 )
 
 func newGround(o Options, self config.Host, g config.Guest, disks *served) bubble.Ground {
-	if g.Hypervisor == config.Sim {
+	switch g.Hypervisor {
+	case config.Sim:
 		return simGround{o, self, g}
+	case config.Xen:
+		return nil // nowhere
 	}
 	c := qemuConfig(o.Config, self, g, o.Helper)
 	main := c.RunDir

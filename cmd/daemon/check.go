@@ -9,11 +9,18 @@ import (
 )
 
 // CheckHost finds out whether a host can run, and stand by for, each of its
-// guests under QEMU. A simulated guest needs nothing.
+// guests under QEMU and Xen. A simulated guest needs nothing.
 func CheckHost(ctx context.Context, c *config.Config, self config.Host, helper []string) ([]qemu.Report, error) {
 	var all []qemu.Report
 	for _, g := range c.Guests {
-		if g.Hypervisor != config.QEMU || g.Host != self.Name && g.Backup != self.Name {
+		if g.Hypervisor == config.Sim || g.Host != self.Name && g.Backup != self.Name {
+			continue
+		}
+		if g.Hypervisor == config.Xen {
+			r := qemu.Report{Guest: g.Name}
+			checkXen(ctx, &r, g)
+			checkDisks(&r, self.Name, g)
+			all = append(all, r)
 			continue
 		}
 		r, err := qemu.CheckHost(ctx, qemuConfig(c, self, g, helper))

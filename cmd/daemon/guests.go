@@ -31,6 +31,8 @@ func newGuest(o Options, self config.Host, g config.Guest, record recorder) (hos
 	switch g.Hypervisor {
 	case config.QEMU:
 		driver, gate, disks, err = newQEMU(o, self, g, record)
+	case config.Xen:
+		driver, gate, disks, err = newXen(o, self, g, record)
 	case config.Sim:
 		driver, gate, err = newSim(o, self, g, record)
 	default:
@@ -263,6 +265,8 @@ type linked struct {
 	host.Gate
 	link *sim.Link
 }
+
+func (l linked) inner() host.Gate { return l.Gate }
 
 // Close closes both.
 func (l linked) Close() error {

@@ -207,8 +207,8 @@ func resize(gate host.Gate, bytes int) error {
 			errs = append(errs, one.Resize(bytes))
 		}
 		return errors.Join(errs...)
-	case linked:
-		return resize(g.Gate, bytes)
+	case interface{ inner() host.Gate }:
+		return resize(g.inner(), bytes)
 	}
 	return fmt.Errorf("a gate of type %T has no size", gate)
 }
@@ -221,6 +221,9 @@ func exitsOf(all *config.Config, self config.Host, g config.Guest) []status.Exit
 			exits = append(exits, status.Exit{Device: w.Name, Held: w.Held, Treatment: w.Treatment})
 		}
 		return exits
+	}
+	if g.Hypervisor == config.Xen {
+		exits = append(exits, status.Exit{Device: "console", Treatment: "goes to xenconsoled at once: declared, not committed"})
 	}
 	for _, n := range g.NICs {
 		exits = append(exits, status.Exit{Device: "network " + n.MAC.String(), Held: true, Treatment: "held until its epoch is committed"})

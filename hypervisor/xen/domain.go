@@ -48,6 +48,8 @@ type Domain interface {
 	// Memory is the domain's memory, the pages of its image in their order. It stays
 	// readable until Close, also when the domain is gone.
 	Memory() []byte
+	// Plot is what the back ends of its devices need, but for the frames.
+	Plot() Plot
 	// Clean returns a bit for each frame that was written since it was called last,
 	// valid until the next call.
 	Clean() ([]uint64, error)

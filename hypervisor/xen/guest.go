@@ -7,17 +7,17 @@ package xen
 //	CollectDirty: log, grants that are mapped, the toolstack's rings
 //	AppendDeviceState: Domain.State as the tail of a stream
 //
-// One goroutine waits for what happens to the domain. It is owned by the Guest and
-// ends with Detach, Destroy or the domain.
+// One goroutine waits for what happens to the domain (life.go). It is owned by the
+// Guest and ends with Detach, Destroy or the domain.
 
 import (
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"understudy/epoch"
@@ -38,12 +38,18 @@ const Patience = 60 * time.Second
 // Guest is a PVH or HVM domain. It implements hypervisor.Guest.
 type Guest struct {
 	name   string
-	domain Domain
-	ask    Asker
 	frames *Frames
 	packed hypervisor.Spec
 	stream stream.Domain
-	pages  uint64 // of the domain, by its Info
+	again  func(context.Context) (*Successor, error)
+
+	// swap is held for reading by whoever uses the domain, which a reboot replaces.
+	swap    sync.RWMutex
+	domain  Domain
+	ask     Asker
+	plugged Plugged
+	rings   []uint64
+	pages   uint64 // of the domain, by its Info
 
 	stop   context.CancelFunc
 	heard  sync.WaitGroup
@@ -53,15 +59,23 @@ type Guest struct {
 	// Resume: what was seen before it must not count after it.
 	looking sync.Mutex
 	asking  atomic.Bool // a suspend is what we want
-	paused  atomic.Bool
+	paused  atomic.Bool // it stands still
+	// still is what others than the guest write to, as it was when it came to stand
+	// still; nil: it runs.
+	still atomic.Pointer[map[epoch.GFN][]byte]
 
 	mu      sync.Mutex
+	fate    fate
 	ended   error         // why the domain is of no use any more
 	changed chan struct{} // closed and made anew when what is above, or paused, changes
+	// restarting is set while a guest that has crashed is to begin anew, and wake ends
+	// the wait for what happens to it.
+	restarting bool
+	wake       context.CancelFunc
 
 	collecting sync.Mutex
 	known      bool // the log has been read without a failure since it began
-	rings      []uint64
+	ran        bool // since the log was read while it stood still
 	saving     sync.Mutex
 	state      State
 	over       atomic.Bool
@@ -75,10 +89,17 @@ type GuestConfig struct {
 	Domain Domain
 	Ask    Asker
 	Spec   Spec
+	// Rings are the frames that others than the guest write to for good (its console
+	// and xenstore): they are dirty whenever it has run.
+	Rings []uint64
+	// Plugged are its devices; nil: none.
+	Plugged Plugged
+	// Again makes the domain that follows one which has rebooted; nil: it cannot.
+	Again func(ctx context.Context) (*Successor, error)
 }
 
-// NewGuest makes a Guest of a domain that stands still after a suspend, or has yet
-// to run for the first time. It owns the domain from here on, unless it fails.
+// NewGuest makes a Guest of a domain, which it owns from here on, with its devices,
+// unless it fails.
 func NewGuest(c GuestConfig) (*Guest, error) {
 	packed, err := c.Spec.Pack()
 	if err != nil {
@@ -102,13 +123,19 @@ func NewGuest(c GuestConfig) (*Guest, error) {
 	case uint64(len(c.Domain.Memory())) != frames.Pages()*epoch.PageSize:
 		return nil, fmt.Errorf("guest %q: %d bytes of memory are mapped, it has %d pages", c.Name, len(c.Domain.Memory()), frames.Pages())
 	}
+	if c.Plugged == nil {
+		c.Plugged = plugs(nil)
+	}
 	ctx, stop := context.WithCancel(context.Background())
 	g := &Guest{
-		name: c.Name, domain: c.Domain, ask: c.Ask, frames: frames, packed: packed, stream: d, pages: info.Pages,
+		name: c.Name, domain: c.Domain, ask: c.Ask, plugged: c.Plugged, again: c.Again, frames: frames, packed: packed, stream: d,
+		pages: info.Pages, rings: slices.Clone(c.Rings), ran: true,
 		stop: stop, events: make(chan hypervisor.Event, 16), changed: make(chan struct{}),
 	}
-	g.paused.Store(info.Paused || info.Shutdown && info.Reason == ReasonSuspend)
 	g.asking.Store(true)
+	if info.Paused || info.Shutdown && info.Reason == ReasonSuspend {
+		g.freeze()
+	}
 	g.heard.Go(func() { g.watch(ctx) })
 	return g, nil
 }
@@ -125,47 +152,101 @@ func (g *Guest) Events() <-chan hypervisor.Event { return g.events }
 // Fill has nothing to do: a restore brings all memory before the domain runs.
 func (g *Guest) Fill(epoch.GFN, uint64) error { return nil }
 
+// freeze notes that the domain stands still, and what others may still write to, as
+// it is now: an image that stands still does not change.
+func (g *Guest) freeze() {
+	kept := make(map[epoch.GFN][]byte, len(g.rings))
+	for _, frame := range g.rings {
+		if page, ok := g.frames.Page(frame); ok {
+			kept[page] = append([]byte(nil), g.domain.Memory()[uint64(page)*epoch.PageSize:][:epoch.PageSize]...)
+		}
+	}
+	g.still.Store(&kept)
+	g.paused.Store(true)
+}
+
+// thaw is its other end.
+func (g *Guest) thaw() {
+	g.paused.Store(false)
+	g.still.Store(nil)
+}
+
 // ReadPages copies pages out of the mapping.
 func (g *Guest) ReadPages(first epoch.GFN, dst []byte) error {
-	if len(dst)%epoch.PageSize != 0 || uint64(first) > g.Pages() || uint64(len(dst))/epoch.PageSize > g.Pages()-uint64(first) {
+	count := uint64(len(dst)) / epoch.PageSize
+	if len(dst)%epoch.PageSize != 0 || uint64(first) > g.Pages() || count > g.Pages()-uint64(first) {
 		return fmt.Errorf("read %d bytes from page %d on of guest %q: it has %d pages", len(dst), first, g.name, g.Pages())
 	}
-	if g.over.Load() {
+	g.swap.RLock()
+	defer g.swap.RUnlock()
+	if g.over.Load() || g.domain == nil {
 		return g.failed("read pages", errOver)
 	}
 	copy(dst, g.domain.Memory()[uint64(first)*epoch.PageSize:])
+	if kept := g.still.Load(); kept != nil {
+		for page, content := range *kept {
+			if page >= first && uint64(page-first) < count {
+				copy(dst[uint64(page-first)*epoch.PageSize:], content)
+			}
+		}
+	}
 	return nil
 }
 
 // Pause asks the guest to suspend and waits until it has. When ctx ends before the
 // guest has answered, the request is withdrawn; a guest that has answered is waited
-// for beyond that, since it will suspend.
+// for beyond that, since it will suspend. A guest that has powered itself off, or
+// crashed, stands still already.
 func (g *Guest) Pause(ctx context.Context) error {
+	err := ctx.Err()
 	if g.over.Load() {
-		return g.failed("pause", errOver)
+		err = errOver
 	}
-	if g.paused.Load() {
-		return g.shape()
-	}
-	g.asking.Store(true)
-	if err := g.ask.Ask(ctx); err != nil {
-		return g.failed("pause", err)
-	}
-	err := g.await(ctx)
-	if err != nil && ctx.Err() != nil {
-		err = g.withdraw(err)
+	if err == nil {
+		err = g.pause(ctx)
 	}
 	if err != nil {
 		return g.failed("pause", err)
 	}
+	return nil
+}
+
+func (g *Guest) pause(ctx context.Context) error {
+	if !g.paused.Load() {
+		if err := g.request(ctx); err != nil {
+			return err
+		}
+		err := g.await(ctx)
+		if err != nil && ctx.Err() != nil {
+			err = g.withdraw(err)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	return g.shape()
+}
+
+// request asks for a suspend, unless it stands still meanwhile: a reboot that was
+// under way has ended so.
+func (g *Guest) request(ctx context.Context) error {
+	g.asking.Store(true)
+	g.swap.RLock()
+	defer g.swap.RUnlock()
+	if g.paused.Load() {
+		return nil
+	}
+	if g.domain == nil {
+		return errOver
+	}
+	return g.ask.Ask(ctx)
 }
 
 // withdraw takes the request back, or waits for what it leads to.
 func (g *Guest) withdraw(why error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), Patience)
 	defer cancel()
-	withdrawn, err := g.ask.Withdraw(ctx)
+	withdrawn, err := g.takeBack(ctx)
 	if err == nil && !withdrawn {
 		return g.await(ctx)
 	}
@@ -176,7 +257,16 @@ func (g *Guest) withdraw(why error) error {
 	return errors.Join(why, err)
 }
 
-// await waits until the domain has suspended, or is of no use any more.
+func (g *Guest) takeBack(ctx context.Context) (bool, error) {
+	g.swap.RLock()
+	defer g.swap.RUnlock()
+	if g.domain == nil {
+		return false, errOver
+	}
+	return g.ask.Withdraw(ctx)
+}
+
+// await waits until the domain stands still, or is of no use any more.
 func (g *Guest) await(ctx context.Context) error {
 	for {
 		g.mu.Lock()
@@ -195,33 +285,30 @@ func (g *Guest) await(ctx context.Context) error {
 
 // shape makes sure that the image is still all of the domain's memory.
 func (g *Guest) shape() error {
+	g.swap.RLock()
+	defer g.swap.RUnlock()
+	if g.domain == nil {
+		return errOver
+	}
 	info, err := g.domain.Info()
+	if err == nil && info.Dying {
+		err = errGone
+	}
 	if err == nil && info.Pages != g.pages {
 		err = fmt.Errorf("%w: %d pages, it had %d", ErrShape, info.Pages, g.pages)
 	}
-	if err != nil {
-		return g.failed("pause", err)
-	}
-	return nil
+	return err
 }
 
-// Resume lets the guest go on where it has suspended.
+// Resume lets the guest go on where it has suspended. One that has crashed begins
+// anew.
 func (g *Guest) Resume(ctx context.Context) error {
+	err := ctx.Err()
 	if g.over.Load() {
-		return g.failed("resume", errOver)
+		err = errOver
 	}
-	if !g.paused.Load() {
-		return nil
-	}
-	g.looking.Lock()
-	err := g.domain.Resume(ctx)
 	if err == nil {
-		g.asking.Store(false)
-		g.paused.Store(false)
-	}
-	g.looking.Unlock()
-	if err == nil {
-		err = g.ask.Resumed(ctx)
+		err = g.resume(ctx)
 	}
 	if err != nil {
 		return g.failed("resume", err)
@@ -229,37 +316,92 @@ func (g *Guest) Resume(ctx context.Context) error {
 	return nil
 }
 
+func (g *Guest) resume(ctx context.Context) error {
+	if !g.paused.Load() {
+		return nil
+	}
+	g.mu.Lock()
+	fate := g.fate
+	g.mu.Unlock()
+	switch fate {
+	case fateOff:
+		return errors.New("the guest has powered itself off: it has to be started again")
+	case fateCrashed:
+		return g.restart(ctx)
+	}
+	g.looking.Lock()
+	defer g.looking.Unlock()
+	g.swap.RLock()
+	defer g.swap.RUnlock()
+	if g.domain == nil {
+		return errOver
+	}
+	return g.run(ctx)
+}
+
+// run lets the domain run. The caller holds looking and swap.
+func (g *Guest) run(ctx context.Context) error {
+	g.plugged.Start()
+	g.collecting.Lock()
+	g.ran = true
+	g.collecting.Unlock()
+	if err := g.domain.Resume(ctx); err != nil {
+		g.plugged.Stop()
+		return err
+	}
+	g.asking.Store(false)
+	g.thaw()
+	return g.ask.Resumed(ctx)
+}
+
 // CollectDirty adds what was written since the last call.
 func (g *Guest) CollectDirty(set *epoch.PageSet) error {
-	if g.over.Load() {
-		return g.failed("collect dirty pages", errOver)
-	}
 	if set.Pages() != g.Pages() {
 		return fmt.Errorf("collect dirty pages of guest %q: a set over %d pages, the image has %d", g.name, set.Pages(), g.Pages())
 	}
+	g.swap.RLock()
+	defer g.swap.RUnlock()
+	if g.over.Load() || g.domain == nil {
+		return g.failed("collect dirty pages", errOver)
+	}
 	g.collecting.Lock()
 	defer g.collecting.Unlock()
-	known := g.known
-	g.known = false
+	if err := g.collect(set); err != nil {
+		g.known = false
+		return g.failed("collect dirty pages", err)
+	}
+	return nil
+}
+
+func (g *Guest) collect(set *epoch.PageSet) error {
+	still := g.paused.Load()
 	words, err := g.domain.Clean()
 	if err != nil {
-		return g.failed("collect dirty pages", err)
+		return err
 	}
-	if !known {
+	switch {
+	case !g.known:
 		set.Fill()
-		g.known = true
-		return nil
-	}
-	if err := g.frames.Dirty(words, set); err != nil {
-		return g.failed("collect dirty pages", err)
-	}
-	for _, frame := range g.rings {
-		g.add(set, frame)
-	}
-	if err := g.domain.Written(func(frame uint64) bool { g.add(set, frame); return true }); err != nil {
-		return g.failed("collect dirty pages", err)
+	case g.ran: // else what others write to is what it was at the last collection
+		for _, frame := range g.rings {
+			g.add(set, frame)
+		}
+		if err := g.domain.Written(func(frame uint64) bool { g.add(set, frame); return true }); err != nil {
+			return err
+		}
+		if err := g.plugged.CollectDirty(set); err != nil {
+			return err
+		}
+		fallthrough
+	default:
+		if err := g.frames.Dirty(words, set); err != nil {
+			return err
+		}
 	}
 	g.known = true
+	if still {
+		g.ran = false
+	}
 	return nil
 }
 
@@ -273,10 +415,14 @@ func (g *Guest) add(set *epoch.PageSet, frame uint64) {
 
 // AppendDeviceState appends the tail of a stream.
 func (g *Guest) AppendDeviceState(ctx context.Context, dst []byte) ([]byte, error) {
-	if g.over.Load() {
+	g.swap.RLock()
+	defer g.swap.RUnlock()
+	switch {
+	case ctx.Err() != nil:
+		return dst, g.failed("save the device state", ctx.Err())
+	case g.over.Load() || g.domain == nil:
 		return dst, g.failed("save the device state", errOver)
-	}
-	if !g.paused.Load() {
+	case !g.paused.Load():
 		return dst, g.failed("save the device state", errors.New("the guest runs"))
 	}
 	g.saving.Lock()
@@ -289,14 +435,6 @@ func (g *Guest) AppendDeviceState(ctx context.Context, dst []byte) ([]byte, erro
 		return dst, g.failed("save the device state", err)
 	}
 	return out, nil
-}
-
-// Rings says which frames others than the guest write to for good (its console and
-// xenstore): they are dirty at every collection.
-func (g *Guest) Rings(frames []uint64) {
-	g.collecting.Lock()
-	defer g.collecting.Unlock()
-	g.rings = append(g.rings[:0], frames...)
 }
 
 // Alive returns an error once the domain is gone.
@@ -312,108 +450,46 @@ func (g *Guest) Alive() error {
 	return nil
 }
 
-// watch tells of what happens to the domain.
-func (g *Guest) watch(ctx context.Context) {
-	defer close(g.events)
-	for {
-		if event, over := g.look(); over {
-			g.tell(ctx, event)
-			return
-		} else if event != nil {
-			g.tell(ctx, event)
-		}
-		if err := g.domain.Await(ctx); err != nil {
-			if ctx.Err() == nil {
-				event := g.end(hypervisor.EventFault, err)
-				g.tell(ctx, event)
-			}
-			return
-		}
-	}
-}
-
-// look asks what the domain is now; over: nothing more can happen to it.
-func (g *Guest) look() (event *hypervisor.Event, over bool) {
-	g.looking.Lock()
-	defer g.looking.Unlock()
-	info, err := g.domain.Info()
-	switch {
-	case errors.Is(err, syscall.ESRCH) || err == nil && info.Dying:
-		return g.end(hypervisor.EventExited, errors.New("the domain was destroyed")), true
-	case err != nil:
-		return g.end(hypervisor.EventFault, err), true
-	case info.Crashed || info.Shutdown && (info.Reason == ReasonCrash || info.Reason == ReasonWatchdog):
-		return g.end(hypervisor.EventPanic, fmt.Errorf("the guest has crashed (reason %d)", info.Reason)), false
-	case !info.Shutdown:
-		return nil, false
-	case info.Reason == ReasonSuspend && g.asking.Load():
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		if !g.paused.Swap(true) {
-			close(g.changed)
-			g.changed = make(chan struct{})
-		}
-		return nil, false
-	case info.Reason == ReasonSuspend:
-		return g.end(hypervisor.EventFault, errors.New("another program has suspended the domain (xl save, xl migrate)")), false
-	case info.Reason == ReasonPowerOff:
-		return g.end(hypervisor.EventShutdown, errors.New("the guest has powered itself off")), false
-	}
-	return g.end(hypervisor.EventFault, fmt.Errorf("the guest has rebooted (reason %d): its domain is over, and a new one has to be started", info.Reason)), false
-}
-
-// end notes why the domain is of no use any more, and returns the event for the
-// first such reason.
-func (g *Guest) end(kind hypervisor.EventKind, why error) *hypervisor.Event {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.ended != nil {
-		return nil
-	}
-	g.ended = why
-	close(g.changed)
-	g.changed = make(chan struct{})
-	return &hypervisor.Event{Kind: kind, Detail: why.Error()}
-}
-
-func (g *Guest) tell(ctx context.Context, event *hypervisor.Event) {
-	if event == nil {
-		return
-	}
-	select {
-	case g.events <- *event:
-	case <-ctx.Done():
-	}
-}
-
-// Detach lets go of the domain, which stays as it is.
+// Detach lets go of the domain, which stays as it is, suspended or running. Who
+// does that to a domain that has suspended has a next process adopt it.
 func (g *Guest) Detach() error {
-	if g.over.Swap(true) {
+	if !g.end() {
 		return nil
 	}
-	g.stop()
-	g.heard.Wait()
-	return g.domain.Close()
+	if g.domain == nil {
+		return nil
+	}
+	return errors.Join(g.plugged.Leave(), g.domain.Close())
 }
 
 // Destroy ends the domain.
 func (g *Guest) Destroy() error {
-	if g.over.Swap(true) {
+	if !g.end() || g.domain == nil {
 		return nil
 	}
-	g.stop()
-	g.heard.Wait()
-	err := g.domain.Destroy()
-	if errors.Is(err, syscall.ESRCH) {
-		err = nil
-	}
-	if err = errors.Join(err, g.domain.Close()); err != nil {
+	if err := errors.Join(gone(g.domain.Destroy()), g.plugged.Unplug(), g.domain.Close()); err != nil {
 		return g.failed("destroy", err)
 	}
 	return nil
 }
 
-var errOver = errors.New("it was let go of")
+// end waits until nobody uses the domain any more. It returns false if somebody
+// else has ended the guest before.
+func (g *Guest) end() bool {
+	if g.over.Swap(true) {
+		return false
+	}
+	g.stop()
+	g.heard.Wait()
+	g.swap.Lock() // whoever comes now finds it over
+	g.swap.Unlock()
+	return true
+}
+
+var (
+	errOver = errors.New("it was let go of")
+	errGone = errors.New("the domain was destroyed")
+)
 
 func (g *Guest) failed(what string, err error) error {
 	return fmt.Errorf("%s guest %q: %w", what, g.name, err)

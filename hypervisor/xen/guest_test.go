@@ -3,6 +3,7 @@ package xen
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -69,6 +70,8 @@ func (f *fake) suspend() {
 
 func (f *fake) Memory() []byte { return f.memory }
 
+func (f *fake) Plot() Plot { return Plot{Domain: f.info.Domain, Memory: f.memory} }
+
 func (f *fake) Clean() ([]uint64, error) {
 	if f.fails != nil {
 		return nil, f.fails
@@ -132,7 +135,12 @@ func (f *fake) Withdraw(context.Context) (bool, error) {
 func (f *fake) Resumed(context.Context) error { return nil }
 
 func newTestGuest(t *testing.T, f *fake) *Guest {
-	g, err := NewGuest(GuestConfig{Name: "web", Domain: f, Ask: f, Spec: Spec{Head: head(t), Memory: fakeRuns, Config: []byte("{}")}})
+	return newGuestOf(t, GuestConfig{Domain: f, Ask: f})
+}
+
+func newGuestOf(t *testing.T, c GuestConfig) *Guest {
+	c.Name, c.Spec, c.Rings = "web", Spec{Head: head(t), Memory: fakeRuns, Config: []byte("{}")}, []uint64{127}
+	g, err := NewGuest(c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,7 +160,6 @@ func TestADomainIsCaptured(t *testing.T) {
 	g := newTestGuest(t, f)
 	ctx := t.Context()
 	must(t, g.Pause(ctx)) // it has yet to run
-	g.Rings([]uint64{127})
 	set := epoch.NewPageSet(64)
 	must(t, g.CollectDirty(set))
 	if set.Count() != 64 {
@@ -171,6 +178,11 @@ func TestADomainIsCaptured(t *testing.T) {
 		must(t, g.CollectDirty(set))
 		if !set.Contains(3) || !set.Contains(5) || !set.Contains(63) || set.Count() != 3 {
 			t.Errorf("%d pages are dirty", set.Count())
+		}
+		set.Clear()
+		must(t, g.CollectDirty(set))
+		if !set.Empty() {
+			t.Errorf("a guest that stands still has dirtied %d pages", set.Count())
 		}
 		page := make([]byte, epoch.PageSize)
 		must(t, g.ReadPages(3, page))
@@ -242,22 +254,79 @@ func TestADomainThatWasBallooned(t *testing.T) {
 	must(t, g.Resume(t.Context())) // it is not left suspended
 }
 
-// What happens to a domain by itself, or by others.
-func TestWhatHappensToADomain(t *testing.T) {
-	shutdown := func(reason uint) func(*Info) {
-		return func(i *Info) { i.Shutdown, i.Reason = true, reason }
+// What others write to a domain that stands still does not change its image.
+func TestAnImageStandsStill(t *testing.T) {
+	f := newFake()
+	g := newTestGuest(t, f)
+	must(t, g.Resume(t.Context()))
+	f.memory[63*epoch.PageSize] = 'a'
+	must(t, g.Pause(t.Context()))
+	f.memory[63*epoch.PageSize] = 'b' // the console's back end
+	two := make([]byte, 2*epoch.PageSize)
+	must(t, g.ReadPages(62, two))
+	if two[epoch.PageSize] != 'a' {
+		t.Errorf("it reads %q", two[epoch.PageSize])
 	}
+	must(t, g.Resume(t.Context()))
+	must(t, g.ReadPages(62, two))
+	if two[epoch.PageSize] != 'b' {
+		t.Errorf("of a guest that runs it reads %q", two[epoch.PageSize])
+	}
+}
+
+// plug is devices that note what is asked of them.
+type plug struct{ said []string }
+
+func (p *plug) Plug(_ context.Context, plot Plot, adopted bool) (Plugged, error) {
+	p.say(fmt.Sprintf("plug %d %v", plot.Domain, adopted))
+	return p, nil
+}
+func (p *plug) say(what string)                       { p.said = append(p.said, what) }
+func (p *plug) Start()                                { p.say("start") }
+func (p *plug) Stop()                                 { p.say("stop") }
+func (p *plug) Unplug() error                         { p.say("unplug"); return nil }
+func (p *plug) Leave() error                          { p.say("leave"); return nil }
+func (p *plug) CollectDirty(set *epoch.PageSet) error { set.Add(9); return nil }
+
+// Devices serve only while the guest runs, and what they write is dirty.
+func TestDevicesOfADomain(t *testing.T) {
+	f, p := newFake(), &plug{}
+	devices, err := Join(p, p).Plug(t.Context(), f.Plot(), false)
+	must(t, err)
+	g := newGuestOf(t, GuestConfig{Domain: f, Ask: f, Plugged: devices})
+	set := epoch.NewPageSet(64)
+	must(t, g.CollectDirty(set))
+	must(t, g.Resume(t.Context()))
+	must(t, g.Pause(t.Context()))
+	set.Clear()
+	must(t, g.CollectDirty(set))
+	if !set.Contains(9) || set.Count() != 2 {
+		t.Errorf("%d pages are dirty", set.Count())
+	}
+	must(t, g.Destroy())
+	if want := []string{"plug 3 false", "plug 3 false", "start", "start", "stop", "stop", "unplug", "unplug"}; !slices.Equal(p.said, want) {
+		t.Errorf("the devices are asked to %q, want %q", p.said, want)
+	}
+	left := newGuestOf(t, GuestConfig{Domain: newFake(), Ask: f, Plugged: p})
+	must(t, left.Detach())
+	if p.said[len(p.said)-1] != "leave" {
+		t.Errorf("the devices are asked to %q", p.said)
+	}
+}
+
+func shutdown(reason uint) func(*Info) {
+	return func(i *Info) { i.Shutdown, i.Reason = true, reason }
+}
+
+// What ends a domain: by others, or a reboot that nobody can follow.
+func TestWhatEndsADomain(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		how  func(*Info)
 		kind hypervisor.EventKind
 		says string
 	}{
-		{"power off", shutdown(ReasonPowerOff), hypervisor.EventShutdown, "powered itself off"},
 		{"reboot", shutdown(ReasonReboot), hypervisor.EventFault, "rebooted"},
-		{"crash", shutdown(ReasonCrash), hypervisor.EventPanic, "crashed"},
-		{"watchdog", shutdown(ReasonWatchdog), hypervisor.EventPanic, "crashed"},
-		{"saved by others", shutdown(ReasonSuspend), hypervisor.EventFault, "another program"},
 		{"destroyed by others", func(i *Info) { i.Dying = true }, hypervisor.EventExited, "destroyed"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -284,6 +353,108 @@ func TestWhatHappensToADomain(t *testing.T) {
 			for range g.Events() { // it is closed
 			}
 		})
+	}
+}
+
+// A guest that has ended by itself stands still and is all there, for a last
+// checkpoint.
+func TestAGuestThatStopsByItself(t *testing.T) {
+	for _, c := range []struct {
+		reason uint
+		kind   hypervisor.EventKind
+		says   string
+	}{
+		{ReasonPowerOff, hypervisor.EventShutdown, "powered itself off"}, {ReasonCrash, hypervisor.EventPanic, "crashed"}, {ReasonWatchdog, hypervisor.EventPanic, "crashed"},
+	} {
+		f := newFake()
+		g := newTestGuest(t, f)
+		must(t, g.Resume(t.Context()))
+		f.change(shutdown(c.reason))
+		if e := <-g.Events(); e.Kind != c.kind || !strings.Contains(e.Detail, c.says) {
+			t.Errorf("event %v %q", e.Kind, e.Detail)
+		}
+		f.deaf = true
+		must(t, g.Pause(t.Context()))
+		must(t, g.CollectDirty(epoch.NewPageSet(64)))
+		_, err := g.AppendDeviceState(t.Context(), nil)
+		must(t, err)
+		if err := g.Resume(t.Context()); err == nil || !strings.Contains(err.Error(), c.says) || f.resumed != 1 {
+			t.Errorf("a resume says %v", err)
+		}
+		must(t, g.Destroy())
+	}
+}
+
+// A reboot is a new domain in the place of the old one: the guest is the same, and
+// all of its memory is dirty.
+func TestAGuestThatReboots(t *testing.T) {
+	first, second, p := newFake(), newFake(), &plug{}
+	second.info.Domain = 4
+	next := &Successor{Domain: second, Ask: second, Plugged: p, Rings: []uint64{126}}
+	next.Frames, _ = NewFrames(fakeRuns)
+	g := newGuestOf(t, GuestConfig{Domain: first, Ask: first, Again: func(context.Context) (*Successor, error) { return next, nil }})
+	ctx, set := t.Context(), epoch.NewPageSet(64)
+	must(t, g.Resume(ctx))
+	must(t, g.CollectDirty(set))
+	first.change(shutdown(ReasonReboot))
+	if e := <-g.Events(); e.Kind != hypervisor.EventReset {
+		t.Fatalf("event %v %q", e.Kind, e.Detail)
+	}
+	if !first.gone || !first.closed || second.resumed != 1 || !slices.Equal(p.said, []string{"start"}) {
+		t.Errorf("the old domain is there, or the new one does not run (devices: %q)", p.said)
+	}
+	must(t, g.Pause(ctx))
+	set.Clear()
+	must(t, g.CollectDirty(set))
+	if set.Count() != 64 {
+		t.Errorf("after a reboot %d pages are dirty", set.Count())
+	}
+
+	// A crash waits until its owner lets it go on, which it does anew.
+	third := newFake()
+	next = &Successor{Domain: third, Ask: third, Plugged: p, Frames: next.Frames}
+	must(t, g.Resume(ctx))
+	second.change(shutdown(ReasonCrash))
+	if e := <-g.Events(); e.Kind != hypervisor.EventPanic {
+		t.Fatalf("event %v %q", e.Kind, e.Detail)
+	}
+	must(t, g.Resume(ctx))
+	if e := <-g.Events(); e.Kind != hypervisor.EventReset || third.resumed != 1 || !second.gone {
+		t.Errorf("event %v %q", e.Kind, e.Detail)
+	}
+
+	// The next one is of another shape.
+	next = &Successor{Domain: newFake(), Plugged: p}
+	next.Frames, _ = NewFrames([]Run{{0, 64}})
+	third.change(shutdown(ReasonReboot))
+	if e := <-g.Events(); e.Kind != hypervisor.EventFault || !strings.Contains(e.Detail, "another shape") {
+		t.Errorf("event %v %q", e.Kind, e.Detail)
+	}
+	if g.Alive() == nil || g.Pause(ctx) == nil || g.ReadPages(0, make([]byte, epoch.PageSize)) == nil || g.CollectDirty(set) == nil {
+		t.Error("a guest without a domain is of use")
+	}
+	must(t, g.Destroy())
+}
+
+// Another program that saves the domain lets it go on, or ends it; what it has read
+// of the log is lost.
+func TestAnotherProgramSavesTheDomain(t *testing.T) {
+	f := newFake()
+	g := newTestGuest(t, f)
+	set := epoch.NewPageSet(64)
+	must(t, g.CollectDirty(set))
+	must(t, g.Resume(t.Context()))
+	f.suspend()
+	if e := <-g.Events(); e.Kind != hypervisor.EventFault || !strings.Contains(e.Detail, "another program") {
+		t.Errorf("event %v %q", e.Kind, e.Detail)
+	}
+	must(t, g.Alive())
+	f.change(func(i *Info) { i.Shutdown = false })
+	must(t, g.Pause(t.Context()))
+	set.Clear()
+	must(t, g.CollectDirty(set))
+	if set.Count() != 64 {
+		t.Errorf("afterwards %d pages are dirty", set.Count())
 	}
 }
 

@@ -22,9 +22,22 @@ import (
 	"understudy/hypervisor"
 )
 
-// Maker makes domains that wait for the last piece of their restore.
+// Maker makes domains that wait for the last piece of their restore, and guests of
+// them.
 type Maker interface {
 	Make(ctx context.Context, spec *Spec, frames *Frames) (Waiting, error)
+	// Guest makes a Guest of a domain whose restore has ended, and which has yet to
+	// run. It owns the domain, unless it fails.
+	Guest(ctx context.Context, f *Finished, spec *Spec, frames *Frames, rings []uint64) (*Guest, error)
+	// Named is called before such a domain runs.
+	Named(f *Finished) error
+}
+
+// Finished is a domain that has come of a restore. It stands still.
+type Finished struct {
+	Number uint32
+	Domain Domain
+	Ask    Asker
 }
 
 // Waiting is a restore that has all but the tail of its stream.
@@ -35,7 +48,7 @@ type Waiting interface {
 	// Finish gives the restore its tail. The domain that comes of it stands still;
 	// it owns the memory from here on. After an error the domain is gone or of no
 	// use, and Discard is all that is left to do.
-	Finish(ctx context.Context, tail []byte) (Domain, Asker, error)
+	Finish(ctx context.Context, tail []byte) (*Finished, error)
 	// Discard ends the domain, if it is there, and frees the memory.
 	Discard() error
 }
@@ -53,6 +66,7 @@ type Standby struct {
 	over    bool
 	waiting Waiting
 	ready   *Guest            // made by Load, not running yet
+	done    *Finished         // what it was made of
 	spoilt  bool              // the restore was given a tail
 	kept    map[uint64][]byte // by page: what the restore makes anew, as it was committed
 }
@@ -94,7 +108,7 @@ func (s *Standby) ReadPages(first epoch.GFN, dst []byte) error {
 		return fmt.Errorf("read pages of the standby of %q: %w", s.name, err)
 	}
 	copy(dst, s.memory()[uint64(first)*epoch.PageSize:])
-	if s.ready == nil && len(s.kept) > 0 {
+	if len(s.kept) > 0 {
 		for page, content := range s.kept {
 			if at := page - uint64(first); page >= uint64(first) && at < uint64(len(dst))/epoch.PageSize {
 				copy(dst[at*epoch.PageSize:], content)
@@ -135,7 +149,11 @@ func (s *Standby) usable(first epoch.GFN, size int) error {
 func (s *Standby) Load(ctx context.Context, deviceState []byte, missing hypervisor.Filler) error {
 	s.life.Lock()
 	defer s.life.Unlock()
-	if err := s.load(ctx, deviceState, missing); err != nil {
+	err := ctx.Err()
+	if err == nil {
+		err = s.load(ctx, deviceState, missing)
+	}
+	if err != nil {
 		return fmt.Errorf("load the state of guest %q: %w", s.name, err)
 	}
 	return nil
@@ -161,15 +179,15 @@ func (s *Standby) load(ctx context.Context, tail []byte, missing hypervisor.Fill
 	}
 	s.keep(state)
 	s.spoilt = true
-	domain, ask, err := s.waiting.Finish(ctx, tail)
+	done, err := s.waiting.Finish(ctx, tail)
 	if err != nil {
 		return err
 	}
-	g, err := NewGuest(GuestConfig{Name: s.name, Domain: domain, Ask: ask, Spec: *s.spec})
+	s.done = done
+	g, err := s.maker.Guest(ctx, done, s.spec, s.frames, state.Transient())
 	if err != nil {
-		return err
+		return errors.Join(err, done.Domain.Destroy()) // its memory is the image still
 	}
-	g.Rings(state.Transient())
 	s.ready = g
 	return nil
 }
@@ -208,8 +226,12 @@ func (s *Standby) keep(state *State) {
 func (s *Standby) Reset(ctx context.Context) error {
 	s.life.Lock()
 	defer s.life.Unlock()
+	err := ctx.Err()
 	if s.over {
-		return fmt.Errorf("reset the standby of %q: %w", s.name, errOver)
+		err = errOver
+	}
+	if err != nil {
+		return fmt.Errorf("reset the standby of %q: %w", s.name, err)
 	}
 	fresh, err := s.make(ctx)
 	if err != nil {
@@ -219,12 +241,9 @@ func (s *Standby) Reset(ctx context.Context) error {
 	for page, content := range s.kept {
 		copy(fresh.Memory()[page*epoch.PageSize:], content)
 	}
-	old, ready := s.waiting, s.ready
-	s.waiting, s.ready, s.spoilt, s.kept = fresh, nil, false, nil
-	if ready != nil {
-		err = ready.Destroy()
-	}
-	if err = errors.Join(err, old.Discard()); err != nil {
+	err = errors.Join(s.unload(), s.waiting.Discard())
+	s.waiting, s.spoilt, s.kept = fresh, false, nil
+	if err != nil {
 		return fmt.Errorf("reset the standby of %q: end its former domain: %w", s.name, err)
 	}
 	return nil
@@ -238,10 +257,17 @@ func (s *Standby) Run(ctx context.Context) (hypervisor.Guest, error) {
 		return nil, fmt.Errorf("run guest %q: nothing is loaded", s.name)
 	}
 	g := s.ready
-	if err := g.Resume(ctx); err != nil {
-		return nil, err
+	err := ctx.Err()
+	if err == nil {
+		err = s.maker.Named(s.done)
 	}
-	s.over, s.ready = true, nil
+	if err == nil {
+		err = g.Resume(ctx)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("run guest %q: %w", s.name, err)
+	}
+	s.over, s.ready, s.done = true, nil, nil
 	return g, nil
 }
 
@@ -253,12 +279,19 @@ func (s *Standby) Destroy() error {
 		return nil
 	}
 	s.over = true
-	var err error
-	if s.ready != nil {
-		err = s.ready.Destroy()
-	}
-	if err = errors.Join(err, s.waiting.Discard()); err != nil {
+	if err := errors.Join(s.unload(), s.waiting.Discard()); err != nil {
 		return fmt.Errorf("destroy the standby of %q: %w", s.name, err)
 	}
 	return nil
+}
+
+// unload ends what has come of a Load.
+func (s *Standby) unload() (err error) {
+	if s.ready != nil {
+		err = s.ready.Destroy()
+	} else if s.done != nil { // no guest could be made of it
+		err = s.done.Domain.Close()
+	}
+	s.ready, s.done = nil, nil
+	return err
 }

@@ -18,6 +18,8 @@ type workshop struct {
 	made      []*waitingFake
 	fails     error // of Make
 	finish    error // of the next Finish
+	guest     error // of the next Guest
+	named     int
 	discarded int
 }
 
@@ -44,16 +46,29 @@ func (w *workshop) Make(_ context.Context, spec *Spec, frames *Frames) (Waiting,
 func (w *waitingFake) Memory() []byte { return w.memory }
 
 // The page of frame 127 is the console's.
-func (w *waitingFake) Finish(_ context.Context, tail []byte) (Domain, Asker, error) {
+func (w *waitingFake) Finish(_ context.Context, tail []byte) (*Finished, error) {
 	clear(w.memory[63*epoch.PageSize:])
 	w.tail = tail
 	if err := w.shop.finish; err != nil {
 		w.shop.finish = nil
-		return nil, nil, err
+		return nil, err
 	}
 	w.domain = newFake()
 	w.domain.memory = w.memory
-	return w.domain, w.domain, nil
+	return &Finished{Number: 3, Domain: w.domain, Ask: w.domain}, nil
+}
+
+func (w *workshop) Guest(_ context.Context, f *Finished, spec *Spec, _ *Frames, rings []uint64) (*Guest, error) {
+	if err := w.guest; err != nil {
+		w.guest = nil
+		return nil, err
+	}
+	return NewGuest(GuestConfig{Name: "web", Domain: f.Domain, Ask: f.Ask, Spec: *spec, Rings: rings})
+}
+
+func (w *workshop) Named(*Finished) error {
+	w.named++
+	return nil
 }
 
 func (w *waitingFake) Discard() error {
@@ -156,8 +171,16 @@ func TestARestoreThatFails(t *testing.T) {
 	if !shop.made[1].domain.gone || shop.discarded != 2 {
 		t.Error("the domain that was loaded is still there")
 	}
+	shop.guest = errors.New("no network")
+	if err := s.Load(ctx, tailOf(t, 127), nil); err == nil || !strings.Contains(err.Error(), "no network") {
+		t.Errorf("error %v", err)
+	}
+	must(t, s.Reset(ctx)) // after one of whose domain no guest could be made
+	if d := shop.made[2].domain; !d.gone || !d.closed {
+		t.Error("the domain that no guest was made of is still there")
+	}
 	must(t, s.Destroy())
-	if !shop.made[2].over {
+	if !shop.made[3].over {
 		t.Error("a domain is left")
 	}
 	if s.Reset(ctx) == nil || s.Load(ctx, nil, nil) == nil || s.WritePages(0, ring) == nil {

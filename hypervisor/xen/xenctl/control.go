@@ -21,6 +21,7 @@ import (
 	"syscall"
 	"unsafe"
 
+	"understudy/epoch"
 	"understudy/hypervisor/xen"
 	"understudy/hypervisor/xen/stream"
 )
@@ -71,6 +72,21 @@ func (c *Control) Version() (major, minor uint32, err error) {
 	return uint32(v) >> 16, uint32(v) & 0xffff, nil
 }
 
+// Abilities are what this host's Xen can do.
+type Abilities struct {
+	HAP  bool   // paging by hardware
+	Free uint64 // memory that no domain has, in bytes
+}
+
+// Abilities asks for them: xc_physinfo.
+func (c *Control) Abilities() (Abilities, error) {
+	var p C.xc_physinfo_t
+	if rc, err := C.xc_physinfo(c.xch, &p); rc < 0 {
+		return Abilities{}, c.words.failed("ask what the host can do", 0, err)
+	}
+	return Abilities{HAP: p.capabilities&C.XEN_SYSCTL_PHYSCAP_hap != 0, Free: uint64(p.free_pages) * epoch.PageSize}, nil
+}
+
 // Info asks for a domain: xc_domain_getinfo. syscall.ESRCH says that there is
 // none of that number.
 func (c *Control) Info(domain uint32) (xen.Info, error) {
@@ -82,18 +98,44 @@ func (c *Control) Info(domain uint32) (xen.Info, error) {
 	if n == 0 || uint32(d.domid) != domain {
 		return xen.Info{}, fmt.Errorf("ask for the state of domain %d: %w", domain, syscall.ESRCH)
 	}
+	return infoOf(&d), nil
+}
+
+// Domains asks for all domains but the first: xc_domain_getinfo.
+func (c *Control) Domains() ([]xen.Info, error) {
+	var all []xen.Info
+	var batch [32]C.xc_dominfo_t
+	for first := C.uint32_t(1); ; {
+		n, err := C.xc_domain_getinfo(c.xch, first, C.uint(len(batch)), &batch[0])
+		if n < 0 && errors.Is(err, syscall.ESRCH) {
+			return all, nil
+		}
+		if n < 0 {
+			return nil, c.words.failed("list the domains", 0, err)
+		}
+		for i := range batch[:n] {
+			all = append(all, infoOf(&batch[i]))
+		}
+		if int(n) < len(batch) {
+			return all, nil
+		}
+		first = C.uint32_t(batch[n-1].domid) + 1
+	}
+}
+
+func infoOf(d *C.xc_dominfo_t) xen.Info {
 	i := xen.Info{
-		Domain: domain, Pages: uint64(d.nr_pages), MaxKiB: uint64(d.max_memkb), Online: uint32(d.nr_online_vcpus), MaxVCPU: uint32(d.max_vcpu_id),
+		Domain: uint32(d.domid), Pages: uint64(d.nr_pages), MaxKiB: uint64(d.max_memkb), Online: uint32(d.nr_online_vcpus), MaxVCPU: uint32(d.max_vcpu_id),
 		Reason: uint(d.shutdown_reason),
 	}
 	for n := range i.UUID {
 		i.UUID[n] = byte(d.handle[n])
 	}
 	var flags C.us_flags
-	C.us_dominfo_flags(&d, &flags)
+	C.us_dominfo_flags(d, &flags)
 	i.HVM, i.Nested, i.Dying, i.Crashed = flags.hvm != 0, flags.hap != 0, flags.dying != 0, flags.crashed != 0
 	i.Shutdown, i.Paused = flags.shutdown != 0, flags.paused != 0
-	return i, nil
+	return i
 }
 
 // Frames asks which of a domain's frames have content: xc_domain_nr_gpfns and

@@ -11,58 +11,48 @@ import (
 	"fmt"
 
 	"understudy/hypervisor/xen"
+	"understudy/hypervisor/xen/xenstore"
 )
 
 // Domain is a running PVH or HVM domain. It implements xen.Domain.
 type Domain struct {
-	control  *Control
-	tools    *Toolstack
+	host     *Host
 	number   uint32
 	emulator func(ctx context.Context, dst []byte) ([]byte, error)
 
-	memory  *Mapping
-	log     *DirtyLog
-	table   *GrantTable
-	channel *Channel
+	memory   *Mapping
+	log      *DirtyLog
+	table    *GrantTable
+	channel  *Channel
+	released *xenstore.Watch // tells of domains that have ended
 }
 
 var _ xen.Domain = (*Domain)(nil)
 
-// Attach takes a domain on: its frames are mapped, and its writes are logged from
-// here on. emulator saves the state of its device model; nil for PVH. The Control
-// and the Toolstack stay the caller's, and are not closed before.
-func (c *Control) Attach(domain uint32, frames *xen.Frames, tools *Toolstack, emulator func(ctx context.Context, dst []byte) ([]byte, error)) (*Domain, error) {
-	memory, err := c.Map(domain, frames, true)
-	if err != nil {
-		return nil, err
-	}
-	d, err := c.attach(domain, memory, tools, emulator)
-	if err != nil {
-		return nil, errors.Join(err, memory.Close())
-	}
-	return d, nil
-}
-
-// attach is Attach with a mapping that is there, which stays the caller's if it
-// fails.
-func (c *Control) attach(domain uint32, memory *Mapping, tools *Toolstack, emulator func(ctx context.Context, dst []byte) ([]byte, error)) (_ *Domain, err error) {
-	d := &Domain{control: c, tools: tools, number: domain, emulator: emulator}
+// take takes a domain on: its frames are mapped, and its writes are logged from
+// here on. emulator saves the state of its device model; nil for PVH. The mapping
+// stays the caller's if it fails.
+func (h *Host) take(ctx context.Context, number uint32, memory *Mapping, emulator func(ctx context.Context, dst []byte) ([]byte, error)) (_ *Domain, err error) {
+	d := &Domain{host: h, number: number, emulator: emulator}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.Close())
 		}
 	}()
-	if d.table, err = c.Grants(domain); err != nil {
+	if d.table, err = h.control.Grants(number); err != nil {
 		return nil, err
 	}
-	if d.log, err = c.LogDirty(domain); err != nil {
+	if d.log, err = h.control.LogDirty(number); err != nil {
 		return nil, err
 	}
-	port, err := c.AllocPort(domain)
+	port, err := h.control.AllocPort(number)
 	if err != nil {
 		return nil, err
 	}
-	if d.channel, err = c.Suspend(domain, port); err != nil {
+	if d.channel, err = h.control.Suspend(number, port); err != nil {
+		return nil, err
+	}
+	if d.released, err = h.store.Watch(ctx, "@releaseDomain"); err != nil {
 		return nil, err
 	}
 	d.memory = memory
@@ -70,43 +60,43 @@ func (c *Control) attach(domain uint32, memory *Mapping, tools *Toolstack, emula
 }
 
 // Info is Control.Info.
-func (d *Domain) Info() (xen.Info, error) { return d.control.Info(d.number) }
+func (d *Domain) Info() (xen.Info, error) { return d.host.control.Info(d.number) }
 
 // Memory is the mapping. Our own disk back end writes to it, too.
 func (d *Domain) Memory() []byte { return d.memory.Bytes() }
 
+// Plot is the domain with its mappings.
+func (d *Domain) Plot() xen.Plot {
+	return xen.Plot{
+		Domain: d.number, Memory: d.memory.Bytes(), Grants: d.table.Grants(), Store: d.host.store,
+		Bind: func(port uint32) (xen.Channel, error) {
+			p, err := d.host.control.Bind(d.number, port)
+			if err != nil {
+				return nil, err
+			}
+			return p, nil
+		},
+	}
+}
+
 // Clean is DirtyLog.Clean.
 func (d *Domain) Clean() ([]uint64, error) { return d.log.Clean() }
 
-// Written reads the grant table, which is mapped anew when it has grown.
+// Written reads the grant table.
 func (d *Domain) Written(yield func(frame uint64) bool) error {
-	size, err := d.control.grantTableSize(d.number)
-	if err != nil {
-		return err
-	}
-	if size != len(d.table.grants) {
-		table, err := d.control.Grants(d.number)
-		if err != nil {
-			return err
-		}
-		if err := d.table.Close(); err != nil {
-			return err
-		}
-		d.table = table
-	}
 	d.table.Grants().Written(yield)
 	return nil
 }
 
 // State is TSC, Params, AppendContext, and the device model's.
 func (d *Domain) State(ctx context.Context, s *xen.State) (err error) {
-	if s.TSC, err = d.control.TSC(d.number); err != nil {
+	if s.TSC, err = d.host.control.TSC(d.number); err != nil {
 		return err
 	}
-	if s.Params, err = d.control.Params(d.number, s.Params[:0]); err != nil {
+	if s.Params, err = d.host.control.Params(d.number, s.Params[:0]); err != nil {
 		return err
 	}
-	if s.Context, err = d.control.AppendContext(d.number, s.Context[:0]); err != nil {
+	if s.Context, err = d.host.control.AppendContext(d.number, s.Context[:0]); err != nil {
 		return err
 	}
 	if d.emulator == nil {
@@ -126,23 +116,28 @@ func (d *Domain) Resume(context.Context) error {
 	switch {
 	case err != nil:
 		return err
+	case !info.Shutdown && info.Paused && d.emulator == nil:
+		return d.host.control.Unpause(d.number)
 	case !info.Shutdown && info.Paused:
-		return d.tools.Unpause(d.number)
+		return d.host.with(func(t *Toolstack) error { return t.Unpause(d.number) })
 	case d.emulator != nil:
-		return d.tools.Resume(d.number)
+		return d.host.with(func(t *Toolstack) error { return t.Resume(d.number) })
 	}
-	return d.control.Resume(d.number)
+	return d.host.control.Resume(d.number)
 }
 
 // Await is Channel.Wait.
-func (d *Domain) Await(ctx context.Context) error { return d.channel.Wait(ctx) }
+func (d *Domain) Await(ctx context.Context) error { return d.channel.Wait(ctx, d.released.Changed) }
 
 // Destroy is Toolstack.Destroy.
-func (d *Domain) Destroy() error { return d.tools.Destroy(d.number) }
+func (d *Domain) Destroy() error { return d.host.Destroy(d.number) }
 
 // Close lets go of the domain. Its log ends.
 func (d *Domain) Close() error {
 	var errs []error
+	if d.released != nil {
+		errs = append(errs, d.released.End(context.Background()))
+	}
 	if d.channel != nil {
 		errs = append(errs, d.channel.Close())
 	}
@@ -155,6 +150,6 @@ func (d *Domain) Close() error {
 	if d.memory != nil {
 		errs = append(errs, d.memory.Close())
 	}
-	*d = Domain{control: d.control, tools: d.tools, number: d.number}
+	*d = Domain{host: d.host, number: d.number}
 	return errors.Join(errs...)
 }

@@ -7,6 +7,8 @@ package xenctl
 //
 //	xenctl.test -test.v -domain NAME
 //
+// driver_test.go tries the driver, which makes its own.
+//
 // scripts/xen-try makes such a host and domain, and runs it there. Elsewhere only what needs no Xen is tried.
 
 import (
@@ -112,147 +114,6 @@ func TestOnXen(t *testing.T) {
 	close(children)
 }
 
-// TestFailoverOnXen protects a domain for some epochs as the engine would, checks
-// after each that the standby's image equals the domain's memory, and lets the
-// standby go on. A first restore is given a tail that Xen refuses.
-func TestFailoverOnXen(t *testing.T) {
-	if *domainName == "" {
-		return
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
-	defer cancel()
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	store, err := xenstore.Dial(ctx, xenstore.Socket)
-	must(err)
-	defer func() { _ = store.Close() }()
-	number, err := find(ctx, store, *domainName)
-	must(err)
-	c, err := Open()
-	must(err)
-	defer func() { _ = c.Close() }()
-	tools, err := NewToolstack()
-	must(err)
-	defer func() { _ = tools.Close() }()
-	children := make(chan os.Signal, 64)
-	signal.Notify(children, syscall.SIGCHLD)
-	defer signal.Stop(children)
-	go func() {
-		for range children {
-			tools.ChildEnded()
-		}
-	}()
-	defer close(children)
-
-	config, err := tools.Config(number)
-	must(err)
-	major, minor, err := c.Version()
-	must(err)
-	policies, err := c.Policies(number)
-	must(err)
-	head, err := xen.Head(major, minor, policies)
-	must(err)
-	frames, err := c.Frames(number)
-	must(err)
-	domain, err := c.Attach(number, frames, tools, nil)
-	must(err)
-	g, err := xen.NewGuest(xen.GuestConfig{Name: "web", Domain: domain, Ask: xen.Control{Store: store, Domain: number}, Spec: xen.Spec{Head: head, Memory: frames.Runs(), Config: config}})
-	must(err)
-	defer func() { must(g.Detach()) }()
-
-	began := time.Now()
-	maker := &Maker{Control: c, Tools: tools, Store: store, Name: "understudy-try", UUID: "6f1d0000-0000-4000-8000-000000000002"}
-	standby, err := xen.NewStandby(ctx, "web", maker, g.Spec())
-	must(err)
-	defer func() { must(standby.Destroy()) }()
-	t.Logf("the standby waits after %v", time.Since(began))
-
-	var tail []byte
-	dirty := epoch.NewPageSet(g.Pages())
-	page, other := make([]byte, epoch.PageSize), make([]byte, epoch.PageSize)
-	for i := range 5 {
-		began := time.Now()
-		must(g.Pause(ctx))
-		paused := time.Now()
-		dirty.Clear()
-		must(g.CollectDirty(dirty))
-		collected := time.Now()
-		for first, count := range dirty.Runs {
-			must(standby.WritePages(first, domain.Memory()[uint64(first)*epoch.PageSize:(uint64(first)+count)*epoch.PageSize]))
-		}
-		copied := time.Now()
-		tail, err = g.AppendDeviceState(ctx, tail[:0])
-		must(err)
-		saved := time.Now()
-		differ := 0
-		for n := range epoch.GFN(g.Pages()) {
-			must(g.ReadPages(n, page))
-			must(standby.ReadPages(n, other))
-			if !bytes.Equal(page, other) {
-				if differ++; differ <= 8 {
-					t.Logf("epoch %d: frame %#x differs", i, frames.Frame(n))
-				}
-			}
-		}
-		if differ > 0 {
-			t.Errorf("epoch %d: %d pages of the image differ", i, differ)
-		}
-		before := time.Now()
-		must(g.Resume(ctx))
-		t.Logf("epoch %d: %d pages; suspend %v, collect %v, copy %v, state %v, resume %v", i, dirty.Count(), paused.Sub(began), collected.Sub(paused), copied.Sub(collected), saved.Sub(copied), time.Since(before))
-		time.Sleep(200 * time.Millisecond)
-	}
-
-	// A state that parses, and that Xen refuses: its processor has no valid CR0.
-	d, err := xen.ParseHead(head)
-	must(err)
-	state, err := xen.ParseTail(tail, d)
-	must(err)
-	context, err := xen.ParseContext(state.Context)
-	must(err)
-	for _, e := range context.Entries {
-		if e.Type == 2 {
-			copy(e.Data[512+18*8:], bytes.Repeat([]byte{0xff}, 8)) // struct hvm_hw_cpu: fpu_regs, 16 registers, rip, rflags, cr0
-		}
-	}
-	bad, err := state.AppendTail(nil, d)
-	must(err)
-	began = time.Now()
-	if err := standby.Load(ctx, bad, nil); err == nil {
-		t.Error("Xen takes a processor that cannot be")
-	} else {
-		t.Logf("a bad state fails after %v: %v", time.Since(began), err)
-	}
-	began = time.Now()
-	must(standby.Reset(ctx))
-	t.Logf("reset in %v", time.Since(began))
-
-	began = time.Now()
-	must(standby.Load(ctx, tail, nil))
-	loaded := time.Now()
-	guest, err := standby.Run(ctx)
-	must(err)
-	t.Logf("load %v, run %v", loaded.Sub(began), time.Since(loaded))
-	defer func() { must(guest.Destroy()) }()
-	for i := range 3 {
-		time.Sleep(500 * time.Millisecond)
-		began := time.Now()
-		must(guest.Pause(ctx))
-		dirty.Clear()
-		must(guest.CollectDirty(dirty))
-		t.Logf("at its new place: suspended after %v, %d pages are dirty", time.Since(began), dirty.Count())
-		if i > 0 && dirty.Count() < 2 {
-			t.Error("the guest that went on does nothing")
-		}
-		must(guest.Resume(ctx))
-	}
-	must(guest.Alive())
-}
-
 func capture(ctx context.Context, t *testing.T, c *Control, store *xenstore.Client, domain uint32) captured {
 	must := func(err error) {
 		t.Helper()
@@ -311,7 +172,7 @@ func capture(ctx context.Context, t *testing.T, c *Control, store *xenstore.Clie
 		began := time.Now()
 		must(store.Write(ctx, 0, fmt.Sprintf("/local/domain/%d/control/shutdown", domain), "suspend"))
 		for {
-			must(channel.Wait(ctx))
+			must(channel.Wait(ctx, nil))
 			info, err := c.Info(domain)
 			must(err)
 			if info.Shutdown {

@@ -13,31 +13,17 @@ package xenctl
 
 import (
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
 	"understudy/hypervisor/xen"
-	"understudy/hypervisor/xen/xenstore"
 )
-
-// Maker makes domains of this host that wait for the last piece of their restore.
-// It implements xen.Maker.
-type Maker struct {
-	Control *Control
-	// Tools is used for one thing at a time: nobody else calls it while a domain is
-	// being made or finished.
-	Tools *Toolstack
-	Store *xenstore.Client
-	// Name and UUID are the domain's here, where another of the guest's may be.
-	Name, UUID string
-}
-
-var _ xen.Maker = (*Maker)(nil)
 
 // poll is how often Make looks whether the domain is there.
 const poll = 10 * time.Millisecond
@@ -49,7 +35,8 @@ type restored struct {
 
 // waiting is a restore without its tail. It implements xen.Waiting.
 type waiting struct {
-	maker  *Maker
+	host   *Host
+	id     [16]byte // its UUID
 	domain uint32
 	memory *Mapping
 	pipe   *os.File
@@ -59,8 +46,8 @@ type waiting struct {
 }
 
 // Make begins a restore and feeds it all but its tail.
-func (m *Maker) Make(ctx context.Context, spec *xen.Spec, frames *xen.Frames) (_ xen.Waiting, err error) {
-	config, err := renamed(spec.Config, m.Name, m.UUID)
+func (h *Host) Make(ctx context.Context, spec *xen.Spec, frames *xen.Frames) (_ xen.Waiting, err error) {
+	id, err := uuidOf(spec.Config)
 	if err != nil {
 		return nil, err
 	}
@@ -68,15 +55,19 @@ func (m *Maker) Make(ctx context.Context, spec *xen.Spec, frames *xen.Frames) (_
 	if err != nil {
 		return nil, err
 	}
-	w := &waiting{maker: m, pipe: write, done: make(chan restored, 1)}
+	w := &waiting{host: h, id: id, pipe: write, done: make(chan restored, 1)}
 	go func() {
-		domain, err := m.Tools.Restore(config, read.Fd())
+		var r restored
+		r.err = h.with(func(t *Toolstack) (err error) {
+			r.domain, err = t.Restore(spec.Config, read.Fd())
+			return err
+		})
 		_ = read.Close() // a feeder is not left waiting
-		w.done <- restored{domain, err}
+		w.done <- r
 	}()
 	defer func() {
 		if err != nil {
-			err = errors.Join(fmt.Errorf("make a domain that waits for guest %q: %w", m.Name, err), w.Discard())
+			err = errors.Join(fmt.Errorf("make a domain that waits for its guest: %w", err), w.Discard())
 		}
 	}()
 	stop := context.AfterFunc(ctx, func() { _ = write.Close() })
@@ -84,15 +75,15 @@ func (m *Maker) Make(ctx context.Context, spec *xen.Spec, frames *xen.Frames) (_
 	if err := xen.Feed(write, spec.Head, frames); err != nil {
 		return nil, errors.Join(err, ctx.Err(), w.ended())
 	}
-	for w.memory == nil {
+	for {
 		if w.domain == 0 {
-			w.domain, err = m.find(ctx)
+			w.domain, err = h.find(id)
 		}
 		if w.domain != 0 {
-			w.memory, err = m.Control.Map(w.domain, frames, true)
+			w.memory, err = h.control.Map(w.domain, frames, true)
 		}
 		if err == nil {
-			break
+			return w, nil
 		}
 		if e := errors.Join(w.ended(), ctx.Err()); e != nil {
 			return nil, errors.Join(e, err)
@@ -102,7 +93,6 @@ func (m *Maker) Make(ctx context.Context, spec *xen.Spec, frames *xen.Frames) (_
 		case <-ctx.Done():
 		}
 	}
-	return w, nil
 }
 
 // ended returns an error if the restore is over.
@@ -112,7 +102,10 @@ func (w *waiting) ended() error {
 	}
 	select {
 	case r := <-w.done:
-		w.over, w.domain = true, r.domain
+		w.over = true
+		if r.domain != 0 {
+			w.domain = r.domain
+		}
 		return errors.Join(errors.New("its restore has ended before its time"), r.err)
 	default:
 		return nil
@@ -120,43 +113,43 @@ func (w *waiting) ended() error {
 }
 
 // find returns the number of the domain that is being made.
-func (m *Maker) find(ctx context.Context) (uint32, error) {
-	list, err := m.Store.List(ctx, 0, "/local/domain")
+func (h *Host) find(id [16]byte) (uint32, error) {
+	all, err := h.control.Domains()
 	if err != nil {
 		return 0, err
 	}
-	for _, id := range list {
-		name, err := m.Store.Read(ctx, 0, "/local/domain/"+id+"/name")
-		if errors.Is(err, syscall.ENOENT) || err == nil && name != m.Name {
-			continue
+	for _, one := range all {
+		if one.UUID == id {
+			return one.Domain, nil
 		}
-		n, perr := strconv.ParseUint(id, 10, 32)
-		return uint32(n), errors.Join(err, perr)
 	}
-	return 0, fmt.Errorf("there is no domain of the name %q", m.Name)
+	return 0, errors.New("the toolstack has not made it yet")
 }
 
 // Memory is the domain's memory.
 func (w *waiting) Memory() []byte { return w.memory.Bytes() }
 
 // Finish writes the tail, and takes the domain on that comes of it.
-func (w *waiting) Finish(ctx context.Context, tail []byte) (xen.Domain, xen.Asker, error) {
+func (w *waiting) Finish(ctx context.Context, tail []byte) (*xen.Finished, error) {
 	if err := w.ended(); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	_, err := w.pipe.Write(tail)
 	err = errors.Join(err, w.pipe.Close())
 	r := <-w.done // the stream has ended, and so will the restore
-	w.over, w.domain = true, r.domain
-	if err = errors.Join(r.err, err); err != nil {
-		return nil, nil, err
+	w.over = true
+	if r.domain != 0 {
+		w.domain = r.domain
 	}
-	d, err := w.maker.Control.attach(r.domain, w.memory, w.maker.Tools, nil)
+	if err = errors.Join(r.err, err); err != nil {
+		return nil, err
+	}
+	d, err := w.host.take(ctx, r.domain, w.memory, nil)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	w.given = true
-	return d, xen.Control{Store: w.maker.Store, Domain: r.domain}, nil
+	return &xen.Finished{Number: r.domain, Domain: d, Ask: xen.Control{Store: w.host.store, Domain: r.domain}}, nil
 }
 
 // Discard ends the restore, its domain if nobody has taken it, and the mapping.
@@ -172,9 +165,12 @@ func (w *waiting) Discard() error {
 			w.domain = r.domain
 		}
 	}
+	if w.domain == 0 {
+		w.domain, _ = w.host.find(w.id) // it may have been made, and not told of
+	}
 	var err error
 	if w.domain != 0 {
-		if err = w.maker.Tools.Destroy(w.domain); errors.Is(err, syscall.ESRCH) {
+		if err = w.host.Destroy(w.domain); errors.Is(err, syscall.ESRCH) {
 			err = nil
 		}
 	}
@@ -185,22 +181,20 @@ func (w *waiting) Discard() error {
 	return err
 }
 
-// renamed changes a configuration's name and UUID.
-func renamed(config []byte, name, uuid string) ([]byte, error) {
-	var tree map[string]json.RawMessage
-	if err := json.Unmarshal(config, &tree); err != nil {
-		return nil, fmt.Errorf("a domain's configuration: %w", err)
+// uuidOf reads the UUID of a domain's configuration.
+func uuidOf(config []byte) (id [16]byte, err error) {
+	var c struct {
+		Create struct {
+			UUID string `json:"uuid"`
+		} `json:"c_info"`
 	}
-	var create map[string]any
-	if err := json.Unmarshal(tree["c_info"], &create); err != nil {
-		return nil, fmt.Errorf("a domain's configuration (c_info): %w", err)
+	if err := json.Unmarshal(config, &c); err != nil {
+		return id, fmt.Errorf("a domain's configuration: %w", err)
 	}
-	create["name"], create["uuid"] = name, uuid
-	delete(create, "domid")
-	text, err := json.Marshal(create)
-	if err != nil {
-		return nil, err
+	b, err := hex.DecodeString(strings.ReplaceAll(c.Create.UUID, "-", ""))
+	if err != nil || len(b) != len(id) {
+		return id, fmt.Errorf("a domain's configuration without a UUID (%.60q)", c.Create.UUID)
 	}
-	tree["c_info"] = text
-	return json.Marshal(tree)
+	copy(id[:], b)
+	return id, nil
 }

@@ -74,10 +74,10 @@ func (s *Channel) Notify() error {
 // step is how often a wait looks whether it should end, in milliseconds.
 const step = 50
 
-// Wait returns when Xen has notified us: the domain has shut down, or something
-// else has happened to it; Control.Info says what. xenevtchn_pending,
-// xenevtchn_unmask.
-func (s *Channel) Wait(ctx context.Context) error {
+// Wait returns when Xen has notified us, or there is something in also: the domain
+// has shut down, or something else has happened to it; Control.Info says what.
+// xenevtchn_pending, xenevtchn_unmask.
+func (s *Channel) Wait(ctx context.Context, also <-chan struct{}) error {
 	fds := []unix.PollFd{{Fd: int32(C.xenevtchn_fd(s.events)), Events: unix.POLLIN}}
 	for {
 		if err := ctx.Err(); err != nil {
@@ -88,7 +88,15 @@ func (s *Channel) Wait(ctx context.Context) error {
 			return os.NewSyscallError("poll", err)
 		}
 		if n < 1 {
-			continue
+			select {
+			case _, ok := <-also:
+				if !ok {
+					return fmt.Errorf("wait for domain %d: xenstored is gone", s.domain)
+				}
+				return nil
+			default:
+				continue
+			}
 		}
 		port, err := C.xenevtchn_pending(s.events)
 		if port < 0 {

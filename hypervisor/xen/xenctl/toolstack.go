@@ -20,6 +20,7 @@ import "C"
 import (
 	"errors"
 	"fmt"
+	"syscall"
 	"unsafe"
 )
 
@@ -57,8 +58,12 @@ func (t *Toolstack) Close() error {
 // libxl_childproc_sigchld_occurred. It may be called beside any other method.
 func (t *Toolstack) ChildEnded() { C.libxl_childproc_sigchld_occurred(t.ctx) }
 
-// failed makes an error of libxl's number.
+// failed makes an error of libxl's number. A domain that is not there is
+// syscall.ESRCH.
 func (t *Toolstack) failed(what string, domain uint32, rc C.int) error {
+	if rc == C.ERROR_DOMAIN_NOTFOUND {
+		return t.words.failed(what, domain, syscall.ESRCH)
+	}
 	return t.words.failed(what, domain, errors.New(C.GoString(C.us_error_name(rc))))
 }
 
@@ -124,6 +129,16 @@ func (t *Toolstack) Resume(domain uint32) error {
 func (t *Toolstack) Destroy(domain uint32) error {
 	if rc := C.libxl_domain_destroy(t.ctx, C.uint32_t(domain), nil); rc != 0 {
 		return t.failed("destroy", domain, rc)
+	}
+	return nil
+}
+
+// Rename gives a domain another name: libxl_domain_rename. No other domain has it.
+func (t *Toolstack) Rename(domain uint32, name string) error {
+	text := C.CString(name)
+	defer C.free(unsafe.Pointer(text))
+	if rc := C.libxl_domain_rename(t.ctx, C.uint32_t(domain), nil, text); rc != 0 {
+		return t.failed(fmt.Sprintf("call it %q", name), domain, rc)
 	}
 	return nil
 }

@@ -1,0 +1,256 @@
+//go:build xen
+
+package xenctl
+
+// This file has the driver pass the conformance suite on a real Xen host, and tells
+// how long its steps take:
+//
+//	xenctl.test -test.v -test.run Driver -kernel FILE -initrd FILE
+//
+// The guest is Linux with testdata/counting. The pair of hosts is one host, where the
+// guest's domains have two names.
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"understudy/epoch"
+	"understudy/hypervisor"
+	"understudy/hypervisor/hypervisortest"
+	"understudy/hypervisor/xen"
+)
+
+var (
+	kernel = flag.String("kernel", "", "the guest's kernel; none: this is no Xen host")
+	initrd = flag.String("initrd", "", "its initramfs, with testdata/counting as /counting")
+)
+
+const guestMemory = 96 << 20
+
+// newDriver makes the driver of a host, whose domains have a name of their own.
+func newDriver(t testing.TB, domain string, change func(*xen.Config)) (*xen.Driver, *Host) {
+	t.Helper()
+	h, err := OpenHost(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := h.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	c := xen.Config{Name: "web", Domain: domain, Type: xen.PVH, Memory: guestMemory, VCPUs: 1, Kernel: *kernel, Initrd: *initrd, Append: "console=hvc0 quiet rdinit=/counting"}
+	if change != nil {
+		change(&c)
+	}
+	d, err := xen.NewDriver(c, h, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := d.Clean(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return d, h
+}
+
+// counterMark is what the page of testdata/counting begins with.
+var counterMark = []byte("counting\xff\xdd\xbb\x99\x77\x55\x33\x10")
+
+// counting finds the guest's counter, and remembers where it was.
+type counting struct{ page epoch.GFN }
+
+func (c *counting) read(_ context.Context, image hypervisor.Image) (uint64, error) {
+	page := make([]byte, epoch.PageSize)
+	if err := image.ReadPages(c.page, page); err != nil {
+		return 0, err
+	}
+	if bytes.HasPrefix(page, counterMark) {
+		return binary.LittleEndian.Uint64(page[len(counterMark):]), nil
+	}
+	all, err := hypervisortest.Copy(image)
+	if err != nil {
+		return 0, err
+	}
+	for p := range image.Pages() {
+		if b := all[p*epoch.PageSize:]; bytes.HasPrefix(b, counterMark) {
+			c.page = epoch.GFN(p)
+			return binary.LittleEndian.Uint64(b[len(counterMark):]), nil
+		}
+	}
+	return 0, errors.New("the guest has no counter")
+}
+
+// up waits until the guest counts.
+func (c *counting) up(ctx context.Context, g hypervisor.Guest) error {
+	tick := time.NewTicker(300 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if n, err := c.read(ctx, g); err == nil && n > 2 {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("wait until the guest counts: %w", ctx.Err())
+		}
+	}
+}
+
+// key has the guest's kernel do what a key of its keyboard would.
+func key(h **Host, domain, key string) func(context.Context, hypervisor.Guest) error {
+	return func(ctx context.Context, _ hypervisor.Guest) error {
+		n, err := find(ctx, (*h).Store(), domain)
+		if err != nil {
+			return err
+		}
+		return (*h).Store().Write(ctx, 0, fmt.Sprintf("/local/domain/%d/control/sysrq", n), key)
+	}
+}
+
+func TestDriverConforms(t *testing.T) {
+	if *kernel == "" {
+		return
+	}
+	var host *Host
+	c := &counting{}
+	hypervisortest.Run(t, hypervisortest.Harness{
+		NewPair: func(t testing.TB) (a, b hypervisor.Driver) {
+			a, host = newDriver(t, "web-a", nil)
+			b, _ = newDriver(t, "web-b", nil)
+			return a, b
+		},
+		WaitUp: c.up, Counter: c.read,
+		Leftovers: func() (left []string) {
+			all, err := host.Domains(context.Background())
+			if err != nil {
+				return []string{err.Error()}
+			}
+			for _, one := range all {
+				if strings.HasPrefix(one.Name, "web-") && !one.Dying {
+					left = append(left, one.Name)
+				}
+			}
+			return left
+		},
+		PowerOff: key(&host, "web-a", "o"), Reboot: key(&host, "web-a", "b"), Panic: key(&host, "web-a", "c"),
+		Crash: func(ctx context.Context, _ hypervisor.Guest) error {
+			n, err := find(ctx, host.Store(), "web-a")
+			if err != nil {
+				return err
+			}
+			return host.Destroy(n)
+		},
+		ForeignSpecs: func(s hypervisor.Spec) (foreign []hypervisor.Spec) {
+			for _, change := range [][2]string{{`"vcpus":1`, `"vcpus":2`}, {"rdinit", "init"}, {`"type":"pvh"`, `"type":"hvm"`}, {`"format":1`, `"format":9`}} {
+				foreign = append(foreign, hypervisor.Spec{Pages: s.Pages, Machine: bytes.Replace(s.Machine, []byte(change[0]), []byte(change[1]), 1)})
+			}
+			return foreign
+		},
+		StateVaries: true, Rounds: 2, Deadline: 5 * time.Minute,
+	})
+}
+
+// TestDriverFigures protects a guest for some epochs and takes it over, and says how
+// long each step takes. A first restore is given a state that Xen refuses.
+func TestDriverFigures(t *testing.T) {
+	if *kernel == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	a, _ := newDriver(t, "web-a", nil)
+	b, _ := newDriver(t, "web-b", nil)
+	c := &counting{}
+	began := time.Now()
+	g, err := a.Start(ctx)
+	must(err)
+	t.Logf("start %v", time.Since(began))
+	began = time.Now()
+	must(g.Resume(ctx))
+	must(c.up(ctx, g))
+	t.Logf("it counts after %v", time.Since(began))
+	began = time.Now()
+	standby, err := b.Standby(ctx, g.Spec())
+	must(err)
+	t.Logf("the standby waits after %v", time.Since(began))
+	var tail, buf []byte
+	dirty := epoch.NewPageSet(g.Pages())
+	for i := range 10 {
+		began := time.Now()
+		must(g.Pause(ctx))
+		paused := time.Now()
+		dirty.Clear()
+		must(g.CollectDirty(dirty))
+		collected := time.Now()
+		for first, count := range dirty.Runs {
+			buf = append(buf[:0], make([]byte, count*epoch.PageSize)...)
+			must(g.ReadPages(first, buf))
+			must(standby.WritePages(first, buf))
+		}
+		copied := time.Now()
+		tail, err = g.AppendDeviceState(ctx, tail[:0])
+		must(err)
+		saved := time.Now()
+		must(g.Resume(ctx))
+		t.Logf("epoch %d: %d pages; asked to suspended %v, log %v, copy %v, state %v, resume %v", i, dirty.Count(), paused.Sub(began), collected.Sub(paused), copied.Sub(collected), saved.Sub(copied), time.Since(saved))
+		time.Sleep(200 * time.Millisecond) // the guest's own life between two epochs
+	}
+	must(g.Destroy())
+
+	// A state that parses, and that Xen refuses: its processor has no valid CR0.
+	spec, _, err := xen.ParseSpec(g.Spec())
+	must(err)
+	d, err := xen.ParseHead(spec.Head)
+	must(err)
+	state, err := xen.ParseTail(tail, d)
+	must(err)
+	context, err := xen.ParseContext(state.Context)
+	must(err)
+	for _, e := range context.Entries {
+		if e.Type == 2 {
+			copy(e.Data[512+18*8:], bytes.Repeat([]byte{0xff}, 8)) // struct hvm_hw_cpu: fpu_regs, 16 registers, rip, rflags, cr0
+		}
+	}
+	bad, err := state.AppendTail(nil, d)
+	must(err)
+	began = time.Now()
+	if err := standby.Load(ctx, bad, nil); err == nil {
+		t.Error("Xen takes a processor that cannot be")
+	} else {
+		t.Logf("a bad state fails after %v: %v", time.Since(began), err)
+	}
+	began = time.Now()
+	must(standby.Reset(ctx))
+	t.Logf("reset in %v", time.Since(began))
+	began = time.Now()
+	must(standby.Load(ctx, tail, nil))
+	loaded := time.Now()
+	next, err := standby.Run(ctx)
+	must(err)
+	runs := time.Now()
+	at, err := c.read(ctx, next)
+	must(err)
+	for now := at; now == at; {
+		now, err = c.read(ctx, next)
+		must(err)
+		must(ctx.Err())
+	}
+	t.Logf("load %v, run %v, until it counts %v", loaded.Sub(began), runs.Sub(loaded), time.Since(runs))
+	must(next.Destroy())
+}

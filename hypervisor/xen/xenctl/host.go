@@ -1,0 +1,193 @@
+//go:build xen
+
+package xenctl
+
+// This file is the Xen host as a xen.Driver wants it: the libraries' handles, kept
+// open, and what takes several of them.
+//
+//	goroutine: SIGCHLD ─> every Toolstack is told, since each forks helpers of its own
+//
+// It is owned by the Host, and ends with Close.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"os/signal"
+	"slices"
+	"sync"
+	"syscall"
+
+	"understudy/hypervisor/xen"
+	"understudy/hypervisor/xen/xenstore"
+)
+
+// Host is this host's Xen. It implements xen.Host. Its methods may be called from
+// several goroutines.
+type Host struct {
+	control *Control
+	store   *xenstore.Client
+	ended   chan os.Signal
+	told    sync.WaitGroup
+
+	mu   sync.Mutex
+	all  map[*Toolstack]bool // true: nobody uses it
+	over bool
+}
+
+var _ xen.Host = (*Host)(nil)
+
+// OpenHost opens the interfaces of this host's Xen. It needs to be root of the first
+// domain.
+func OpenHost(ctx context.Context) (*Host, error) {
+	control, err := Open()
+	if err != nil {
+		return nil, err
+	}
+	store, err := xenstore.Dial(ctx, xenstore.Socket)
+	if err != nil {
+		return nil, errors.Join(err, control.Close())
+	}
+	h := &Host{control: control, store: store, ended: make(chan os.Signal, 1), all: map[*Toolstack]bool{}}
+	signal.Notify(h.ended, syscall.SIGCHLD)
+	h.told.Go(func() {
+		for range h.ended {
+			h.mu.Lock()
+			all := slices.Collect(maps.Keys(h.all))
+			h.mu.Unlock()
+			for _, t := range all { // none is closed before this goroutine has ended
+				t.ChildEnded()
+			}
+		}
+	})
+	return h, nil
+}
+
+// Close closes everything. Nobody uses the Host any more.
+func (h *Host) Close() error {
+	signal.Stop(h.ended)
+	close(h.ended)
+	h.told.Wait()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.over = true
+	var errs []error
+	for t := range h.all {
+		errs = append(errs, t.Close())
+	}
+	clear(h.all)
+	return errors.Join(append(errs, h.store.Close(), h.control.Close())...)
+}
+
+// Control is the connection to the hypervisor.
+func (h *Host) Control() *Control { return h.control }
+
+// Store is the connection to xenstored.
+func (h *Host) Store() *xenstore.Client { return h.store }
+
+// with does something with a Toolstack that nobody else uses meanwhile.
+func (h *Host) with(do func(*Toolstack) error) error {
+	t, err := h.borrow()
+	if err != nil {
+		return err
+	}
+	defer func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.all[t] = true
+	}()
+	return do(t)
+}
+
+func (h *Host) borrow() (*Toolstack, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.over {
+		return nil, errors.New("use libxenlight: this host's Xen was let go of")
+	}
+	for t, free := range h.all {
+		if free {
+			h.all[t] = false
+			return t, nil
+		}
+	}
+	t, err := NewToolstack()
+	if err != nil {
+		return nil, err
+	}
+	h.all[t] = false
+	return t, nil
+}
+
+// Create makes a domain, paused.
+func (h *Host) Create(config []byte) (domain uint32, err error) {
+	err = h.with(func(t *Toolstack) error {
+		domain, err = t.Create(config)
+		return err
+	})
+	return domain, err
+}
+
+// Rename changes a domain's name.
+func (h *Host) Rename(domain uint32, name string) error {
+	return h.with(func(t *Toolstack) error { return t.Rename(domain, name) })
+}
+
+// Destroy ends a domain.
+func (h *Host) Destroy(domain uint32) error {
+	return h.with(func(t *Toolstack) error { return t.Destroy(domain) })
+}
+
+// Domains lists the host's domains.
+func (h *Host) Domains(ctx context.Context) ([]xen.Named, error) {
+	all, err := h.control.Domains()
+	if err != nil {
+		return nil, err
+	}
+	var named []xen.Named
+	for _, one := range all {
+		name, err := h.store.Read(ctx, 0, fmt.Sprintf("/local/domain/%d/name", one.Domain))
+		if err != nil && !errors.Is(err, syscall.ENOENT) {
+			return nil, err
+		}
+		named = append(named, xen.Named{Info: one, Name: name})
+	}
+	return named, nil
+}
+
+// Attach takes a domain on: its memory is mapped, and its writes are logged from here
+// on.
+func (h *Host) Attach(ctx context.Context, domain uint32) (*xen.Attached, error) {
+	major, minor, err := h.control.Version()
+	if err != nil {
+		return nil, err
+	}
+	policies, err := h.control.Policies(domain)
+	if err != nil {
+		return nil, err
+	}
+	a := &xen.Attached{Ask: xen.Control{Store: h.store, Domain: domain}}
+	if a.Head, err = xen.Head(major, minor, policies); err != nil {
+		return nil, err
+	}
+	params, err := h.control.Params(domain, nil)
+	if err != nil {
+		return nil, err
+	}
+	a.Rings = (&xen.State{Params: params}).Transient()
+	if a.Frames, err = h.control.Frames(domain); err != nil {
+		return nil, err
+	}
+	memory, err := h.control.Map(domain, a.Frames, true)
+	if err != nil {
+		return nil, err
+	}
+	d, err := h.take(ctx, domain, memory, nil)
+	if err != nil {
+		return nil, errors.Join(err, memory.Close())
+	}
+	a.Domain = d
+	return a, nil
+}
