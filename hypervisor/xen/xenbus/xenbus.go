@@ -23,9 +23,11 @@ import (
 	"io/fs"
 	"log/slog"
 	"maps"
+	"path"
 	"slices"
 	"strconv"
 	"sync"
+	"time"
 
 	"understudy/hypervisor/xen/xenstore"
 )
@@ -188,7 +190,11 @@ func (d *Device) state(ctx context.Context, tx xenstore.Tx, side string) (State,
 	return ParseState(v)
 }
 
-// run carries the handshake out.
+// patience bounds one step of a handshake. Nothing else ends one: half a step would
+// look like a driver's failure.
+const patience = 10 * time.Second
+
+// run carries the handshake out until ctx ends.
 func (d *Device) run(ctx context.Context) {
 	for {
 		select {
@@ -202,7 +208,13 @@ func (d *Device) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		if err := d.step(ctx); err != nil && ctx.Err() == nil {
+		if ctx.Err() != nil {
+			return
+		}
+		step, cancel := context.WithTimeout(context.Background(), patience)
+		err := d.step(step)
+		cancel()
+		if err != nil {
 			d.c.Log.Error("the handshake with a Xen guest's driver has failed", "device", d.front, "error", err)
 		}
 	}
@@ -211,7 +223,11 @@ func (d *Device) run(ctx context.Context) {
 // step does what there is to do at this moment.
 func (d *Device) step(ctx context.Context) error {
 	for {
-		guest, err := d.state(ctx, 0, d.front)
+		text, err := d.read(ctx, 0, d.front+"/state")
+		if err != nil {
+			return err
+		}
+		guest, err := ParseState(text)
 		if err != nil {
 			return errors.Join(err, d.carry(ctx, d.shake.Failed()))
 		}
@@ -291,14 +307,21 @@ func (d *Device) Detach(ctx context.Context) error {
 // if they are not gone yet.
 func (d *Device) Remove(ctx context.Context) error {
 	err := d.Detach(ctx)
-	return errors.Join(err, Clean(ctx, d.c.Store, d.c.Domain, d.c.Kind))
-}
-
-// Clean removes all nodes of our side for a domain's devices of a kind, whoever has
-// made them.
-func Clean(ctx context.Context, store *xenstore.Client, domain uint32, kind Kind) error {
-	if err := store.Remove(ctx, 0, fmt.Sprintf("/local/domain/0/backend/understudy-%s/%d", kind, domain)); err != nil {
-		return fmt.Errorf("remove the nodes of domain %d's devices: %w", domain, err)
+	if err := errors.Join(err, d.c.Store.Transact(ctx, func(tx xenstore.Tx) error { return d.remove(ctx, tx) })); err != nil {
+		return fmt.Errorf("remove the nodes of %s: %w", d.front, err)
 	}
 	return nil
+}
+
+// remove removes our side, and what is above it if that was the domain's last.
+func (d *Device) remove(ctx context.Context, tx xenstore.Tx) error {
+	if err := d.c.Store.Remove(ctx, tx, d.back); err != nil {
+		return err
+	}
+	all := path.Dir(d.back)
+	left, err := d.c.Store.List(ctx, tx, all)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(left) > 0 {
+		return nil
+	}
+	return errors.Join(err, d.c.Store.Remove(ctx, tx, all))
 }
