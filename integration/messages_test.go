@@ -41,11 +41,11 @@ var speakers = []speaker{
 	{"config", true}, {"cmd/understudy", true}, {"cmd/understudyd", true}, {"cmd/daemon", true}, {"cmd/sdnotify", true},
 	{"host", true}, {"status", true}, {"fencing", true}, {"strike", true}, {"drill", true}, {"ownership", true},
 	{"backup", true}, {"bubble", true}, {"bubble/isolate", true}, {"checkpoint", true}, {"clock", false}, {"disk", true},
-	{"disk/store", true}, {"disk/vhost", false}, {"egress", true}, {"epoch", false}, {"events", true}, {"exclusion", false},
+	{"disk/store", true}, {"disk/blkif", false}, {"disk/vhost", false}, {"egress", true}, {"egress/netif", false}, {"epoch", false}, {"events", true}, {"exclusion", false},
 	{"failover", true}, {"failover/leases", false}, {"hypervisor", false}, {"hypervisor/qemu", true},
 	{"hypervisor/qemu/dirty", false}, {"hypervisor/qemu/qmp", false}, {"hypervisor/qemu/stream", false},
 	{"hypervisor/sim", false}, {"hypervisor/xen", false}, {"hypervisor/xen/stream", false}, {"hypervisor/xen/xenctl", false},
-	{"hypervisor/xen/xenstore", false}, {"primary", true}, {"protocol", false}, {"rebuild", true}, {"top", false},
+	{"hypervisor/xen/xenbus", false}, {"hypervisor/xen/xenstore", false}, {"primary", true}, {"protocol", false}, {"rebuild", true}, {"top", false},
 	{"status/dashboard", false}, {"status/samples", false}, {"netspace", true}, {"transport", true}, {"transport/pki", true}, {"cmd/manual", false},
 }
 
