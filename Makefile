@@ -6,6 +6,7 @@
 #   make failovers  fifty failovers in a row
 #   make drills     a hundred drills of every kind in a row, checked from outside; an hour: see DRILL_FLAGS
 #   make faults     real daemons and guests struck at every step of the protocol; hours: see FAULT_FLAGS
+#   make xen        a guest survives the loss of its host between two real Xen hosts, in emulation: minutes
 #   make bench      figures, into build/bench.json
 #   make bench-checkpoint   checkpoint files beside QEMU's own, into build/bench-checkpoint.json and .svg
 #   make bench-disk the disk's speed beside QEMU's own, into build/bench-disk.json
@@ -29,6 +30,7 @@ MODEL_FLAGS   ?=
 FAULT_FLAGS   ?=
 DRILL_FLAGS   ?=
 PACKAGE_FLAGS ?=
+XEN_FLAGS     ?=
 
 # The simulation's worlds have one goroutine each: with the race detector a few
 # seeds do. Two cores: two packages at a time, and no two targets at once. Packages with
@@ -37,7 +39,7 @@ GOTEST := $(GO) test -race -timeout 15m
 REAL   := ./demo ./disk/vhost ./guest ./hypervisor/qemu ./integration ./integration/diskbench ./integration/faults ./packaging/... ./status/dashboard
 
 .NOTPARALLEL:
-.PHONY: all build guest guest-big xen-dom0 demo test failovers drills faults bench bench-disk packages lint model fuzz setup clean
+.PHONY: all build guest guest-big xen-dom0 xen demo test failovers drills faults bench bench-disk packages lint model fuzz setup clean
 
 all: build
 
@@ -58,6 +60,10 @@ guest-big: setup
 # A Xen host for tests: Debian's Xen, its tools and kernel. Needs root.
 xen-dom0: setup
 	@$(GO) run ./guest/build -dom0 build/xen
+
+# On a busy machine: make xen XEN_FLAGS="-lease 3s".
+xen: xen-dom0 guest
+	$(GO) run ./integration/xen $(XEN_FLAGS)
 
 demo: setup build guest
 	bin/understudy demo $(DEMO_FLAGS)
@@ -108,7 +114,7 @@ lint: $(GOLANGCI_LINT)
 	$(GO) vet ./...
 	$(GOLANGCI_LINT) run --concurrency 2 ./...
 	$(GO) build -tags xen ./...
-	$(GO) vet -tags xen ./hypervisor/xen/...
+	$(GO) vet -tags xen ./hypervisor/xen/... ./cmd/daemon
 	$(GOLANGCI_LINT) run --concurrency 2 --build-tags xen ./hypervisor/xen/...
 
 # Compiled here, once: its sources come by the module proxy like ours.

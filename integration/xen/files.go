@@ -1,0 +1,118 @@
+package main
+
+// This file is what the hosts are given, in a directory that each of them sees as
+// /mnt/share: the daemon with Xen's libraries, certificates, the configuration, and
+// a guest that counts.
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"understudy/config"
+	"understudy/guest/cpio"
+	"understudy/transport/pki"
+)
+
+// The hosts, and the guest.
+const (
+	hostA, hostB, witness = "a", "b", "w"
+	guestName             = "web"
+	// share is the directory as the hosts see it.
+	share = "/mnt/share"
+)
+
+// addresses in the world's network.
+var addresses = map[string]string{witness: "10.77.0.1", hostA: "10.77.0.11", hostB: "10.77.0.12"}
+
+// files writes everything into dir.
+func files(ctx context.Context, dir string, lease time.Duration) error {
+	if err := goBuild(ctx, filepath.Join(dir, "understudyd"), nil, "-tags", "xen", "./cmd/understudyd"); err != nil {
+		return err
+	}
+	counting := filepath.Join(dir, "counting")
+	if err := goBuild(ctx, counting, []string{"CGO_ENABLED=0"}, "./hypervisor/xen/xenctl/testdata/counting"); err != nil {
+		return err
+	}
+	if err := initrd(counting, filepath.Join(dir, "initrd")); err != nil {
+		return err
+	}
+	kernel, err := os.ReadFile("build/guest/vmlinuz")
+	if err != nil {
+		return fmt.Errorf("the guest's kernel (make guest): %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "vmlinuz"), kernel, 0o644); err != nil {
+		return err
+	}
+	for _, host := range []string{hostA, hostB} {
+		if err := os.Mkdir(filepath.Join(dir, host), 0o755); err != nil {
+			return err
+		}
+	}
+	if err := pki.Init(filepath.Join(dir, "tls"), []string{hostA, hostB, witness}, 30*24*time.Hour); err != nil {
+		return err
+	}
+	return configure(dir, lease)
+}
+
+// goBuild builds a program of this module.
+func goBuild(ctx context.Context, out string, env []string, what ...string) error {
+	build := exec.CommandContext(ctx, "go", append([]string{"build", "-o", out}, what...)...)
+	build.Env = append(os.Environ(), env...)
+	if said, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w\n%s", build, err, said)
+	}
+	return nil
+}
+
+// initrd writes an initramfs with one program.
+func initrd(program, path string) error {
+	text, err := os.ReadFile(program)
+	if err != nil {
+		return err
+	}
+	var archive bytes.Buffer
+	w := cpio.NewWriter(&archive)
+	for _, step := range []func() error{
+		func() error { return w.Dir("dev", 0o755) },
+		func() error { return w.CharDevice("dev/console", 0o600, 5, 1) }, // what the program is started with
+		func() error { return w.File(filepath.Base(program), 0o755, text) },
+		w.Close,
+	} {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return os.WriteFile(path, archive.Bytes(), 0o644)
+}
+
+// configure writes the configuration of the hosts, and of the witness, whose
+// directories are elsewhere.
+func configure(dir string, lease time.Duration) error {
+	c := &config.Config{Cluster: "xen", Lease: config.Duration(lease)}
+	c.TLS = share + "/tls"
+	for _, name := range []string{hostA, hostB, witness} {
+		h := config.Host{Name: name, Address: addresses[name] + ":7400"}
+		if name == witness {
+			h.Witness = true
+			h.Dirs = config.Dirs{State: filepath.Join(dir, "witness", "state"), Run: filepath.Join(dir, "witness", "run"), TLS: filepath.Join(dir, "tls")}
+		}
+		c.Hosts = append(c.Hosts, h)
+	}
+	c.Guests = []config.Guest{{
+		Name: guestName, Host: hostA, Backup: hostB, Hypervisor: config.Xen, Type: config.TypePVH, Memory: 96 * config.MiB, CPUs: 1,
+		Kernel: share + "/vmlinuz", Initrd: share + "/initrd", Append: "console=hvc0 quiet rdinit=/counting",
+	}}
+	path := filepath.Join(dir, "understudy.toml")
+	if err := os.WriteFile(path, c.Render(), 0o600); err != nil {
+		return err
+	}
+	if _, err := config.Load(path); err != nil {
+		return fmt.Errorf("the configuration of the hosts: %w", err)
+	}
+	return nil
+}
