@@ -28,8 +28,12 @@ func newXen(o Options, self config.Host, g config.Guest, record recorder) (_ hyp
 	}
 	gate := ways.orOne()
 	defer func() {
-		if err != nil {
-			err = errors.Join(err, gate.Close())
+		if err == nil {
+			return
+		}
+		err = errors.Join(err, gate.Close())
+		if disks != nil {
+			err = errors.Join(err, disks.Close())
 		}
 	}()
 	h, err := xenctl.OpenHost(context.Background())
