@@ -48,7 +48,8 @@ func (c *Control) Bind(domain, port uint32) (*Port, error) {
 		C.xenevtchn_close(events)
 		return nil, c.words.failed(fmt.Sprintf("bind to the event channel %d", port), domain, err)
 	}
-	if p.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+	p.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
 		C.xenevtchn_close(events)
 		return nil, os.NewSyscallError("eventfd", err)
 	}
