@@ -322,6 +322,8 @@ func TestXenDevices(t *testing.T) {
 	if back := y.status(); back.n > at.n {
 		t.Errorf("the disk is at %d, committed was %d", back.n, at.n)
 	}
+	first := make(chan time.Time, 1)
+	y.gate.OnFirst(func() { first <- time.Now() })
 	began = time.Now()
 	must(standby.Load(ctx, tail, nil))
 	loaded := time.Now()
@@ -330,12 +332,18 @@ func TestXenDevices(t *testing.T) {
 	ran := time.Now()
 	y.gate.Pass()
 	must(y.gate.Announce())
+	select {
+	case at := <-first:
+		t.Logf("its first frame leaves %v after run", at.Sub(ran))
+	case <-ctx.Done():
+		t.Fatal("no frame leaves")
+	}
 	for !y.hear(100 * time.Millisecond) {
 		if ctx.Err() != nil {
 			t.Fatal("the connection does not go on")
 		}
 	}
-	t.Logf("destroyed to begun %v; load with its devices %v, run %v, answer on the old connection %v after run", began.Sub(lost), loaded.Sub(began), ran.Sub(loaded), time.Since(ran))
+	t.Logf("destroyed to begun %v; load with its devices %v, run %v, answer on the old connection %v after run (the other end waits for longer with each attempt)", began.Sub(lost), loaded.Sub(began), ran.Sub(loaded), time.Since(ran))
 	on := y.await("the guest goes on in its new domain", func(s progress) bool { return s.n > at.n })
 	y.await("and on", func(s progress) bool { return s.n > on.n+2 })
 

@@ -18,7 +18,8 @@ type Device struct {
 	link    *Link
 	cfg     Config
 	stopped bool
-	ring    *ring // nil: the guest's driver is not there
+	awaited bool  // the guest's driver has not been there yet
+	ring    *ring // nil: it is not there
 	dirty   *epoch.PageSet
 }
 
@@ -73,7 +74,8 @@ func (d *Device) connect(tx, rx uint32, channel Channel) error {
 	if err := channel.Notify(); err != nil {
 		return err
 	}
-	d.ring = r
+	d.ring, d.awaited = r, false
+	d.deliver()
 	r.listening.Go(func() { d.listen(r) })
 	signal(l.wake)
 	return nil

@@ -107,7 +107,7 @@ func (l *Link) Device(c Config) *Device {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	d := &Device{link: l, cfg: c, stopped: true, dirty: epoch.NewPageSet(c.Pages)}
+	d := &Device{link: l, cfg: c, stopped: true, awaited: true, dirty: epoch.NewPageSet(c.Pages)}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.device = d
@@ -165,7 +165,9 @@ func (l *Link) ReadFrame(buf []byte) (int, error) {
 }
 
 // WriteFrame implements egress.Frames. A frame that the guest has no buffer for, or
-// must not be given now, waits; a full queue, or no guest, does not take it.
+// must not be given now, waits, and so it does for a driver that has yet to come: a
+// guest that goes on elsewhere gets what was sent to it meanwhile, and nobody's
+// retransmission waits for longer. A full queue, or no guest, does not take it.
 func (l *Link) WriteFrame(frame []byte) error {
 	if len(frame) < headerLen || len(frame) > egress.MaxFrame {
 		return egress.ErrFrameSize
@@ -175,7 +177,7 @@ func (l *Link) WriteFrame(frame []byte) error {
 	switch {
 	case l.closed:
 		return net.ErrClosed
-	case l.device == nil || l.device.ring == nil:
+	case l.device == nil || l.device.ring == nil && !l.device.awaited:
 		return egress.ErrNotTaken
 	}
 	if err := l.waiting.WriteFrame(frame); err != nil {

@@ -274,11 +274,18 @@ func TestAFormerProcess(t *testing.T) {
 
 	elsewhere := newGuest(t)
 	f := elsewhere.device(again)
+	if err := again.WriteFrame(frameOf(60, 9)); err != nil { // its driver has yet to come
+		t.Fatal(err)
+	}
+	elsewhere.lend(1)
 	if _, err := f.Plug(elsewhere.keys()); err != nil {
 		t.Fatal(err)
 	}
 	defer f.Unplug()
 	f.Start()
+	if got := elsewhere.frame(); got[0] != 9 {
+		t.Errorf("the guest in its new domain gets %v at first", got[:1])
+	}
 	elsewhere.lend(1)
 	if err := again.WriteFrame(frameOf(60, 6)); err != nil {
 		t.Fatal(err)
