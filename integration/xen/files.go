@@ -8,12 +8,14 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"time"
 
 	"understudy/config"
+	"understudy/guest"
 	"understudy/guest/cpio"
 	"understudy/transport/pki"
 )
@@ -26,26 +28,18 @@ const (
 	share = "/mnt/share"
 )
 
-// addresses in the world's network.
-var addresses = map[string]string{witness: "10.77.0.1", hostA: "10.77.0.11", hostB: "10.77.0.12"}
+// addresses in the world's network, and the guest's.
+var (
+	addresses    = map[string]string{witness: "10.77.0.1", hostA: "10.77.0.11", hostB: "10.77.0.12"}
+	guestAddress = netip.MustParsePrefix("10.77.0.20/24")
+)
 
 // files writes everything into dir.
-func files(ctx context.Context, dir string, lease time.Duration) error {
+func files(ctx context.Context, dir string, o options) error {
 	if err := goBuild(ctx, filepath.Join(dir, "understudyd"), nil, "-tags", "xen", "./cmd/understudyd"); err != nil {
 		return err
 	}
-	counting := filepath.Join(dir, "counting")
-	if err := goBuild(ctx, counting, []string{"CGO_ENABLED=0"}, "./hypervisor/xen/xenctl/testdata/counting"); err != nil {
-		return err
-	}
-	if err := initrd(counting, filepath.Join(dir, "initrd")); err != nil {
-		return err
-	}
-	kernel, err := os.ReadFile("build/guest/vmlinuz")
-	if err != nil {
-		return fmt.Errorf("the guest's kernel (make guest): %w", err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "vmlinuz"), kernel, 0o644); err != nil {
+	if err := guestFiles(ctx, dir, o.guest); err != nil {
 		return err
 	}
 	for _, host := range []string{hostA, hostB} {
@@ -56,7 +50,32 @@ func files(ctx context.Context, dir string, lease time.Duration) error {
 	if err := pki.Init(filepath.Join(dir, "tls"), []string{hostA, hostB, witness}, 30*24*time.Hour); err != nil {
 		return err
 	}
-	return configure(dir, lease)
+	return configure(dir, o)
+}
+
+// guestFiles are what the guest boots.
+func guestFiles(ctx context.Context, dir, kind string) error {
+	names := []string{"vmlinuz"}
+	if kind == linux {
+		names = append(names, "initrd")
+	}
+	for _, name := range names {
+		text, err := os.ReadFile(filepath.Join("build/guest", name))
+		if err != nil {
+			return fmt.Errorf("the guest (make guest): %w", err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), text, 0o644); err != nil {
+			return err
+		}
+	}
+	if kind == linux {
+		return nil
+	}
+	program := filepath.Join(dir, "counting")
+	if err := goBuild(ctx, program, []string{"CGO_ENABLED=0"}, "./hypervisor/xen/xenctl/testdata/counting"); err != nil {
+		return err
+	}
+	return initrd(program, filepath.Join(dir, "initrd"))
 }
 
 // goBuild builds a program of this module.
@@ -92,8 +111,8 @@ func initrd(program, path string) error {
 
 // configure writes the configuration of the hosts, and of the witness, whose
 // directories are elsewhere.
-func configure(dir string, lease time.Duration) error {
-	c := &config.Config{Cluster: "xen", Lease: config.Duration(lease)}
+func configure(dir string, o options) error {
+	c := &config.Config{Cluster: "xen", Lease: config.Duration(o.lease)}
 	c.TLS = share + "/tls"
 	for _, name := range []string{hostA, hostB, witness} {
 		h := config.Host{Name: name, Address: addresses[name] + ":7400"}
@@ -103,10 +122,16 @@ func configure(dir string, lease time.Duration) error {
 		}
 		c.Hosts = append(c.Hosts, h)
 	}
-	c.Guests = []config.Guest{{
+	g := config.Guest{
 		Name: guestName, Host: hostA, Backup: hostB, Hypervisor: config.Xen, Type: config.TypePVH, Memory: 96 * config.MiB, CPUs: 1,
 		Kernel: share + "/vmlinuz", Initrd: share + "/initrd", Append: "console=hvc0 quiet rdinit=/counting",
-	}}
+	}
+	if o.guest == linux {
+		g.Memory = 128 * config.MiB
+		g.Append = guest.Boot{Address: guestAddress, Extra: "console=hvc0"}.CommandLine()
+		g.NICs = []config.NIC{{MAC: config.MAC{0x52, 0x54, 0, 0x77, 0, 0x20}, Bridge: "br0"}}
+	}
+	c.Guests = []config.Guest{g}
 	path := filepath.Join(dir, "understudy.toml")
 	if err := os.WriteFile(path, c.Render(), 0o600); err != nil {
 		return err

@@ -170,8 +170,6 @@ func (f *follower) until(ctx context.Context, yes func() bool) error {
 	return nil
 }
 
-func says(msg string) func(line) bool { return func(l line) bool { return l.Msg == msg } }
-
 // tookOver is what a backup says when it runs the guest.
 func tookOver(l line) bool { return l.Msg == backup.LogRunning }
 

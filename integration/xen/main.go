@@ -19,6 +19,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -26,6 +27,8 @@ import (
 	"time"
 
 	"understudy/backup"
+	"understudy/demo/world"
+	"understudy/guest"
 	"understudy/guest/image"
 )
 
@@ -35,14 +38,22 @@ const inside = "inside"
 type options struct {
 	images string
 	logs   string
+	guest  string
 	lease  time.Duration
 	limit  time.Duration
 }
+
+// What guest is protected.
+const (
+	counting = "counting" // one program on a kernel, without devices
+	linux    = "linux"    // the project's guest, with a network device
+)
 
 func main() {
 	var o options
 	flag.StringVar(&o.images, "image", "build/xen", "where the Xen host's image is, or is made (make xen-dom0)")
 	flag.StringVar(&o.logs, "logs", "build/xen-logs", "where the hosts' logs are left if a check fails")
+	flag.StringVar(&o.guest, "guest", counting, "which guest: \"counting\", without devices, or \"linux\", with a TCP connection that has to live on")
 	flag.DurationVar(&o.lease, "lease", time.Second, "the owner's lease; a busy machine needs a longer one")
 	flag.DurationVar(&o.limit, "limit", 20*time.Minute, "all of it ends after that")
 	flag.Parse()
@@ -81,7 +92,7 @@ func run(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	w, err := newWorld(ctx, dom0, o.lease)
+	w, err := newWorld(ctx, dom0, o)
 	if err != nil {
 		return err
 	}
@@ -100,12 +111,15 @@ func run(ctx context.Context, o options) (err error) {
 	if err := w.startDaemons(ctx); err != nil {
 		return err
 	}
+	if o.guest == linux {
+		return s.connected(ctx, hostA, hostB)
+	}
 	return s.failover(ctx, hostA, hostB)
 }
 
 // story is what is told.
 type story struct {
-	world *world
+	world *pair
 	began time.Time
 }
 
@@ -118,37 +132,22 @@ func (s *story) tell(format string, args ...any) {
 const mayLose = 20
 
 // failover waits until the guest is protected, ends the host that runs it as a loss
-// of power does, and has the other go on.
+// of power does, and has the other go on: the guest's console tells.
 func (s *story) failover(ctx context.Context, from, to string) error {
 	w := s.world
-	if err := w.await(ctx, from, "the guest is protected", isProtected); err != nil {
-		return err
-	}
-	s.tell("the guest is protected: %s runs it, %s stands by", from, to)
 	before, err := w.count(ctx, from, 0)
+	if err == nil {
+		err = s.protected(ctx, from, to)
+	}
+	if err == nil {
+		before, err = w.count(ctx, from, before.n+30)
+	}
 	if err != nil {
 		return err
 	}
-	if before, err = w.count(ctx, from, before.n+30); err != nil {
+	killed, err := s.lose(ctx, from, to, fmt.Sprintf("the guest has counted to %d", before.n))
+	if err != nil {
 		return err
-	}
-	if _, took := w.find(to, tookOver); took {
-		return fmt.Errorf("host %s has taken the guest over, and nobody was lost", to)
-	}
-	killed := time.Now()
-	w.hosts[from].Kill()
-	s.tell("SIGKILL to host %s, after the guest has counted to %d", from, before.n)
-	for _, step := range []struct {
-		what string
-		is   func(line) bool
-	}{
-		{"asked for the takeover", says(backup.LogAsking)}, {"was granted it", says(backup.LogGranted)}, {"runs the guest", says(backup.LogRunning)},
-	} {
-		if err := w.await(ctx, to, step.what, func(l line) bool { return l.came.After(killed) && step.is(l) }); err != nil {
-			return err
-		}
-		l, _ := w.find(to, func(l line) bool { return l.came.After(killed) && step.is(l) })
-		s.tell("host %s %s, %d ms after the kill", to, step.what, l.came.Sub(killed).Milliseconds())
 	}
 	after, err := w.count(ctx, to, 0)
 	if err != nil {
@@ -163,4 +162,83 @@ func (s *story) failover(ctx context.Context, from, to string) error {
 	}
 	s.tell("it has counted to %d; every check held", after.n)
 	return nil
+}
+
+// connected is failover as a client of the guest sees it: one TCP connection, on
+// which the guest counts. No line is lost, repeated or taken back.
+func (s *story) connected(ctx context.Context, from, to string) error {
+	client, err := s.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	if err := s.protected(ctx, from, to); err != nil {
+		return err
+	}
+	if err := client.More(ctx, 200, patience); err != nil {
+		return err
+	}
+	killed, err := s.lose(ctx, from, to, fmt.Sprintf("line %d of the guest", client.Last().Number))
+	if err != nil {
+		return err
+	}
+	if err := client.More(ctx, 200, patience); err != nil {
+		return err
+	}
+	silence, first := client.Outage(killed)
+	s.tell("the connection lives: line %d came %d ms after the kill, the longest silence was %d ms", first.Number, first.At.Sub(killed).Milliseconds(), silence.Milliseconds())
+	if err := client.Err(); err != nil {
+		return err
+	}
+	s.tell("it is at line %d; every check held", client.Last().Number)
+	return nil
+}
+
+// connect waits until the guest is up, and has it count.
+func (s *story) connect(ctx context.Context) (*world.Client, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	at := fmt.Sprintf("%s:%d", guestAddress.Addr(), guest.CounterPort)
+	for {
+		conn, err := (&net.Dialer{Timeout: 3 * time.Second}).DialContext(ctx, "tcp", at)
+		if err == nil {
+			s.tell("the guest is up, and takes a connection")
+			return world.Follow(ctx, conn)
+		}
+		if world.Sleep(ctx, 100*time.Millisecond) != nil {
+			return nil, fmt.Errorf("the guest takes no connection: %w", err)
+		}
+	}
+}
+
+// protected waits until the guest is.
+func (s *story) protected(ctx context.Context, from, to string) error {
+	if err := s.world.await(ctx, from, "the guest is protected", isProtected); err != nil {
+		return err
+	}
+	s.tell("the guest is protected: %s runs it, %s stands by", from, to)
+	return nil
+}
+
+// lose ends a host as a loss of power does, and waits until the other one runs the
+// guest.
+func (s *story) lose(ctx context.Context, from, to, after string) (killed time.Time, err error) {
+	w := s.world
+	if _, took := w.find(to, tookOver); took {
+		return killed, fmt.Errorf("host %s has taken the guest over, and nobody was lost", to)
+	}
+	killed = time.Now()
+	w.hosts[from].Kill()
+	s.tell("SIGKILL to host %s, after %s", from, after)
+	for _, step := range []struct{ what, says string }{
+		{"asks for the takeover", backup.LogAsking}, {"is granted it", backup.LogGranted}, {"runs the guest", backup.LogRunning},
+	} {
+		is := func(l line) bool { return l.came.After(killed) && l.Msg == step.says }
+		if err := w.await(ctx, to, step.what, is); err != nil {
+			return killed, err
+		}
+		l, _ := w.find(to, is)
+		s.tell("host %s %s, %d ms after the kill", to, step.what, l.came.Sub(killed).Milliseconds())
+	}
+	return killed, nil
 }

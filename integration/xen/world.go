@@ -23,7 +23,8 @@ import (
 	"understudy/guest/xenhost"
 )
 
-type world struct {
+// pair is the world.
+type pair struct {
 	*follower
 	dir     string
 	dom0    image.Dom0
@@ -31,13 +32,13 @@ type world struct {
 	witness *exec.Cmd
 }
 
-func newWorld(ctx context.Context, dom0 image.Dom0, lease time.Duration) (_ *world, err error) {
+func newWorld(ctx context.Context, dom0 image.Dom0, o options) (_ *pair, err error) {
 	dir, err := os.MkdirTemp("", "understudy-xen-")
 	if err != nil {
 		return nil, err
 	}
-	w := &world{dir: dir, dom0: dom0, hosts: map[string]*xenhost.Host{}}
-	if err := errors.Join(files(ctx, dir, lease), network(ctx)); err != nil {
+	w := &pair{dir: dir, dom0: dom0, hosts: map[string]*xenhost.Host{}}
+	if err := errors.Join(files(ctx, dir, o), network(ctx)); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	w.follower = follow(dir)
@@ -77,7 +78,7 @@ func ip(ctx context.Context, args ...string) error {
 const bootLimit = 8 * time.Minute
 
 // boot starts both hosts at once.
-func (w *world) boot(ctx context.Context) error {
+func (w *pair) boot(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, bootLimit)
 	defer cancel()
 	var all sync.WaitGroup
@@ -97,7 +98,7 @@ func (w *world) boot(ctx context.Context) error {
 
 // bootOne starts a host and gives it its network, and a console that is written
 // down.
-func (w *world) bootOne(ctx context.Context, host string, n int) (*xenhost.Host, error) {
+func (w *pair) bootOne(ctx context.Context, host string, n int) (*xenhost.Host, error) {
 	dir := filepath.Join(w.dir, "machine-"+host)
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return nil, err
@@ -133,7 +134,7 @@ func order(ctx context.Context, h *xenhost.Host, host, text string) error {
 }
 
 // startDaemons starts the witness' daemon here, and the hosts'.
-func (w *world) startDaemons(ctx context.Context) error {
+func (w *pair) startDaemons(ctx context.Context) error {
 	log, err := os.Create(filepath.Join(w.dir, witness+".log"))
 	if err != nil {
 		return err
@@ -156,7 +157,7 @@ func (w *world) startDaemons(ctx context.Context) error {
 }
 
 // keepLogs copies what was said, for people.
-func (w *world) keepLogs(to string) error {
+func (w *pair) keepLogs(to string) error {
 	var errs []error
 	for _, pattern := range []string{"*.log", "*/*.log", "understudy.toml"} {
 		found, _ := filepath.Glob(filepath.Join(w.dir, pattern))
@@ -174,7 +175,7 @@ func (w *world) keepLogs(to string) error {
 }
 
 // close ends everything.
-func (w *world) close() error {
+func (w *pair) close() error {
 	var errs []error
 	for _, h := range w.hosts {
 		if h != nil {
