@@ -482,7 +482,7 @@ func (g *Guest) end() bool {
 	g.stop()
 	g.heard.Wait()
 	g.swap.Lock() // whoever comes now finds it over
-	g.swap.Unlock()
+	defer g.swap.Unlock()
 	return true
 }
 

@@ -60,7 +60,7 @@ func guestFiles(ctx context.Context, dir, kind string) error {
 		names = append(names, "initrd")
 	}
 	for _, name := range names {
-		text, err := os.ReadFile(filepath.Join("build/guest", name))
+		text, err := os.ReadFile(filepath.Join("build", "guest", name))
 		if err != nil {
 			return fmt.Errorf("the guest (make guest): %w", err)
 		}

@@ -119,7 +119,7 @@ func (c *Control) Domains() ([]xen.Info, error) {
 		if int(n) < len(batch) {
 			return all, nil
 		}
-		first = C.uint32_t(batch[n-1].domid) + 1
+		first = batch[n-1].domid + 1
 	}
 }
 
