@@ -39,7 +39,7 @@ func files(ctx context.Context, dir string, o options) error {
 	if err := goBuild(ctx, filepath.Join(dir, "understudyd"), nil, "-tags", "xen", "./cmd/understudyd"); err != nil {
 		return err
 	}
-	if err := guestFiles(ctx, dir, o.guest); err != nil {
+	if err := guestFiles(ctx, dir, o); err != nil {
 		return err
 	}
 	for _, host := range []string{hostA, hostB} {
@@ -54,13 +54,13 @@ func files(ctx context.Context, dir string, o options) error {
 }
 
 // guestFiles are what the guest boots.
-func guestFiles(ctx context.Context, dir, kind string) error {
+func guestFiles(ctx context.Context, dir string, o options) error {
 	names := []string{"vmlinuz"}
-	if kind == linux {
+	if o.guest == linux {
 		names = append(names, "initrd")
 	}
 	for _, name := range names {
-		text, err := os.ReadFile(filepath.Join("build", "guest", name))
+		text, err := os.ReadFile(filepath.Join(o.boots, name))
 		if err != nil {
 			return fmt.Errorf("the guest (make guest): %w", err)
 		}
@@ -68,7 +68,7 @@ func guestFiles(ctx context.Context, dir, kind string) error {
 			return err
 		}
 	}
-	if kind == linux {
+	if o.guest == linux {
 		return nil
 	}
 	program := filepath.Join(dir, "counting")

@@ -39,6 +39,7 @@ type options struct {
 	images string
 	logs   string
 	guest  string
+	boots  string
 	lease  time.Duration
 	limit  time.Duration
 }
@@ -54,6 +55,7 @@ func main() {
 	flag.StringVar(&o.images, "image", "build/xen", "where the Xen host's image is, or is made (make xen-dom0)")
 	flag.StringVar(&o.logs, "logs", "build/xen-logs", "where the hosts' logs are left if a check fails")
 	flag.StringVar(&o.guest, "guest", counting, "which guest: \"counting\", without devices, or \"linux\", with a TCP connection that has to live on")
+	flag.StringVar(&o.boots, "guest-files", "build/guest", "where the guest's vmlinuz and initrd are (make guest)")
 	flag.DurationVar(&o.lease, "lease", time.Second, "the owner's lease; a busy machine needs a longer one")
 	flag.DurationVar(&o.limit, "limit", 20*time.Minute, "all of it ends after that")
 	flag.Parse()
