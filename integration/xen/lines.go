@@ -155,6 +155,16 @@ func (f *follower) count(ctx context.Context, host string, n int) (found counted
 	return found, err
 }
 
+// last is the newest that the guest has said at a host.
+func (f *follower) last(host string) counted {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if all := f.counts[host]; len(all) > 0 {
+		return all[len(all)-1]
+	}
+	return counted{}
+}
+
 func (f *follower) until(ctx context.Context, yes func() bool) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, errors.New("it takes too long"))
 	defer cancel()

@@ -137,16 +137,13 @@ const mayLose = 20
 // of power does, and has the other go on: the guest's console tells.
 func (s *story) failover(ctx context.Context, from, to string) error {
 	w := s.world
-	before, err := w.count(ctx, from, 0)
-	if err == nil {
-		err = s.protected(ctx, from, to)
-	}
-	if err == nil {
-		before, err = w.count(ctx, from, before.n+30)
-	}
-	if err != nil {
+	if err := s.protected(ctx, from, to); err != nil {
 		return err
 	}
+	if _, err := w.count(ctx, from, w.last(from).n+30); err != nil {
+		return err
+	}
+	before := w.last(from)
 	killed, err := s.lose(ctx, from, to, fmt.Sprintf("the guest has counted to %d", before.n))
 	if err != nil {
 		return err
