@@ -25,7 +25,11 @@
 // own network: the host answers a guest's ARP and packets to itself before any
 // queue sees them. It has to be made, brought up and connected at a takeover, and it
 // hands over checksums and segments that somebody still has to compute. Here there
-// is no interface but the gate's own TAP.
+// is no interface but the gate's own TAP. What it costs: 8 µs for a frame of 1514
+// bytes, 2 for one of 60 (BenchmarkFrames, half of a frame each way); on a Xen host in
+// QEMU's emulation a line of TCP is there and back within 20 ms, and there is nothing
+// to make at a takeover but some nodes in xenstore. The two were not measured beside
+// each other.
 //
 // Offloads: none are offered but checksums of IPv4, which Linux' driver leaves out
 // whatever it is offered; they are made here (checksum.go).
