@@ -83,13 +83,20 @@ func aBubbleHarmsNobody(s *stage) {
 	began := time.Now()
 	beside, during := [][2]float64{s.quiet()}, []float64{}
 	var r bubble.Result
-	for range *bubbles {
+	for ended := 0; len(during) < *bubbles; {
 		said := make(chan answer, 1)
 		go func() {
 			text, status := s.cli(s.backup, "bubble", web, "--address", bubbleAddress, "--timeout", "90s", "--output", "json", "--", "/bin/bash", "-c", script)
 			said <- answer{text, status}
 		}()
 		rate, a := pullUntil(s, said)
+		if strings.Contains(a.text, "the primary's session has ended") && ended <= *bubbles/4 {
+			// Rightly so: the machine stood still for as long as a host may be silent.
+			ended++
+			s.t.Logf("a bubble more: %s", a.text)
+			beside[len(beside)-1] = s.quiet()
+			continue
+		}
 		r = bubble.Result{}
 		if err := json.Unmarshal([]byte(a.text), &r); err != nil || a.status != 0 {
 			s.t.Fatalf("bubble: status %d, %v: %s", a.status, err, a.text)
