@@ -31,7 +31,7 @@ import (
 	"understudy/status"
 )
 
-const strangerPrefix = "usstranger"
+const strangerPrefix = "uspath"
 
 // TestAStrangersPath is read from the top: each step is one of the guide's.
 func TestAStrangersPath(t *testing.T) {
