@@ -1,6 +1,6 @@
 // Package hypervisor says what a guest and a standby are, whatever runs them.
-// hypervisor/qemu and hypervisor/sim are the adapters; hypervisor/hypervisortest
-// is the suite that each of them has to pass.
+// hypervisor/qemu, hypervisor/xen and hypervisor/sim are the adapters;
+// hypervisor/hypervisortest is the suite that each of them has to pass.
 //
 // A guest's whole state is an image (pages) and a device state (bytes). The
 // primary reads both from a Guest, the backup keeps both for a Standby, and

@@ -3,6 +3,15 @@
 // hypervisor/xen/xenctl, behind the build tag xen; everything here is plain Go
 // and is tested without Xen.
 //
+// # The domains of a guest
+//
+// Driver makes them by the toolstack, and finds what a former process has left by
+// their UUIDs, which begin with the guest's own bytes; their names say what each is
+// for. Nothing is kept in files, so nothing outlives the domains. To Xen a reboot is
+// the end of a domain: the Guest has the next one made in its place (life.go). The
+// toolstack knows of no disk and no network device: their back ends are ours
+// (devices.go), and serve only while the guest runs.
+//
 // # The image
 //
 // A domain's frames lie apart: RAM from 0 on, RAM behind 4 GiB, a few pages for
