@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"understudy/checkpoint"
@@ -21,7 +22,12 @@ import (
 )
 
 // history are a guest's disks with a past.
-type history struct{ *served }
+type history struct {
+	*served
+	// offered are the boot files that the last Finder found pages of: others look at
+	// them, too, and may have seen one change before Mark does.
+	offered *atomic.Pointer[[]epoch.BootFile]
+}
 
 // keeper is one disk's store, and its path as configured.
 type keeper struct {
@@ -36,7 +42,7 @@ func (s *served) history() host.History {
 	if s == nil {
 		return nil
 	}
-	return history{s}
+	return history{s, new(atomic.Pointer[[]epoch.BootFile])}
 }
 
 // Finder is the index of what is on the disks.
@@ -45,6 +51,8 @@ func (h history) Finder() (checkpoint.Finder, epoch.PrintKey) {
 		return nil, h.key
 	}
 	h.LookAtBoot() // a file that is another one now is not referred to
+	files := h.BootFiles()
+	h.offered.Store(&files)
 	return h.index, h.key
 }
 
@@ -84,6 +92,9 @@ func (h history) Mark(pins string) (marked []checkpoint.Disk, err error) {
 // markBoot takes down the files that the guest was started with.
 func (h history) markBoot() (marked []checkpoint.Disk, err error) {
 	before := h.BootFiles()
+	if offered := h.offered.Load(); offered != nil {
+		before = *offered
+	}
 	for _, b := range h.boot() {
 		if b.Problem == "" {
 			marked = append(marked, checkpoint.Disk{ID: b.Disk, Name: b.Path, Store: checkpoint.StoreBoot, Sectors: b.Sectors, Stamp: b.Sum.String()})
