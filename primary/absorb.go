@@ -138,6 +138,9 @@ func (c *Core) absorbLinkUp(ev LinkUp) {
 		// The Welcome counts as an acknowledgement of everything up to At.
 		c.sealed = max(ev.At.Number, c.acked)
 		c.absorbAcked(ev.At.Number)
+		if c.firstWhole > c.acked {
+			c.firstWhole = 0 // it was lost on the way, and the next one has its number or an earlier one
+		}
 		c.emit(Restore{})
 		if c.holds() {
 			c.emit(Hold{}) // the frames of lost epochs belong to the next one
