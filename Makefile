@@ -72,7 +72,7 @@ test: setup guest build lint $(NFPM)
 	$(GOTEST) -p 2 $$($(GO) list ./... | grep -vxF "$$($(GO) list $(REAL) ./simulation)")
 	$(GO) test -timeout 15m ./simulation
 	$(GOTEST) ./simulation -run 'TestSimulation|TestReplay' -seeds 50
-	$(GOTEST) -p 1 $(REAL)
+	$(GOTEST) -timeout 30m -p 1 $(REAL)
 
 failovers: setup build guest
 	bin/understudy demo --repeat 50 $(DEMO_FLAGS)
