@@ -99,6 +99,7 @@ func (c *Core) absorbLog(g ownership.Guest) {
 
 func (c *Core) absorbProposed(ev Proposed) {
 	c.proposing = false
+	leaving := c.mode == ModeLeaving // and if not any more, see abandonLeave
 	var refused *ownership.Refused
 	switch {
 	case ev.Err == nil:
@@ -127,6 +128,12 @@ func (c *Core) absorbProposed(ev Proposed) {
 	default:
 		cmd := ev.Command
 		c.retry, c.retryAt = &cmd, c.now.Add(c.cfg.Reconnect)
+	}
+	if k := ev.Command.Kind; (k == ownership.Surrender || k == ownership.Return) && !leaving && !c.guestErr &&
+		c.log.Owner == c.cfg.Self && c.log.Phase == ownership.PhaseActive && c.log.Generation == c.generation {
+		// The disks are let go of before either is proposed, and the log was quicker
+		// than that: they had been taken on by then, and the guest runs.
+		c.emit(UseGeneration{c.generation})
 	}
 }
 
