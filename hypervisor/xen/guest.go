@@ -482,7 +482,7 @@ func (g *Guest) end() bool {
 	g.stop()
 	g.heard.Wait()
 	g.swap.Lock()
-	g.swap.Unlock() //nolint:gocritic // who uses the domain now is waited for, who comes later finds it over
+	g.swap.Unlock() //nolint:gocritic,staticcheck // who uses the domain now is waited for, who comes later finds it over
 	return true
 }
 
