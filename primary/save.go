@@ -99,12 +99,15 @@ func (p *Primary) Save(ctx context.Context, s Saver, at func(Moment) error) (Mom
 func (p *Primary) SaveAndStop(ctx context.Context, s Saver, complete func(ctx context.Context, m Moment) error) (Moment, error) {
 	w := newWill()
 	m, err := p.save(ctx, s, func(m Moment) error {
-		w.last = func(ctx context.Context) (err error) {
+		w.last = func(last context.Context) (err error) {
+			if err := ctx.Err(); err != nil {
+				return err // await has yet to see it
+			}
 			// What was held has reached the disks since.
 			if m.Writes, m.DiskState, err = p.Disks.Snapshot(); err != nil {
 				return err
 			}
-			return complete(ctx, m)
+			return complete(last, m)
 		}
 		return nil
 	}, w)

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -107,6 +108,7 @@ type stage struct {
 	refuse  error
 	drilled []drill.Summary
 	past    *samples.Keeper
+	early   atomic.Int32 // how often the host is still asked for samples before it has any
 	reports map[string]drill.Report
 	cost    host.FailoverCost
 	others  map[ownership.HostID]string // where other hosts answer, "" for nowhere; nil: they are not asked
@@ -143,6 +145,16 @@ func newStage(t *testing.T) *stage {
 	return s
 }
 
+// asked is the stage's past, which may have to be asked for more than once.
+type asked struct{ s *stage }
+
+func (a asked) Series(guest, ring, since string, now clock.Instant) (samples.Series, error) {
+	if a.s.early.Add(-1) >= 0 {
+		return samples.Series{}, samples.ErrGuest
+	}
+	return a.s.past.Series(guest, ring, since, now)
+}
+
 // up serves the endpoint, at the same address as before.
 func (s *stage) up() {
 	s.t.Helper()
@@ -152,7 +164,7 @@ func (s *stage) up() {
 	}
 	s.address = l.Addr().String()
 	s.url = "https://" + s.address + "/ui/"
-	server := status.NewServer(status.Sources{Operations: s, Events: s, Drills: drills{s}, Bubbles: s, Peers: s.peers(), Samples: s.past, Cluster: func() status.Cluster { s.mu.Lock(); defer s.mu.Unlock(); return s.cluster() },
+	server := status.NewServer(status.Sources{Operations: s, Events: s, Drills: drills{s}, Bubbles: s, Peers: s.peers(), Samples: asked{s}, Cluster: func() status.Cluster { s.mu.Lock(); defer s.mu.Unlock(); return s.cluster() },
 		Report: func() status.Report {
 			s.mu.Lock()
 			defer s.mu.Unlock()

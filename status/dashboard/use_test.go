@@ -109,13 +109,20 @@ func TestWithAKeyboardAlone(t *testing.T) {
 	if f := p.focus(); !strings.HasPrefix(f.What, "Switch over") {
 		t.Errorf("after the question it is on %q", f.What)
 	}
-	p.press("Enter", "Tab", "Enter")
+	// agree says yes once the hosts have said what follows.
+	agree := func() {
+		t.Helper()
+		p.press("Enter")
+		p.within(testTime, "ready to be agreed to", "document.querySelector('dialog[open] button.strong')?.disabled === false")
+		p.press("Tab", "Enter")
+	}
+	agree()
 	p.reads(".result", "web runs on beta (generation 4).")
 	s.mu.Lock()
 	s.refuse = errors.New("guest web: another comparison is under way: ask again when it is over")
 	s.mu.Unlock()
 	p.walk("Verify memory")
-	p.press("Enter", "Tab", "Enter")
+	agree()
 	p.reads(".result", "web: Verify memory failed: guest web: another comparison is under way")
 	if got := s.done(); !slices.Equal(got, []string{"switchover web", "verify web"}) {
 		t.Errorf("the host was asked for %q", got)
@@ -144,6 +151,18 @@ func TestWithAKeyboardAlone(t *testing.T) {
 			t.Errorf("the keyboard does not come to %q; it came to %q", want, passed)
 		}
 	}
+	p.clean(s.url, refused)
+}
+
+// TestThePlotsBeginWithAHostThatHasYetToLook: who opens the page as the host begins
+// asks for samples before there are any.
+func TestThePlotsBeginWithAHostThatHasYetToLook(t *testing.T) {
+	s := newStage(t)
+	s.is(with(func(*host.GuestStatus) {}))
+	s.early.Store(1)
+	p := open(t, s.url, s.operator)
+	p.reads("h1", "web is protected")
+	p.within(testTime, "plotting", "(document.querySelector('.plots path.line.a').getAttribute('d') ?? '').split('L').length > 3")
 	p.clean(s.url, refused)
 }
 
