@@ -96,6 +96,9 @@ export class Question {
   }
 
   closed() {
+    if (this.dialog.open) {
+      return; // it is told late: the question has been asked again since
+    }
     this.stop?.abort();
     this.ready = null;
   }

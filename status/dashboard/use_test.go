@@ -109,20 +109,13 @@ func TestWithAKeyboardAlone(t *testing.T) {
 	if f := p.focus(); !strings.HasPrefix(f.What, "Switch over") {
 		t.Errorf("after the question it is on %q", f.What)
 	}
-	// agree says yes once the hosts have said what follows.
-	agree := func() {
-		t.Helper()
-		p.press("Enter")
-		p.within(testTime, "ready to be agreed to", "document.querySelector('dialog[open] button.strong')?.disabled === false")
-		p.press("Tab", "Enter")
-	}
-	agree()
+	p.press("Enter", "Tab", "Enter")
 	p.reads(".result", "web runs on beta (generation 4).")
 	s.mu.Lock()
 	s.refuse = errors.New("guest web: another comparison is under way: ask again when it is over")
 	s.mu.Unlock()
 	p.walk("Verify memory")
-	agree()
+	p.press("Enter", "Tab", "Enter")
 	p.reads(".result", "web: Verify memory failed: guest web: another comparison is under way")
 	if got := s.done(); !slices.Equal(got, []string{"switchover web", "verify web"}) {
 		t.Errorf("the host was asked for %q", got)
@@ -151,6 +144,24 @@ func TestWithAKeyboardAlone(t *testing.T) {
 			t.Errorf("the keyboard does not come to %q; it came to %q", want, passed)
 		}
 	}
+	p.clean(s.url, refused)
+}
+
+// TestAQuestionIsAskedAnewAtOnce: a browser tells that a question was closed only
+// after whoever asks it again at once has done so.
+func TestAQuestionIsAskedAnewAtOnce(t *testing.T) {
+	s := newStage(t)
+	s.is(with(func(*host.GuestStatus) {}))
+	p := open(t, s.url, s.operator)
+	p.button("Switch over…")
+	p.within(testTime, "asking", "document.querySelector('dialog').open")
+	p.must(p.Eval(p.ctx, `(() => {
+		document.querySelector('dialog').close();
+		[...document.querySelectorAll('.actions button')].find((b) => b.textContent === 'Switch over…').click();
+	})()`, nil))
+	p.within(testTime, "told what follows", "document.querySelector('dialog').textContent.includes('Nothing is lost')")
+	p.agrees()
+	p.reads(".result", "web runs on beta (generation 4).")
 	p.clean(s.url, refused)
 }
 
