@@ -15,6 +15,7 @@ import (
 	"understudy/disk"
 	"understudy/disk/disktest"
 	"understudy/epoch"
+	"understudy/hypervisor/xen/xentest"
 )
 
 // Where the layouts have what, as a compiler lays blkif.h's structures out.
@@ -189,9 +190,9 @@ func TestARingThatMakesNoSense(t *testing.T) {
 	dev := connected(t, g, d)
 	g.made = g.size + 1
 	g.push()
-	<-g.event.closed
+	<-g.event.Closed()
 	before := bytes.Clone(g.mem)
-	g.event.kick()
+	g.event.Kick()
 	dev.Stop()
 	dev.Start()
 	dev.Disconnect()
@@ -202,11 +203,11 @@ func TestARingThatMakesNoSense(t *testing.T) {
 		"no page": {}, "three pages": {Refs: []uint32{100, 101, 102}}, "many": {Refs: make([]uint32, 32)},
 		"not lent": {Refs: []uint32{1}}, "protocol": {Protocol: 2, Refs: []uint32{100}},
 	} {
-		e := newEvent()
+		e := xentest.NewEvent()
 		if err := dev.Connect(p, e); err == nil {
 			t.Errorf("%s: connected", name)
 		}
-		<-e.closed // it is ours no more
+		<-e.Closed() // it is ours no more
 	}
 	// A new driver, on the same device.
 	again := newGuest(t, X86_64, 0)
@@ -295,7 +296,7 @@ func TestDisconnectEndsRequests(t *testing.T) {
 		t.Error("a disk that takes less than a request is served")
 	}
 	_ = dev.Close()
-	if err := dev.Connect(g.parameters(), newEvent()); err == nil || !strings.Contains(err.Error(), "closed") {
+	if err := dev.Connect(g.parameters(), xentest.NewEvent()); err == nil || !strings.Contains(err.Error(), "closed") {
 		t.Errorf("a closed device connects: %v", err)
 	}
 }

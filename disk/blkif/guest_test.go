@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -15,6 +14,7 @@ import (
 
 	"understudy/disk"
 	"understudy/epoch"
+	"understudy/hypervisor/xen/xentest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -31,7 +31,7 @@ type guest struct {
 	size  uint32 // entries
 	made  uint32 // requests
 	seen  uint32 // responses
-	event *event
+	event *xentest.Event
 
 	mu      sync.Mutex
 	refused int // grants
@@ -46,7 +46,7 @@ const guestPages = 256
 
 // newGuest lends page n by the reference n+100.
 func newGuest(t testing.TB, p Protocol, order int) *guest {
-	g := &guest{t: t, mem: make([]byte, guestPages*pageSize), lent: map[uint32]lent{}, l: p.layout(), ring: 1 << order, event: newEvent()}
+	g := &guest{t: t, mem: make([]byte, guestPages*pageSize), lent: map[uint32]lent{}, l: p.layout(), ring: 1 << order, event: xentest.NewEvent()}
 	for i := range guestPages {
 		g.lent[ref(i)] = lent{page: i}
 	}
@@ -136,7 +136,7 @@ func (g *guest) push() {
 	old := atomic.LoadUint32(g.index(atRequests))
 	atomic.StoreUint32(g.index(atRequests), g.made)
 	if g.made-atomic.LoadUint32(g.index(atRequestEvent)) < g.made-old {
-		g.event.kick()
+		g.event.Kick()
 	}
 }
 
@@ -153,7 +153,7 @@ func (g *guest) response() (id uint64, op byte, status int16) {
 			break
 		}
 		select {
-		case <-g.event.told:
+		case <-g.event.Told():
 		case <-limit:
 			g.t.Fatalf("no response: %d requests, %d responses", g.made, g.seen)
 		}
@@ -170,47 +170,6 @@ func (g *guest) expect(id uint64, status int16) {
 	if got, _, s := g.response(); got != id || s != status {
 		g.t.Errorf("response %d with status %d, want %d with %d", got, s, id, status)
 	}
-}
-
-// event is both directions of an event channel.
-type event struct {
-	wake   chan struct{}
-	told   chan struct{}
-	closed chan struct{}
-	once   sync.Once
-}
-
-func newEvent() *event {
-	return &event{wake: make(chan struct{}, 1), told: make(chan struct{}, 1), closed: make(chan struct{})}
-}
-
-func (e *event) kick() {
-	select {
-	case e.wake <- struct{}{}:
-	default:
-	}
-}
-
-func (e *event) Wait() error {
-	select {
-	case <-e.wake:
-		return nil
-	case <-e.closed:
-		return errors.New("closed")
-	}
-}
-
-func (e *event) Notify() error {
-	select {
-	case e.told <- struct{}{}:
-	default:
-	}
-	return nil
-}
-
-func (e *event) Close() error {
-	e.once.Do(func() { close(e.closed) })
-	return nil
 }
 
 // memoryDisk is a disk in memory that believes nothing of what a front end gives

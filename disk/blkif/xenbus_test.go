@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"understudy/disk"
+	"understudy/hypervisor/xen/xentest"
 )
 
 // driver is what a guest's driver has written.
@@ -116,7 +117,7 @@ func TestARingThatAFormerProcessServed(t *testing.T) {
 	}
 	dead.Disconnect()
 	close(d.gate)
-	next := newEvent()
+	next := xentest.NewEvent()
 	g.event = next
 	connected(t, g, d)
 	for _, want := range []uint64{1, 2, 3} {

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -12,6 +11,7 @@ import (
 	"go.uber.org/goleak"
 
 	"understudy/epoch"
+	"understudy/hypervisor/xen/xentest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -26,13 +26,13 @@ type guest struct {
 	done  uint32 // its responses
 	given uint32 // buffers
 	got   uint32 // responses of the receive ring
-	event *event
+	event *xentest.Event
 }
 
 const guestPages = 256
 
 func newGuest(t testing.TB) *guest {
-	g := &guest{t: t, mem: make([]byte, guestPages*pageSize), event: newEvent()}
+	g := &guest{t: t, mem: make([]byte, guestPages*pageSize), event: xentest.NewEvent()}
 	for _, at := range []int{atRequestEvent, atNotify} {
 		binary.LittleEndian.PutUint32(g.page(0)[at:], 1)
 		binary.LittleEndian.PutUint32(g.page(1)[at:], 1)
@@ -90,7 +90,7 @@ func (g *guest) show(page int, made uint32) {
 	old := atomic.LoadUint32(s.index(atRequests))
 	atomic.StoreUint32(s.index(atRequests), made)
 	if made-atomic.LoadUint32(s.index(atRequestEvent)) < made-old {
-		g.event.kick()
+		g.event.Kick()
 	}
 }
 
@@ -133,7 +133,7 @@ func (g *guest) await(s *side, seen uint32) {
 			return
 		}
 		select {
-		case <-g.event.told:
+		case <-g.event.Told():
 		case <-limit:
 			g.t.Fatalf("no response behind %d", seen)
 		}
@@ -198,35 +198,4 @@ func connected(t testing.TB) (*guest, *Link, *Device) {
 		_ = l.Close()
 	})
 	return g, l, d
-}
-
-// event is both directions of an event channel.
-type event struct {
-	wake, told, closed chan struct{}
-	once               sync.Once
-}
-
-func newEvent() *event {
-	return &event{wake: make(chan struct{}, 1), told: make(chan struct{}, 1), closed: make(chan struct{})}
-}
-
-func (e *event) kick() { signal(e.wake) }
-
-func (e *event) Wait() error {
-	select {
-	case <-e.wake:
-		return nil
-	case <-e.closed:
-		return errors.New("closed")
-	}
-}
-
-func (e *event) Notify() error {
-	signal(e.told)
-	return nil
-}
-
-func (e *event) Close() error {
-	e.once.Do(func() { close(e.closed) })
-	return nil
 }

@@ -18,6 +18,7 @@ import (
 	"understudy/clock"
 	"understudy/egress"
 	"understudy/epoch"
+	"understudy/hypervisor/xen/xentest"
 )
 
 func frameOf(n int, seed byte) []byte {
@@ -189,14 +190,14 @@ func TestRingsThatMakeNoSense(t *testing.T) {
 	} {
 		g, l, d := connected(t)
 		spoil(g, l)
-		g.event.kick()
+		g.event.Kick()
 		limit := time.After(20 * time.Second)
 		for over := false; !over; {
 			if _, err := l.ReadFrame(make([]byte, egress.MaxFrame+1)); !errors.Is(err, egress.ErrEmpty) {
 				t.Fatalf("%s: %v", name, err)
 			}
 			select {
-			case <-g.event.closed:
+			case <-g.event.Closed():
 				over = true
 			case <-limit:
 				t.Fatalf("%s: the ring is served on", name)
@@ -226,7 +227,7 @@ func TestADriverThatWritesNonsense(t *testing.T) {
 		if _, err := d.Plug(read); err == nil {
 			t.Errorf("%s = %q is taken", key, value)
 		}
-		g.event = newEvent() // the other was closed
+		g.event = xentest.NewEvent() // the other was closed
 	}
 	if _, err := d.Plug(func(key string) string { return map[string]string{"event-channel": "6"}[key] + g.keys()(key) }); err == nil {
 		t.Error("a port that is not there is bound")
@@ -252,7 +253,7 @@ func TestAFormerProcess(t *testing.T) {
 	if err := l.WriteFrame(frameOf(60, 4)); !errors.Is(err, egress.ErrNotTaken) {
 		t.Errorf("a frame for nobody: %v", err)
 	}
-	g.event = newEvent()
+	g.event = xentest.NewEvent()
 	again := New()
 	defer func() { _ = again.Close() }()
 	e := g.device(again)
