@@ -23,6 +23,7 @@ var layers = map[string][]string{
 	"crashpoint":         nil,
 	"crashpoint/history": {"clock", "egress", "epoch", "ownership"},
 	"clock":              nil,
+	"filestamp":          nil,
 	"config":             nil,
 	"ownership":          {"epoch"},
 	"events":             {"clock", "epoch", "ownership"},
@@ -38,7 +39,7 @@ var layers = map[string][]string{
 
 	"checkpoint": {"epoch", "hypervisor"},
 
-	"transport/...": {"clock", "transport/..."},
+	"transport/...": {"clock", "filestamp", "transport/..."},
 	"egress/...":    {"clock", "epoch", "egress/..."},
 	"protocol":      {"epoch", "hypervisor", "ownership"},
 
@@ -47,7 +48,7 @@ var layers = map[string][]string{
 	"primary":  {"clock", "crashpoint", "epoch", "events", "exclusion", "hypervisor", "ownership", "protocol"},
 	"backup":   {"bubble", "clock", "crashpoint", "epoch", "events", "exclusion", "hypervisor", "ownership", "protocol", "rebuild"},
 	"failover": {"clock", "crashpoint", "epoch", "failover/leases", "ownership"},
-	"status":   {"backup", "bubble", "checkpoint", "clock", "config", "disk", "drill", "epoch", "exclusion", "host", "hypervisor", "ownership", "primary", "protocol", "rebuild", "status/dashboard", "status/samples", "strike"},
+	"status":   {"backup", "bubble", "checkpoint", "clock", "config", "disk", "drill", "epoch", "exclusion", "filestamp", "host", "hypervisor", "ownership", "primary", "protocol", "rebuild", "status/dashboard", "status/samples", "strike"},
 
 	// Drills: beside the endpoint that tells of them.
 	"drill": {"clock", "config", "epoch", "events", "host", "ownership", "primary"},

@@ -51,7 +51,7 @@ var speakers = []speaker{
 
 // silent are packages of the binaries that say nothing to an operator: the
 // demo's and the simulation's own worlds, and points that only tests stop at.
-var silent = []string{"crashpoint", "demo", "demo/world", "guest", "guest/client", "guest/diskspeed", "guest/diskwork", "guest/image",
+var silent = []string{"crashpoint", "demo", "demo/world", "filestamp", "guest", "guest/client", "guest/diskspeed", "guest/diskwork", "guest/image",
 	"guest/workload", "lab", "simulation"}
 
 // messages reads every speaker.

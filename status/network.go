@@ -14,9 +14,11 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
+	"slices"
 	"sync"
 	"time"
+
+	"understudy/filestamp"
 )
 
 // Endpoint says how the endpoint on the network is served.
@@ -103,23 +105,12 @@ type certificateFiles struct {
 	slog      *slog.Logger
 
 	mu     sync.Mutex
-	seen   [2]stamp
+	seen   []filestamp.Stamp
 	loaded *tls.Certificate
 }
 
-func (c *certificateFiles) stamps() (s [2]stamp, err error) {
-	for i, path := range []string{c.cert, c.key} {
-		info, err := os.Stat(path)
-		if err != nil {
-			return s, err
-		}
-		s[i] = stampOf(info)
-	}
-	return s, nil
-}
-
 func (c *certificateFiles) load() error {
-	seen, err := c.stamps()
+	seen, err := filestamp.All(c.cert, c.key)
 	if err != nil {
 		return fmt.Errorf("certificate of the status endpoint: %w", err)
 	}
@@ -135,7 +126,7 @@ func (c *certificateFiles) load() error {
 func (c *certificateFiles) get() (*tls.Certificate, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if seen, err := c.stamps(); err == nil && seen != c.seen {
+	if seen, err := filestamp.All(c.cert, c.key); err == nil && !slices.Equal(seen, c.seen) {
 		if err := c.load(); err != nil {
 			c.slog.Error("the status endpoint goes on with its former certificate", "err", err)
 		} else {

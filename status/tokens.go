@@ -27,6 +27,8 @@ import (
 	"sync"
 	"syscall"
 	"unicode"
+
+	"understudy/filestamp"
 )
 
 const (
@@ -120,25 +122,9 @@ type tokenFile struct {
 	slog *slog.Logger
 
 	mu     sync.Mutex
-	seen   stamp
+	seen   filestamp.Stamp
 	tokens []Token
 	err    error
-}
-
-// stamp tells one content of a file from another, as far as its inode does.
-type stamp struct {
-	device, inode uint64
-	size          int64
-	modified      syscall.Timespec
-	changed       syscall.Timespec
-}
-
-func stampOf(info os.FileInfo) stamp {
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return stamp{} // not on Linux
-	}
-	return stamp{uint64(st.Dev), st.Ino, st.Size, st.Mtim, st.Ctim} //nolint:unconvert // Dev differs between architectures
 }
 
 // find returns the token whose secret this is.
@@ -165,11 +151,11 @@ func (f *tokenFile) read() ([]Token, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	info, err := os.Stat(f.path)
-	if err == nil && f.seen != (stamp{}) && stampOf(info) == f.seen {
+	if err == nil && f.seen != (filestamp.Stamp{}) && filestamp.Of(info) == f.seen {
 		return f.tokens, f.err
 	}
 	before := f.err
-	f.seen, f.tokens, f.err = stamp{}, nil, err
+	f.seen, f.tokens, f.err = filestamp.Stamp{}, nil, err
 	if err == nil {
 		f.seen, f.tokens, f.err = readTokens(f.path)
 	}
@@ -182,17 +168,17 @@ func (f *tokenFile) read() ([]Token, error) {
 	return f.tokens, f.err
 }
 
-func readTokens(path string) (stamp, []Token, error) {
+func readTokens(path string) (filestamp.Stamp, []Token, error) {
 	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a FIFO would wait for its writer
 	if err != nil {
-		return stamp{}, nil, err
+		return filestamp.Stamp{}, nil, err
 	}
 	defer func() { _ = file.Close() }()
 	info, err := file.Stat()
 	if err != nil {
-		return stamp{}, nil, err
+		return filestamp.Stamp{}, nil, err
 	}
-	seen := stampOf(info)
+	seen := filestamp.Of(info)
 	switch {
 	case !info.Mode().IsRegular():
 		return seen, nil, errors.New("it is no regular file")
@@ -201,7 +187,7 @@ func readTokens(path string) (stamp, []Token, error) {
 	}
 	text, err := io.ReadAll(io.LimitReader(file, maxTokenFile+1))
 	if err != nil {
-		return stamp{}, nil, err
+		return filestamp.Stamp{}, nil, err
 	}
 	tokens, err := ParseTokens(text)
 	return seen, tokens, err

@@ -73,7 +73,7 @@ func (a authority) identityFrom(host string, from time.Time, validity time.Durat
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	return newIdentity(host, a.a.Certificate, pair.Certificate, pair.Key)
+	return &Identity{host: host, cred: newCredentials(a.a.Certificate, pair.Certificate, pair.Key)}
 }
 
 func listen(t testing.TB, id *Identity, log *slog.Logger, allowed ...string) *Port {

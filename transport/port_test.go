@@ -27,7 +27,7 @@ func TestHandshakeMatrix(t *testing.T) {
 	good := ours.identity("a")
 	// a host whose certificate is from another authority, though it trusts ours
 	smuggler := foreign.identity("a")
-	smuggler.roots = good.roots
+	smuggler.cred.roots = good.cred.roots
 	config := func(id *Identity, change func(*tls.Config)) func(addr string) error {
 		return func(addr string) error {
 			c := id.dialConfig("b", testProtocol)
@@ -411,6 +411,66 @@ func TestLoadIdentity(t *testing.T) {
 	}
 	if _, err := os.Stat("/nonexistent"); err == nil {
 		t.Error("a failed load made a directory")
+	}
+}
+
+// TestACertificateIsReplacedUnderway: files are copied one after the other, under a
+// daemon that goes on.
+func TestACertificateIsReplacedUnderway(t *testing.T) {
+	ca := newTestAuthority(t)
+	issue := func(validity time.Duration) (string, *pki.Pair) {
+		pair, err := ca.a.Issue("b", time.Now(), validity)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir := t.TempDir()
+		if err := errors.Join(ca.a.Save(dir), pair.Save(dir)); err != nil {
+			t.Fatal(err)
+		}
+		return dir, pair
+	}
+	dir, first := issue(time.Hour)
+	next, second := issue(3 * time.Hour)
+	id, err := LoadIdentity(dir, "b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log logged
+	id.Follow(log.logger())
+	p := listen(t, id, silent(), "a")
+	p.Protocol("any/1")
+	a := ca.identity("a")
+	shows := func(want *pki.Pair, says string) {
+		t.Helper()
+		conn, err := (&tls.Dialer{Config: a.dialConfig("b", "any/1")}).DialContext(t.Context(), "tcp", p.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if got := conn.(*tls.Conn).ConnectionState().PeerCertificates[0]; !got.Equal(want.Certificate) {
+			t.Errorf("it shows a certificate until %v", got.NotAfter)
+		}
+		if !strings.Contains(log.String(), says) {
+			t.Errorf("the log does not say %q: %s", says, log.String())
+		}
+	}
+	shows(first, "")
+	move := func(file func(dir, host string) string) {
+		t.Helper()
+		if err := os.Rename(file(next, "b"), file(dir, "b")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	move(pki.CertificateFile)
+	shows(first, "this host goes on with its former certificate")
+	shows(first, "the key does not belong to the certificate")
+	if n := strings.Count(log.String(), "goes on with"); n != 1 {
+		t.Errorf("it is said %d times", n)
+	}
+	move(pki.KeyFile)
+	shows(second, "this host has a new certificate")
+	if !id.NotAfter().Equal(second.Certificate.NotAfter) {
+		t.Errorf("it says that it is valid until %v", id.NotAfter())
 	}
 }
 

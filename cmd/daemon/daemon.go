@@ -82,6 +82,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	id.Follow(o.Slog)
 	if o.From != nil {
 		if o.inherited, err = o.From.await(ctx); err != nil {
 			return err

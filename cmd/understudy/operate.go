@@ -57,7 +57,11 @@ func printStatus(w io.Writer, r status.Report) error {
 	if leader == "" {
 		leader = "none known"
 	}
-	p("host %s, ownership led by %s, lease %v\n\n", r.Host, leader, r.Lease)
+	p("host %s, ownership led by %s, lease %v\n", r.Host, leader, r.Lease)
+	for _, said := range runningOut(r, time.Now()) {
+		p("%s\n", said)
+	}
+	p("\n")
 	for _, g := range r.Guests {
 		p("guest\t%s\n", g.Name)
 		p("  now\t%s\n", summary(g, r.Lease))
@@ -109,6 +113,33 @@ func printStatus(w io.Writer, r status.Report) error {
 		}
 	}
 	return t.Flush()
+}
+
+// expiryNotice is how long before a certificate runs out it is spoken of: as long
+// as before the alert (packaging/prometheus/alerts.yaml).
+const expiryNotice = 30 * 24 * time.Hour
+
+// runningOut says which of a host's certificates run out soon, or have.
+func runningOut(r status.Report, now time.Time) (said []string) {
+	for _, c := range r.Certificates {
+		left := c.Until.Sub(now)
+		if left >= expiryNotice {
+			continue
+		}
+		when := "runs out on " + c.Until.UTC().Format(time.DateOnly)
+		if left <= 0 {
+			when = "ran out on " + c.Until.UTC().Format(time.DateOnly) + ": nobody new can connect"
+		}
+		whose := fmt.Sprintf("host %s's certificate", r.Host)
+		switch c.Of {
+		case "authority":
+			whose = "the certificate authority"
+		case "endpoint":
+			whose = fmt.Sprintf("the certificate of host %s's status endpoint", r.Host)
+		}
+		said = append(said, fmt.Sprintf("%s %s (see the guide)", whose, when))
+	}
+	return said
 }
 
 func printDisks(p func(format string, a ...any), d disk.Status) {

@@ -3,10 +3,12 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -63,6 +65,31 @@ func report() status.Report {
 				Disks: &disk.Status{Mode: "hold", Writes: 12, Bytes: 48 << 10, Limit: 64 << 20, Problem: "disk 0: no space left on device",
 					Disks: []disk.DiskStatus{{Sectors: 8 << 20, Store: "replicated", Writer: true, Differ: 64 << 10}}}},
 		},
+	}
+}
+
+// TestACertificateThatRunsOutIsSpokenOfInTime: not while it has more than a month.
+func TestACertificateThatRunsOutIsSpokenOfInTime(t *testing.T) {
+	now := time.Date(2020, 3, 1, 12, 0, 0, 0, time.UTC)
+	r := status.Report{Host: "alpha", Certificates: []status.Certificate{
+		{Of: "host", Until: now.Add(expiryNotice - time.Hour)}, {Of: "authority", Until: now.Add(expiryNotice)}, {Of: "endpoint", Until: now.Add(-time.Hour)},
+	}}
+	want := []string{
+		"host alpha's certificate runs out on 2020-03-31 (see the guide)",
+		"the certificate of host alpha's status endpoint ran out on 2020-03-01: nobody new can connect (see the guide)",
+	}
+	if got := runningOut(r, now); !slices.Equal(got, want) {
+		t.Errorf("got %q", got)
+	}
+	var b, all bytes.Buffer
+	if err := errors.Join(printStatus(&b, r), printAll(&all, []hostStatus{{Host: "alpha", Report: &r}})); err != nil {
+		t.Fatal(err)
+	}
+	for _, said := range want {
+		past := strings.Replace(said, "runs out on 2020-03-31", "ran out on 2020-03-31: nobody new can connect", 1)
+		if !strings.Contains(b.String(), past) || !strings.Contains(all.String(), past) {
+			t.Errorf("%q is missing from\n%s\nor from\n%s", past, b.String(), all.String())
+		}
 	}
 }
 

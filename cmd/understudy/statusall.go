@@ -91,6 +91,13 @@ func printAll(w io.Writer, all []hostStatus) error {
 		}
 		p("%s\t%s\t%v\t%s\t%s\n", s.Host, orNone(s.Report.Leader), s.Report.Lease, age(s.Report.LogAge), s.Report.Version)
 	}
+	for _, s := range all {
+		if s.Report != nil {
+			for _, said := range runningOut(*s.Report, time.Now()) {
+				p("%s\n", said)
+			}
+		}
+	}
 	for _, name := range guestsOf(all) {
 		p("\nguest %s\n", name)
 		p("  %s\n", strings.Join(summaries(all, name), "\n  "))
