@@ -239,6 +239,12 @@ func (g *Guest) request(ctx context.Context) error {
 	if g.domain == nil {
 		return errOver
 	}
+	g.mu.Lock()
+	ended := g.ended
+	g.mu.Unlock()
+	if ended != nil {
+		return ended // a request would be a node of nobody's in xenstore
+	}
 	return g.ask.Ask(ctx)
 }
 

@@ -342,6 +342,9 @@ func TestWhatEndsADomain(t *testing.T) {
 			if err := g.Pause(t.Context()); err == nil || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("afterwards a pause says %v", err)
 			}
+			if f.asked {
+				t.Error("a domain that is over is asked to suspend")
+			}
 			if g.Alive() == nil {
 				t.Error("it is alive")
 			}

@@ -18,6 +18,9 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -30,7 +33,9 @@ import (
 
 var (
 	kernel = flag.String("kernel", "", "the guest's kernel; none: this is no Xen host")
-	initrd = flag.String("initrd", "", "its initramfs, with testdata/counting as /counting")
+	initrd = flag.String("initrd", "", "its initramfs, with testdata/counting as /counting, and as /sbin/poweroff")
+	// consoles is where xenconsoled writes down what guests say.
+	consoles = flag.String("consoles", "", "where the guests' consoles are written down, told of when a test fails")
 )
 
 const guestMemory = 96 << 20
@@ -62,6 +67,22 @@ func newDriver(t testing.TB, domain string, change func(*xen.Config)) (*xen.Driv
 	})
 	return d, h
 }
+
+// explain tells what the hypervisor and the guests have said, if the test has failed.
+func explain(t testing.TB) {
+	if !t.Failed() {
+		return
+	}
+	said, err := exec.Command("xl", "dmesg").CombinedOutput()
+	t.Logf("the hypervisor's last words (error %v):\n%s", err, tail(said))
+	logs, _ := filepath.Glob(filepath.Join(*consoles, "guest-*.log"))
+	for _, path := range logs {
+		said, err := os.ReadFile(path)
+		t.Logf("%s (error %v):\n%s", path, err, tail(said))
+	}
+}
+
+func tail(said []byte) []byte { return said[max(0, len(said)-1500):] }
 
 // counterMark is what the page of testdata/counting begins with.
 var counterMark = []byte("counting\xff\xdd\xbb\x99\x77\x55\x33\x10")
@@ -106,14 +127,15 @@ func (c *counting) up(ctx context.Context, g hypervisor.Guest) error {
 	}
 }
 
-// key has the guest's kernel do what a key of its keyboard would.
-func key(h **Host, domain, key string) func(context.Context, hypervisor.Guest) error {
+// control tells the guest's kernel something: by "sysrq" a key of its keyboard, by
+// "shutdown" what the toolstack wants of it.
+func control(h **Host, domain, name, what string) func(context.Context, hypervisor.Guest) error {
 	return func(ctx context.Context, _ hypervisor.Guest) error {
 		n, err := find(ctx, (*h).Store(), domain)
 		if err != nil {
 			return err
 		}
-		return (*h).Store().Write(ctx, 0, fmt.Sprintf("/local/domain/%d/control/sysrq", n), key)
+		return (*h).Store().Write(ctx, 0, fmt.Sprintf("/local/domain/%d/control/%s", n, name), what)
 	}
 }
 
@@ -127,6 +149,7 @@ func TestDriverConforms(t *testing.T) {
 		NewPair: func(t testing.TB) (a, b hypervisor.Driver) {
 			a, host = newDriver(t, "web-a", nil)
 			b, _ = newDriver(t, "web-b", nil)
+			t.Cleanup(func() { explain(t) })
 			return a, b
 		},
 		WaitUp: c.up, Counter: c.read,
@@ -142,7 +165,7 @@ func TestDriverConforms(t *testing.T) {
 			}
 			return left
 		},
-		PowerOff: key(&host, "web-a", "o"), Reboot: key(&host, "web-a", "b"), Panic: key(&host, "web-a", "c"),
+		PowerOff: control(&host, "web-a", "shutdown", "poweroff"), Reboot: control(&host, "web-a", "sysrq", "b"), Panic: control(&host, "web-a", "sysrq", "c"),
 		Crash: func(ctx context.Context, _ hypervisor.Guest) error {
 			n, err := find(ctx, host.Store(), "web-a")
 			if err != nil {
@@ -156,7 +179,7 @@ func TestDriverConforms(t *testing.T) {
 			}
 			return foreign
 		},
-		StateVaries: true, Rounds: 2, Deadline: 5 * time.Minute,
+		StateVaries: true, Rounds: 2, Deadline: 3 * time.Minute,
 	})
 }
 

@@ -71,15 +71,20 @@ func (s *Channel) Notify() error {
 	return nil
 }
 
-// step is how often a wait looks whether it should end, in milliseconds.
-const step = 50
+// step is how often a wait looks whether it should end, in milliseconds, and steps
+// how many of them it is patient: xenstored tells of a domain's end once, and not if
+// that came between its resume and our word of it.
+const (
+	step  = 50
+	steps = 20
+)
 
-// Wait returns when Xen has notified us, or there is something in also: the domain
-// has shut down, or something else has happened to it; Control.Info says what.
-// xenevtchn_pending, xenevtchn_unmask.
+// Wait returns when Xen has notified us, there is something in also, or a second has
+// gone by: the domain has shut down, or something else has happened to it, or
+// nothing; Control.Info says what. xenevtchn_pending, xenevtchn_unmask.
 func (s *Channel) Wait(ctx context.Context, also <-chan struct{}) error {
 	fds := []unix.PollFd{{Fd: int32(C.xenevtchn_fd(s.events)), Events: unix.POLLIN}}
-	for {
+	for range steps {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("wait for domain %d to suspend: %w", s.domain, err)
 		}
@@ -109,6 +114,7 @@ func (s *Channel) Wait(ctx context.Context, also <-chan struct{}) error {
 			return nil
 		}
 	}
+	return nil
 }
 
 // Close lets go of the channel: xc_suspend_evtchn_release. What that returns says
