@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"time"
 
@@ -14,11 +15,31 @@ import (
 	"understudy/host"
 )
 
+// Reach is the way to one guest's services.
+type Reach struct {
+	// Dial connects to a port of the guest, which may not be there yet.
+	Dial func(ctx context.Context, port int) (net.Conn, error)
+	// Limit bounds each talk on a control connection.
+	Limit time.Duration
+}
+
+// Control runs f on a control connection of its own.
+func (r Reach) Control(ctx context.Context, f func(ctx context.Context, c *client.Control) error) error {
+	ctx, cancel := context.WithTimeout(ctx, r.Limit)
+	defer cancel()
+	conn, err := r.Dial(ctx, guest.ControlPort)
+	if err != nil {
+		return err
+	}
+	c := client.NewControl(conn)
+	defer func() { _ = c.Close() }()
+	return f(ctx, c)
+}
+
 // DiskClient keeps, outside of the guest, what the guest said was safely on its
 // disk. It is one connection, from the start of the load to Close.
 type DiskClient struct {
-	world *QEMU
-	guest string
+	reach Reach
 
 	mu     sync.Mutex
 	acks   *client.Acks
@@ -39,11 +60,19 @@ func (q *QEMU) LoadDisk(ctx context.Context, name string) (*DiskClient, error) {
 
 // LoadDiskWith is LoadDisk with another load.
 func (q *QEMU) LoadDiskWith(ctx context.Context, name string, work client.DiskWork) (*DiskClient, error) {
-	err := q.Control(ctx, name, func(ctx context.Context, c *client.Control) error { return c.StartDiskWork(ctx, work) })
+	d, err := q.reach(name).LoadDisk(ctx, work)
 	if err != nil {
 		return nil, fmt.Errorf("make guest %s use its disk: %w", name, err)
 	}
-	conn, err := q.Dial(ctx, name, guest.ControlPort)
+	return d, nil
+}
+
+// LoadDisk makes the guest use its disk, and follows what it acknowledges.
+func (r Reach) LoadDisk(ctx context.Context, work client.DiskWork) (*DiskClient, error) {
+	if err := r.Control(ctx, func(ctx context.Context, c *client.Control) error { return c.StartDiskWork(ctx, work) }); err != nil {
+		return nil, err
+	}
+	conn, err := r.Dial(ctx, guest.ControlPort)
 	if err != nil {
 		return nil, err
 	}
@@ -51,7 +80,7 @@ func (q *QEMU) LoadDiskWith(ctx context.Context, name string, work client.DiskWo
 	if err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
-	d := &DiskClient{world: q, guest: name, acks: acks, ended: make(chan struct{})}
+	d := &DiskClient{reach: r, acks: acks, ended: make(chan struct{})}
 	ctx, d.stop = context.WithCancel(context.WithoutCancel(ctx))
 	go d.follow(ctx)
 	return d, nil
@@ -107,7 +136,7 @@ func (d *DiskClient) Verify(ctx context.Context) error { return d.verify(ctx, fa
 func (d *DiskClient) VerifyAfterErrors(ctx context.Context) error { return d.verify(ctx, true) }
 
 func (d *DiskClient) verify(ctx context.Context, errorsSeen bool) error {
-	return d.world.Control(ctx, d.guest, func(ctx context.Context, c *client.Control) error {
+	return d.reach.Control(ctx, func(ctx context.Context, c *client.Control) error {
 		if err := c.StopDiskWork(ctx); err != nil {
 			return err
 		}

@@ -225,17 +225,17 @@ func (q *QEMU) Connect(ctx context.Context, guest string) (*Client, error) {
 	return Follow(ctx, conn)
 }
 
+// talkTime bounds a talk with a guest.
+const talkTime = 30 * time.Second
+
+// reach is the way to a guest's services.
+func (q *QEMU) reach(guest string) Reach {
+	return Reach{Limit: talkTime, Dial: func(ctx context.Context, port int) (net.Conn, error) { return q.Dial(ctx, guest, port) }}
+}
+
 // Control runs f on a control connection of its own.
 func (q *QEMU) Control(ctx context.Context, guest string, f func(ctx context.Context, c *client.Control) error) error {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	conn, err := q.Dial(ctx, guest, guestimage.ControlPort)
-	if err != nil {
-		return err
-	}
-	c := client.NewControl(conn)
-	defer func() { _ = c.Close() }()
-	return f(ctx, c)
+	return q.reach(guest).Control(ctx, f)
 }
 
 // Load makes a guest dirty its memory.

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"syscall"
 	"time"
 
 	"understudy/guest/image"
@@ -25,7 +26,7 @@ func main() {
 	share := flag.String("share", "", "a directory that the host sees as /mnt/share")
 	limit := flag.Duration("limit", 10*time.Minute, "how long it may take to boot, and each line")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	status, err := run(ctx, *dir, *share, *limit)
 	stop()
 	if err != nil {

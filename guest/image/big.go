@@ -57,7 +57,7 @@ func makeBig(ctx context.Context, path string) error {
 			return err
 		}
 	}
-	return makeFilesystem(ctx, path, "debian", tree, bigSize)
+	return Filesystem(ctx, path, "debian", tree, bigSize)
 }
 
 // debootstrap fills tree with a minimal Debian and some packages. It mounts file systems there, so it has a mount

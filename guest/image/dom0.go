@@ -138,5 +138,5 @@ func makeDom0(ctx context.Context, path string) error {
 			return err
 		}
 	}
-	return makeFilesystem(ctx, path, "dom0", tree, dom0Size)
+	return Filesystem(ctx, path, "dom0", tree, dom0Size)
 }

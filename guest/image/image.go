@@ -105,11 +105,11 @@ func tail(said []byte) []byte {
 	return said[max(0, len(said)-most):]
 }
 
-// makeFilesystem makes path a sparse file of size bytes with an empty ext4 file
+// Filesystem makes path a sparse file of size bytes with an empty ext4 file
 // system, or one with the files of tree. Nothing is left for the guest's kernel
 // to initialise in the background. The same tree gives the same bytes, but for
 // the change times and the directory order of its files.
-func makeFilesystem(ctx context.Context, path, label, tree string, size int64) error {
+func Filesystem(ctx context.Context, path, label, tree string, size int64) error {
 	f, err := os.Create(path)
 	if err != nil {
 		return err

@@ -33,7 +33,7 @@ func Small(ctx context.Context, dir string) (string, error) {
 }
 
 func makeSmall(ctx context.Context, path string) error {
-	if err := makeFilesystem(ctx, path, "data", "", smallSize); err != nil {
+	if err := Filesystem(ctx, path, "data", "", smallSize); err != nil {
 		return err
 	}
 	files, err := os.MkdirTemp(filepath.Dir(path), "library-")

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -34,8 +33,8 @@ func mountDisk(d guest.Disk) error {
 	if d.Device == "" {
 		return nil
 	}
-	if err := waitFor(d.Device, 3*time.Second); err != nil {
-		return fmt.Errorf("mount the disk: no %s (has the machine a virtio-blk device?): %w", d.Device, err)
+	if err := waitFor(d.Device, patience); err != nil {
+		return fmt.Errorf("mount the disk: no %s (has the machine a disk of virtio-blk or Xen?): %w", d.Device, err)
 	}
 	if err := os.MkdirAll(d.Dir, 0o755); err != nil {
 		return fmt.Errorf("mount the disk: %w", err)

@@ -64,8 +64,8 @@ func network(s settings) error {
 	if !s.address.IsValid() {
 		return nil
 	}
-	if err := waitFor("/sys/class/net/eth0", 3*time.Second); err != nil {
-		return fmt.Errorf("set up the network: no eth0 (has the machine a virtio-net device?): %w", err)
+	if err := waitFor("/sys/class/net/eth0", patience); err != nil {
+		return fmt.Errorf("set up the network: no eth0 (has the machine a network device of virtio-net or Xen?): %w", err)
 	}
 	addr := s.address.Addr().As4()
 	if err := setAddress(fd, "eth0", unix.SIOCSIFADDR, addr[:]); err != nil {
@@ -83,6 +83,10 @@ func network(s settings) error {
 	}
 	return nil
 }
+
+// patience bounds the wait for a device: those of Xen come some time after their
+// driver, when the other end has answered.
+const patience = 10 * time.Second
 
 // waitFor waits until path exists. Drivers probe their devices while their
 // module is loaded, so this seldom waits at all.

@@ -1,14 +1,14 @@
 package main
 
-// This file is what the hosts are given, in a directory that each of them sees as
+// This file is what the hosts are given. In a directory that each of them sees as
 // /mnt/share: the daemon with Xen's libraries, certificates, the configuration, and
-// a guest that counts.
+// what the guest boots. On a disk of its own, which outlives a loss of power: its
+// state, and at the first host the guest's disk.
 
 import (
 	"bytes"
 	"context"
 	"fmt"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +17,7 @@ import (
 	"understudy/config"
 	"understudy/guest"
 	"understudy/guest/cpio"
+	"understudy/guest/image"
 	"understudy/transport/pki"
 )
 
@@ -26,16 +27,34 @@ const (
 	guestName             = "web"
 	// share is the directory as the hosts see it.
 	share = "/mnt/share"
+	// kept is where a host mounts its disk.
+	kept = "/var/lib/understudy"
+	// guestDisk is the guest's disk, on that of its host.
+	guestDisk = "web.img"
 )
 
-// addresses in the world's network, and the guest's.
-var (
-	addresses    = map[string]string{witness: "10.77.0.1", hostA: "10.77.0.11", hostB: "10.77.0.12"}
-	guestAddress = netip.MustParsePrefix("10.77.0.20/24")
+// Sizes of disks, in bytes: of the guest's, and of each host's.
+const (
+	guestDiskSize = 64 << 20
+	hostDiskSize  = 512 << 20
 )
 
-// files writes everything into dir.
-func files(ctx context.Context, dir string, o options) error {
+// addresses in the world's network.
+var addresses = map[string]string{witness: "10.77.0.1", hostA: "10.77.0.11", hostB: "10.77.0.12"}
+
+// files writes everything into dir, and returns the hosts' configuration.
+func files(ctx context.Context, dir string, o options) (*config.Config, error) {
+	if err := programs(ctx, dir, o); err != nil {
+		return nil, err
+	}
+	if err := pki.Init(filepath.Join(dir, "tls"), []string{hostA, hostB, witness}, 30*24*time.Hour); err != nil {
+		return nil, err
+	}
+	return configure(dir, o)
+}
+
+// programs are what the hosts run, and where.
+func programs(ctx context.Context, dir string, o options) error {
 	if err := goBuild(ctx, filepath.Join(dir, "understudyd"), nil, "-tags", "xen", "./cmd/understudyd"); err != nil {
 		return err
 	}
@@ -46,11 +65,31 @@ func files(ctx context.Context, dir string, o options) error {
 		if err := os.Mkdir(filepath.Join(dir, host), 0o755); err != nil {
 			return err
 		}
+		if err := hostDisk(ctx, dir, host, o); err != nil {
+			return err
+		}
 	}
-	if err := pki.Init(filepath.Join(dir, "tls"), []string{hostA, hostB, witness}, 30*24*time.Hour); err != nil {
+	return nil
+}
+
+// diskOf is the file that is a host's disk.
+func diskOf(dir, host string) string { return filepath.Join(dir, "disk-"+host) }
+
+// hostDisk makes it. The guest's second copy begins as nothing: it has to be made.
+func hostDisk(ctx context.Context, dir, host string, o options) error {
+	tree := filepath.Join(dir, "tree-"+host)
+	if err := os.Mkdir(tree, 0o755); err != nil {
 		return err
 	}
-	return configure(dir, o)
+	if host == hostA && o.guest == linux {
+		if err := image.Filesystem(ctx, filepath.Join(tree, guestDisk), "data", "", guestDiskSize); err != nil {
+			return fmt.Errorf("the guest's disk: %w", err)
+		}
+	}
+	if err := image.Filesystem(ctx, diskOf(dir, host), "kept", tree, hostDiskSize); err != nil {
+		return fmt.Errorf("the disk of host %s: %w", host, err)
+	}
+	return os.RemoveAll(tree)
 }
 
 // guestFiles are what the guest boots.
@@ -111,7 +150,7 @@ func initrd(program, path string) error {
 
 // configure writes the configuration of the hosts, and of the witness, whose
 // directories are elsewhere.
-func configure(dir string, o options) error {
+func configure(dir string, o options) (*config.Config, error) {
 	c := &config.Config{Cluster: "xen", Lease: config.Duration(o.lease)}
 	c.TLS = share + "/tls"
 	for _, name := range []string{hostA, hostB, witness} {
@@ -128,16 +167,18 @@ func configure(dir string, o options) error {
 	}
 	if o.guest == linux {
 		g.Memory = 128 * config.MiB
-		g.Append = guest.Boot{Address: guestAddress, Extra: "console=hvc0"}.CommandLine()
+		g.Append = guest.Boot{Address: guestAddress, Disk: guest.Disk{Device: "/dev/xvda", Dir: guest.DataDir}, Extra: "console=hvc0"}.CommandLine()
+		g.Disks = []config.Disk{{Path: kept + "/" + guestDisk, Mode: config.Replicated, Size: guestDiskSize}}
 		g.NICs = []config.NIC{{MAC: config.MAC{0x52, 0x54, 0, 0x77, 0, 0x20}, Bridge: "br0"}}
 	}
 	c.Guests = []config.Guest{g}
 	path := filepath.Join(dir, "understudy.toml")
 	if err := os.WriteFile(path, c.Render(), 0o600); err != nil {
-		return err
+		return nil, err
 	}
-	if _, err := config.Load(path); err != nil {
-		return fmt.Errorf("the configuration of the hosts: %w", err)
+	c, err := config.Load(path)
+	if err != nil {
+		return nil, fmt.Errorf("the configuration of the hosts: %w", err)
 	}
-	return nil
+	return c, nil
 }

@@ -16,8 +16,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"understudy/backup"
 )
 
 // line is one line of a daemon's log.
@@ -25,7 +23,6 @@ type line struct {
 	came time.Time
 	text string
 	Msg  string `json:"msg"`
-	Is   string `json:"is"`
 }
 
 // counted is one line of the guest's console.
@@ -46,8 +43,12 @@ type follower struct {
 	counts map[string][]counted // by host
 }
 
-// often is how often the files are looked at: what a time is worth.
-const often = 5 * time.Millisecond
+// often is how often the files are looked at: what a time is worth. Seldom is how
+// often a host is asked, which costs it something.
+const (
+	often  = 5 * time.Millisecond
+	seldom = 500 * time.Millisecond
+)
 
 func follow(dir string) *follower {
 	f := &follower{dir: dir, quit: make(chan struct{}), done: make(chan struct{}), read: map[string]int64{}, lines: map[string][]line{}, counts: map[string][]counted{}}
@@ -128,7 +129,7 @@ const patience = 5 * time.Minute
 
 // await waits until a host has said something.
 func (f *follower) await(ctx context.Context, host, what string, is func(line) bool) error {
-	err := f.until(ctx, func() bool { _, found := f.find(host, is); return found })
+	err := f.until(ctx, often, func() bool { _, found := f.find(host, is); return found })
 	if err != nil {
 		return fmt.Errorf("host %s: wait until %s: %w", host, what, err)
 	}
@@ -138,7 +139,7 @@ func (f *follower) await(ctx context.Context, host, what string, is func(line) b
 // count waits until the guest has counted to n at a host, and returns what it said
 // first from there on.
 func (f *follower) count(ctx context.Context, host string, n int) (found counted, err error) {
-	err = f.until(ctx, func() bool {
+	err = f.until(ctx, often, func() bool {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		for _, c := range f.counts[host] {
@@ -165,10 +166,11 @@ func (f *follower) last(host string) counted {
 	return counted{}
 }
 
-func (f *follower) until(ctx context.Context, yes func() bool) error {
+// until asks every so often, until the answer is yes.
+func (f *follower) until(ctx context.Context, every time.Duration, yes func() bool) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, errors.New("it takes too long"))
 	defer cancel()
-	tick := time.NewTicker(often)
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for !yes() {
 		select {
@@ -180,7 +182,7 @@ func (f *follower) until(ctx context.Context, yes func() bool) error {
 	return nil
 }
 
-// tookOver is what a backup says when it runs the guest.
-func tookOver(l line) bool { return l.Msg == backup.LogRunning }
-
-func isProtected(l line) bool { return l.Msg == "protection" && l.Is == "protected" }
+// says is a line of that message, which came since.
+func says(msg string, since time.Time) func(line) bool {
+	return func(l line) bool { return l.Msg == msg && l.came.After(since) }
+}

@@ -33,12 +33,12 @@ func TestWhatHostsSayIsFollowed(t *testing.T) {
 	if c, err := f.count(t.Context(), hostB, 0); err != nil || c.n != 7 {
 		t.Errorf("counted %+v, error %v", c, err)
 	}
-	if _, found := f.find(hostA, isProtected); found {
+	if _, found := f.find(hostA, says("protection", time.Time{})); found {
 		t.Error("half a line counts")
 	}
 	say("a.log", `ected"}`+"\n")
 	say("b/guest-web.standby-12ab.log", "nt 8\n")
-	if err := f.await(t.Context(), hostA, "it is protected", isProtected); err != nil {
+	if err := f.await(t.Context(), hostA, "it is protected", says("protection", time.Time{})); err != nil {
 		t.Error(err)
 	}
 	if c, err := f.count(t.Context(), hostB, 8); err != nil || c.n != 8 || f.last(hostB).n != 8 || time.Since(c.came) > time.Minute {
@@ -52,7 +52,7 @@ func TestWhatHostsSayIsFollowed(t *testing.T) {
 // The hosts' configuration is one that they take.
 func TestTheHostsAreConfigured(t *testing.T) {
 	for _, kind := range []string{counting, linux} {
-		if err := configure(t.TempDir(), options{guest: kind, lease: time.Second}); err != nil {
+		if _, err := configure(t.TempDir(), options{guest: kind, lease: time.Second}); err != nil {
 			t.Errorf("%s: %v", kind, err)
 		}
 	}

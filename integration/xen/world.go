@@ -19,30 +19,84 @@ import (
 	"syscall"
 	"time"
 
+	"understudy/cmd/daemon"
+	"understudy/config"
 	"understudy/guest/image"
 	"understudy/guest/xenhost"
+	"understudy/host"
+	"understudy/ownership"
+	"understudy/status"
 )
 
 // pair is the world.
 type pair struct {
 	*follower
 	dir     string
+	lock    *os.File // of the directory, while this process lives
+	config  *config.Config
 	dom0    image.Dom0
 	hosts   map[string]*xenhost.Host
+	boots   int
 	witness *exec.Cmd
 }
 
+// prefix begins the name of a world's directory.
+const prefix = "understudy-xen-"
+
 func newWorld(ctx context.Context, dom0 image.Dom0, o options) (_ *pair, err error) {
-	dir, err := os.MkdirTemp("", "understudy-xen-")
-	if err != nil {
+	if err := sweep(); err != nil {
+		return nil, fmt.Errorf("remove what a former run has left: %w", err)
+	}
+	w := &pair{dom0: dom0, hosts: map[string]*xenhost.Host{}}
+	if w.dir, err = os.MkdirTemp("", prefix); err != nil {
 		return nil, err
 	}
-	w := &pair{dir: dir, dom0: dom0, hosts: map[string]*xenhost.Host{}}
-	if err := errors.Join(files(ctx, dir, o), network(ctx)); err != nil {
-		return nil, errors.Join(err, os.RemoveAll(dir))
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, w.remove())
+		}
+	}()
+	if w.lock, err = os.Open(w.dir); err != nil {
+		return nil, err
 	}
-	w.follower = follow(dir)
+	if err := syscall.Flock(int(w.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return nil, fmt.Errorf("lock %s: %w", w.dir, err)
+	}
+	if w.config, err = files(ctx, w.dir, o); err != nil {
+		return nil, err
+	}
+	if err := network(ctx); err != nil {
+		return nil, err
+	}
+	w.follower = follow(w.dir)
 	return w, nil
+}
+
+// sweep removes the directories of runs that were killed: nobody locks them.
+func sweep() error {
+	dirs, err := filepath.Glob(filepath.Join(os.TempDir(), prefix+"*"))
+	errs := []error{err}
+	for _, dir := range dirs {
+		d, err := os.Open(dir)
+		if err != nil {
+			continue // another one has removed it
+		}
+		old, err := d.Stat()
+		if err == nil && time.Since(old.ModTime()) > time.Minute && syscall.Flock(int(d.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil {
+			errs = append(errs, os.RemoveAll(dir))
+		}
+		errs = append(errs, d.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// remove removes the directory.
+func (w *pair) remove() error {
+	err := os.RemoveAll(w.dir)
+	if w.lock != nil {
+		err = errors.Join(err, w.lock.Close())
+	}
+	return err
 }
 
 // network makes the bridge.
@@ -81,12 +135,19 @@ const bootLimit = 8 * time.Minute
 func (w *pair) boot(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, bootLimit)
 	defer cancel()
+	dirs := map[string]string{}
+	for _, host := range []string{hostA, hostB} {
+		var err error
+		if dirs[host], err = w.machine(host); err != nil {
+			return err
+		}
+	}
 	var all sync.WaitGroup
 	var mu sync.Mutex
 	var errs []error
-	for n, host := range []string{hostA, hostB} {
+	for host, dir := range dirs {
 		all.Go(func() {
-			h, err := w.bootOne(ctx, host, n)
+			h, err := w.bootOne(ctx, host, dir)
 			mu.Lock()
 			defer mu.Unlock()
 			w.hosts[host], errs = h, append(errs, err)
@@ -96,20 +157,42 @@ func (w *pair) boot(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// bootOne starts a host and gives it its network, and a console that is written
-// down.
-func (w *pair) bootOne(ctx context.Context, host string, n int) (*xenhost.Host, error) {
-	dir := filepath.Join(w.dir, "machine-"+host)
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		return nil, err
+// bootAgain starts a host that was lost. What it had in memory is gone, what it had
+// on its disk is not.
+func (w *pair) bootAgain(ctx context.Context, host string) error {
+	ctx, cancel := context.WithTimeout(ctx, bootLimit)
+	defer cancel()
+	if err := w.hosts[host].Close(); err != nil {
+		return err
 	}
+	dir, err := w.machine(host)
+	if err != nil {
+		return err
+	}
+	w.hosts[host], err = w.bootOne(ctx, host, dir)
+	return err
+}
+
+// machine makes a directory for one boot of a host.
+func (w *pair) machine(host string) (string, error) {
+	w.boots++
+	dir := filepath.Join(w.dir, fmt.Sprintf("machine-%s-%d", host, w.boots))
+	return dir, os.Mkdir(dir, 0o755)
+}
+
+// bootOne starts a host and gives it its network, its disk, and a console that is
+// written down.
+func (w *pair) bootOne(ctx context.Context, host, dir string) (*xenhost.Host, error) {
+	n := map[string]int{hostA: 1, hostB: 2}[host]
 	h, err := xenhost.Boot(ctx, xenhost.Config{Dom0: w.dom0, Dir: dir, Share: w.dir, Args: []string{
-		"-netdev", "tap,id=net,ifname=us" + host + ",script=no,downscript=no", "-device", fmt.Sprintf("virtio-net-pci,netdev=net,mac=52:54:00:77:00:%02x", n+1),
+		"-netdev", "tap,id=net,ifname=us" + host + ",script=no,downscript=no", "-device", fmt.Sprintf("virtio-net-pci,netdev=net,mac=52:54:00:77:00:%02x", n),
+		"-drive", "file=" + diskOf(w.dir, host) + ",if=virtio,format=raw",
 	}})
 	if err != nil {
 		return nil, fmt.Errorf("host %s: %w", host, err)
 	}
 	for _, text := range []string{
+		"modprobe virtio_blk; mkdir -p " + kept + " && mount /dev/vdb " + kept,
 		"modprobe virtio_net; udevadm settle 2>/dev/null; ip link add br0 type bridge && ip link set br0 up",
 		"for i in /sys/class/net/e*; do ip link set ${i##*/} master br0 up || exit 1; done; ip addr add " + addresses[host] + "/24 dev br0",
 		"kill $(cat /run/xenconsoled.pid); /usr/lib/xen-4.17/bin/xenconsoled --pid-file=/run/xenconsoled.pid --log=guest --log-dir=" + share + "/" + host,
@@ -123,14 +206,20 @@ func (w *pair) bootOne(ctx context.Context, host string, n int) (*xenhost.Host, 
 
 // order has a host carry out a line.
 func order(ctx context.Context, h *xenhost.Host, host, text string) error {
-	said, status, err := h.Run(ctx, text)
+	_, err := said(ctx, h, host, text)
+	return err
+}
+
+// said has a host carry out a line, and returns what that says.
+func said(ctx context.Context, h *xenhost.Host, host, text string) (string, error) {
+	out, status, err := h.Run(ctx, text)
 	if err == nil && status != 0 {
-		err = fmt.Errorf("status %d: %s", status, said)
+		err = fmt.Errorf("status %d: %s", status, out)
 	}
 	if err != nil {
-		return fmt.Errorf("host %s: %s: %w", host, text, err)
+		return "", fmt.Errorf("host %s: %s: %w", host, text, err)
 	}
-	return nil
+	return out, nil
 }
 
 // startDaemons starts the witness' daemon here, and the hosts'.
@@ -148,12 +237,38 @@ func (w *pair) startDaemons(ctx context.Context) error {
 		return fmt.Errorf("the witness: %w", err)
 	}
 	for _, host := range []string{hostA, hostB} {
-		daemon := fmt.Sprintf("setsid %s/understudyd --config %[1]s/understudy.toml --host %[2]s --log-format json >%[1]s/%[2]s.log 2>&1 </dev/null &", share, host)
-		if err := order(ctx, w.hosts[host], host, daemon); err != nil {
+		if err := w.startDaemon(ctx, host); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// startDaemon starts a host's daemon.
+func (w *pair) startDaemon(ctx context.Context, host string) error {
+	return order(ctx, w.hosts[host], host, fmt.Sprintf("setsid %s/understudyd --config %[1]s/understudy.toml --host %[2]s --log-format json >>%[1]s/%[2]s.log 2>&1 </dev/null &", share, host))
+}
+
+// ask returns a client of a host's daemon, through the witness.
+func (w *pair) ask(name string) *status.Client {
+	self, _ := w.config.Host(witness)
+	return status.NewClient(daemon.Socket(w.config, self)).At(ownership.HostID(name))
+}
+
+// status is what a host says of the guest.
+func (w *pair) status(ctx context.Context, name string) (host.GuestStatus, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	report, err := w.ask(name).Status(ctx)
+	if err != nil {
+		return host.GuestStatus{}, err
+	}
+	for _, g := range report.Guests {
+		if g.Name == guestName {
+			return g, nil
+		}
+	}
+	return host.GuestStatus{}, fmt.Errorf("host %s knows no guest %s", name, guestName)
 }
 
 // keepLogs copies what was said, for people.
@@ -187,5 +302,5 @@ func (w *pair) close() error {
 		_ = w.witness.Wait() // killed
 	}
 	w.stop()
-	return errors.Join(append(errs, os.RemoveAll(w.dir))...)
+	return errors.Join(append(errs, w.remove())...)
 }
