@@ -54,6 +54,9 @@ type Host interface {
 	Destroy(domain uint32) error
 	// Domains lists the host's domains, those that are dying, too.
 	Domains(ctx context.Context) ([]Named, error)
+	// Sweep removes what processes that have died left of devices of domains that are
+	// gone.
+	Sweep(ctx context.Context) error
 }
 
 // Driver runs one configured guest on this host. It implements hypervisor.Driver.
@@ -328,13 +331,14 @@ func (m standbyMaker) Named(f *Finished) error {
 	return m.host.Rename(f.Number, m.cfg.Domain)
 }
 
-// Clean destroys every domain of this guest on this host.
+// Clean destroys every domain of this guest on this host, and what was left of their
+// devices.
 func (d *Driver) Clean(ctx context.Context) (err error) {
 	defer d.explain(&err, "clean up after guest %q")
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return d.destroyAll(ctx, func(Named) bool { return true })
+	return errors.Join(d.destroyAll(ctx, func(Named) bool { return true }), d.host.Sweep(ctx))
 }
 
 func (d *Driver) destroyAll(ctx context.Context, which func(Named) bool) error {

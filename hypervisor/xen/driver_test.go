@@ -23,6 +23,7 @@ type fakeHost struct {
 	names   map[uint32]string
 	next    uint32
 	fails   map[string]error // by what is asked of it
+	swept   int
 }
 
 func newFakeHost() *fakeHost {
@@ -79,6 +80,8 @@ func (h *fakeHost) Destroy(domain uint32) error {
 	f.mu.Unlock()
 	return nil
 }
+
+func (h *fakeHost) Sweep(context.Context) error { h.swept++; return nil }
 
 func (h *fakeHost) Domains(context.Context) ([]Named, error) {
 	var all []Named
@@ -157,7 +160,7 @@ func TestADriverStartsAndAdopts(t *testing.T) {
 	}
 	must(t, adopted.Detach())
 	must(t, again.Clean(t.Context()))
-	if got := h.living(); !slices.Equal(got, []string{"webshop"}) {
+	if got := h.living(); !slices.Equal(got, []string{"webshop"}) || h.swept != 1 {
 		t.Errorf("after cleaning the domains are %q", got)
 	}
 }

@@ -82,8 +82,11 @@ type Device struct {
 // Paths returns where the two sides' nodes are.
 func Paths(domain uint32, kind Kind, number uint32) (front, back string) {
 	return fmt.Sprintf("/local/domain/%d/device/%s/%d", domain, kind, number),
-		fmt.Sprintf("/local/domain/0/backend/understudy-%s/%d/%d", kind, domain, number)
+		fmt.Sprintf("%s/%d/%d", ours(kind), domain, number)
 }
+
+// ours is where our side's nodes of a kind are, by domain.
+func ours(kind Kind) string { return "/local/domain/0/backend/understudy-" + string(kind) }
 
 // Attach writes the nodes of a device and begins to serve the handshake. If a
 // former process has left the device connected, it is served on as it is when

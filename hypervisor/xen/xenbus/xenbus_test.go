@@ -265,3 +265,32 @@ func TestADriverThatWritesNonsense(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// What was left of domains that are gone is removed, and nothing else.
+func TestSweep(t *testing.T) {
+	store := xenstoretest.New(t)
+	client, ctx := store.Client(t), t.Context()
+	living := map[uint32]bool{7: true}
+	gone := func(domain uint32) (bool, error) { return !living[domain], nil }
+	if err := Sweep(ctx, client, gone); err != nil { // there is nothing
+		t.Fatal(err)
+	}
+	for _, path := range []string{"understudy-vbd/3/51712/state", "understudy-vif/3/0/state", "understudy-vif/7/0/state", "understudy-vif/x/0/state", "vif/3/0/state"} {
+		if err := client.Write(ctx, 0, "/local/domain/0/backend/"+path, "4"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Sweep(ctx, client, gone); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]bool{"understudy-vbd/3/51712/state": false, "understudy-vif/3/0/state": false, "understudy-vif/7/0/state": true, "understudy-vif/x/0/state": true, "vif/3/0/state": true} {
+		if _, err := client.Read(ctx, 0, "/local/domain/0/backend/"+path); (err == nil) != want {
+			t.Errorf("%s: error %v", path, err)
+		}
+	}
+	broken := errors.New("no hypervisor")
+	living[7] = false
+	if err := Sweep(ctx, client, func(uint32) (bool, error) { return true, broken }); !errors.Is(err, broken) {
+		t.Errorf("error %v", err)
+	}
+}

@@ -21,6 +21,7 @@ import (
 	"syscall"
 
 	"understudy/hypervisor/xen"
+	"understudy/hypervisor/xen/xenbus"
 	"understudy/hypervisor/xen/xenstore"
 )
 
@@ -155,6 +156,17 @@ func (h *Host) Domains(ctx context.Context) ([]xen.Named, error) {
 		named = append(named, xen.Named{Info: one, Name: name})
 	}
 	return named, nil
+}
+
+// Sweep removes our nodes in xenstore of domains that are gone.
+func (h *Host) Sweep(ctx context.Context) error {
+	return xenbus.Sweep(ctx, h.store, func(domain uint32) (bool, error) {
+		_, err := h.control.Info(domain)
+		if errors.Is(err, syscall.ESRCH) {
+			return true, nil
+		}
+		return false, err
+	})
 }
 
 // Attach takes a domain on: its memory is mapped, and its writes are logged from here
