@@ -160,8 +160,9 @@ func (m *manager) revive(ctx context.Context, state ownership.Guest, r *restorin
 	if m.Disks != nil {
 		blocks = m.Disks
 	}
+	_, whole := m.Driver.(hypervisor.Whole)
 	standby, pending, err := checkpoint.Restore(call, r.file, m.Driver, blocks,
-		checkpoint.RestoreOptions{Lazy: !r.eager, Progress: r.progress.of(StageRestore)})
+		checkpoint.RestoreOptions{Lazy: !r.eager && !whole, Progress: r.progress.of(StageRestore)})
 	if err != nil {
 		return nil, nil, next, err
 	}

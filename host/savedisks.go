@@ -59,6 +59,13 @@ func encodeDisks(state []byte, writes []epoch.DiskWrite) ([]byte, error) {
 	return b, nil
 }
 
+// Unwritten counts the writes that a checkpoint file says had not reached the guest's
+// disks: without them the disks are not what the guest believes them to be.
+func Unwritten(diskState []byte) (int, error) {
+	_, writes, err := parseDisks(diskState)
+	return len(writes), err
+}
+
 // parseDisks reads what encodeDisks made. What it returns points into b. Whether
 // the disks can have such writes is for them to say.
 func parseDisks(b []byte) (state []byte, writes []epoch.DiskWrite, err error) {

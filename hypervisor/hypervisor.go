@@ -166,6 +166,10 @@ type Resumer interface {
 // may have left something of the guest.
 type Leftover interface{ Left() bool }
 
+// Whole is a Driver whose machines cannot wait for a page: Load fetches all that is
+// missing. Who has the pages at hand gives them before.
+type Whole interface{ Whole() }
+
 // Beginner is a Driver that hands a Standby out while its machine is being made.
 type Beginner interface {
 	// BeginStandby is Standby, but returns as soon as the image can be written.

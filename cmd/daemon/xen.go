@@ -49,11 +49,6 @@ func newXen(o Options, self config.Host, g config.Guest, record recorder) (_ hyp
 	return driver, onXen{gate, h}, disks, nil
 }
 
-// xenConfig is what package xen wants to know of a guest.
-func xenConfig(g config.Guest) xen.Config {
-	return xen.Config{Name: g.Name, Type: xen.Type(g.Type), Memory: uint64(g.Memory), VCPUs: g.CPUs, Kernel: g.Kernel, Initrd: g.Initrd, Append: g.Append}
-}
-
 // onXen is a guest's gate, which is closed when nobody needs the guest's driver any
 // more.
 type onXen struct {

@@ -1,6 +1,7 @@
 package main
 
-// checkpoint save, inspect, verify, restore, remove: a guest in a file. The
+// checkpoint save, inspect, verify, restore, remove: a guest in a file (export and
+// import, which are between Xen and us, are in checkpointxl.go). The
 // daemon saves and restores, since it has the guest and its disks; a file can be
 // looked at by anybody who may read it.
 
@@ -15,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"understudy/checkpoint"
+	"understudy/config"
 	"understudy/host"
 	"understudy/status"
 )
@@ -28,7 +30,7 @@ func checkpointCommand(f *common) *cobra.Command {
 			return exitError{exitUsage, fmt.Errorf("which of its commands? See `%s --help`", cmd.CommandPath())}
 		},
 	}
-	c.AddCommand(saveCommand(f), inspectCommand(f), verifyFileCommand(f), restoreCommand(f), removeCommand(f))
+	c.AddCommand(saveCommand(f), inspectCommand(f), verifyFileCommand(f), restoreCommand(f), removeCommand(f), exportCommand(f), importCommand(f))
 	return c
 }
 
@@ -84,13 +86,31 @@ func inspectCommand(f *common) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			info := file.Inspect()
+			info := inspected{Info: file.Inspect(), Machine: machineOf(file)}
 			if err := file.Close(); err != nil {
 				return err
 			}
 			return f.print(cmd.OutOrStdout(), info, func(w io.Writer) error { return printInfo(w, info) })
 		},
 	}
+}
+
+// inspected is what a file says of itself, and of a Xen guest's machine.
+type inspected struct {
+	checkpoint.Info
+	Machine string `json:"machine,omitempty"`
+}
+
+// machineOf names the machine of a Xen guest's file, or says why it is none.
+func machineOf(file *checkpoint.File) string {
+	if file.Head().Hypervisor != string(config.Xen) {
+		return ""
+	}
+	kept, err := keptIn(file)
+	if err != nil {
+		return "NOT RESTORABLE: " + err.Error()
+	}
+	return kept.String()
 }
 
 func verifyFileCommand(f *common) *cobra.Command {
@@ -115,6 +135,11 @@ func verifyFileCommand(f *common) *cobra.Command {
 				}
 				if errors.Is(err, status.ErrNoDaemon) {
 					err = fmt.Errorf("%w (the daemon reads the disks; --file-only looks at the file alone)", err)
+				}
+			}
+			if err == nil && r.Well() && head.Hypervisor == string(config.Xen) {
+				if _, bad := keptIn(file); bad != nil {
+					r.Damages = append(r.Damages, host.FileDamage{Error: bad.Error()})
 				}
 			}
 			if err = errors.Join(err, file.Close()); err != nil {

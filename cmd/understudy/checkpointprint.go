@@ -60,11 +60,14 @@ func less(file, image uint64) string {
 	return fmt.Sprintf(" (%.1f%% smaller)", 100*(1-float64(file)/float64(image)))
 }
 
-func printInfo(w io.Writer, i checkpoint.Info) error {
+func printInfo(w io.Writer, i inspected) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	p := func(format string, a ...any) { _, _ = fmt.Fprintf(t, format, a...) } // Flush tells errors
 	p("checkpoint\tof guest %s on %s, generation %d, %s\n", plain(i.Guest), plain(i.Hypervisor), i.Generation, i.Created.Format(time.RFC3339))
 	p("  file\t%s, id %s, version %d\n", i.Path, i.ID, i.Version)
+	if i.Machine != "" {
+		p("  machine\t%s\n", plain(i.Machine))
+	}
 	p("  size\t%s for %s of memory%s\n", size(i.FileBytes), size(i.ImageBytes), less(i.FileBytes, i.ImageBytes))
 	p("  made of\tpages %s, index %s, machine %s, devices %s, disks %s\n",
 		size(i.RecordBytes), size(i.IndexBytes), size(i.MachineBytes), size(i.DeviceBytes), size(i.DiskBytes))

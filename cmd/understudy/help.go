@@ -106,8 +106,13 @@ the disk blocks that it refers to, each compared by its fingerprint.`,
 	},
 	"checkpoint restore": {example: "  understudy stop web && understudy checkpoint restore web before-upgrade.ckpt"},
 	"checkpoint remove":  {example: "  understudy checkpoint remove before-upgrade.ckpt"},
-	"demo":               {example: "  understudy demo --guest sim\n  understudy demo --repeat 50 --seed 7"},
-	"selftest":           {example: "  understudy selftest"},
+	"checkpoint export":  {example: "  understudy checkpoint export web.ckpt --xl web.save && xl restore web.save"},
+	"checkpoint import": {
+		example: `  xl save web web.save && understudy checkpoint import web.save web.ckpt --disk /srv/web.img
+  understudy checkpoint import web.save web.ckpt --guest web && understudy checkpoint restore web web.ckpt`,
+	},
+	"demo":     {example: "  understudy demo --guest sim\n  understudy demo --repeat 50 --seed 7"},
+	"selftest": {example: "  understudy selftest"},
 }
 
 // explain gives the commands beneath root their texts; what a command says

@@ -12,6 +12,8 @@ package main
 //	isjson                      the last output is one JSON value and nothing else
 //	nobody PROGRAM ARG…         runs a program without any rights
 //	checkpointfile FILE         makes a checkpoint file of a guest "lonely"
+//	xlsave FILE pvh|pv DISK     makes what xl save would, and the domain's disk
+//	xlconfig CONFIG DISK MEMORY makes a configuration with a Xen guest "web"
 //	damage FILE OFFSET          turns a byte of a file over
 //	struck HOST                 a strike starts that host's daemon again: it is ended, too
 //	abort FILE                  gives up the drill that FILE names, and waits for its end
@@ -73,7 +75,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"exits": exits, "isjson": isJSON, "nobody": nobody, "pair": all.command,
-			"checkpointfile": checkpointFile, "damage": damage, "tokens": tokensFile, "abort": abort, "struck": struck,
+			"checkpointfile": checkpointFile, "damage": damage, "xlsave": xlSave, "xlconfig": xlConfig, "tokens": tokensFile, "abort": abort, "struck": struck,
 		},
 	})
 }

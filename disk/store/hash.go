@@ -82,6 +82,12 @@ func (f *File) HashChunks(first uint64, dst []epoch.Hash) error {
 	return nil
 }
 
+// NextData returns the first sector from this one on that is not in a hole of the
+// file, as far as the system says; Sectors if there is none.
+func (f *File) NextData(sector uint64) uint64 {
+	return min(f.sectors, max(sector, uint64(f.nextData(int64(sector*epoch.SectorSize)))/epoch.SectorSize))
+}
+
 // nextData returns where data begins at or after offset (lseek(2), SEEK_DATA);
 // offset itself where the system does not say.
 func (f *File) nextData(offset int64) int64 {

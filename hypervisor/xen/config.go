@@ -90,7 +90,10 @@ type shape struct {
 	Append string `json:"append,omitempty"`
 }
 
-// shape reads the boot files, to know them by their content.
+// Shape returns what both hosts have to agree on, as Spec.Config has it. It reads the
+// boot files, to know them by their content.
+func (c *Config) Shape() (json.RawMessage, error) { return c.shape() }
+
 func (c *Config) shape() (json.RawMessage, error) {
 	s := shape{Type: c.Type, Memory: c.Memory, VCPUs: c.VCPUs, Append: c.Append}
 	for _, one := range []struct {
@@ -119,6 +122,10 @@ func (c *Config) shape() (json.RawMessage, error) {
 // of this UUID that is no guest yet. Nothing follows from a domain's end: we decide
 // what does.
 func (c *Config) toolstack(suffix string, id [16]byte) ([]byte, error) {
+	return json.Marshal(c.domain(id, c.Domain+suffix+hex.EncodeToString(id[14:])))
+}
+
+func (c *Config) domain(id [16]byte, name string) map[string]any {
 	processors := make([]int, c.VCPUs)
 	for i := range processors {
 		processors[i] = i
@@ -130,10 +137,10 @@ func (c *Config) toolstack(suffix string, id [16]byte) ([]byte, error) {
 	if c.Initrd != "" {
 		build["ramdisk"] = c.Initrd
 	}
-	return json.Marshal(map[string]any{
-		"c_info": map[string]any{"type": c.Type, "name": c.Domain + suffix + hex.EncodeToString(id[14:]), "uuid": uuidText(id)}, "b_info": build,
+	return map[string]any{
+		"c_info": map[string]any{"type": c.Type, "name": name, "uuid": uuidText(id)}, "b_info": build,
 		"on_poweroff": "preserve", "on_reboot": "preserve", "on_crash": "preserve", "on_watchdog": "preserve",
-	})
+	}
 }
 
 // A UUID of ours begins with six bytes that are the domain's name's, and is of

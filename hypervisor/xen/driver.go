@@ -69,6 +69,7 @@ type Driver struct {
 var (
 	_ hypervisor.Driver   = (*Driver)(nil)
 	_ hypervisor.Leftover = (*Driver)(nil)
+	_ hypervisor.Whole    = (*Driver)(nil)
 )
 
 // NewDriver returns a driver for the configured guest. It makes nothing.
@@ -84,6 +85,9 @@ func NewDriver(cfg Config, host Host, log *slog.Logger) (*Driver, error) {
 	}
 	return &Driver{cfg: cfg, host: host, log: log.With("guest", cfg.Name)}, nil
 }
+
+// Whole says that a domain has all of its memory before it runs.
+func (*Driver) Whole() {}
 
 // Start boots the guest from nothing. A domain of its name that is not ours is in
 // the way.

@@ -22,6 +22,9 @@ type Spec struct {
 	Memory []Run `json:"memory"`
 	// Config is the domain's configuration in libxl's JSON.
 	Config json.RawMessage `json:"config"`
+	// Toolstack is the configuration that `xl save` had put before the stream that
+	// this was made of, in libxl's JSON; without: it was not made of one.
+	Toolstack json.RawMessage `json:"toolstack,omitempty"`
 }
 
 const (
@@ -58,6 +61,18 @@ func ParseSpec(from hypervisor.Spec) (*Spec, *Frames, error) {
 }
 
 func parseSpec(from hypervisor.Spec) (*Spec, *Frames, error) {
+	s, frames, err := decodeSpec(from)
+	if err == nil {
+		_, err = ParseHead(s.Head)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	return s, frames, nil
+}
+
+// decodeSpec leaves the head to be looked at.
+func decodeSpec(from hypervisor.Spec) (*Spec, *Frames, error) {
 	if len(from.Machine) > hypervisor.MaxSpec {
 		return nil, nil, fmt.Errorf("%d bytes, at most %d are allowed", len(from.Machine), hypervisor.MaxSpec)
 	}
@@ -76,8 +91,8 @@ func parseSpec(from hypervisor.Spec) (*Spec, *Frames, error) {
 	if len(s.Config) == 0 || len(s.Config) > maxConfig || s.Config[0] != '{' {
 		return nil, nil, fmt.Errorf("a configuration of %d bytes", len(s.Config))
 	}
-	if _, err := ParseHead(s.Head); err != nil {
-		return nil, nil, err
+	if n := len(s.Toolstack); n > maxConfig || n > 0 && s.Toolstack[0] != '{' {
+		return nil, nil, fmt.Errorf("a configuration of %d bytes for the toolstack", n)
 	}
 	frames, err := NewFrames(s.Memory)
 	if err != nil {

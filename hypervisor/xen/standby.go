@@ -13,6 +13,7 @@ package xen
 // (State.Transient) is kept as it was committed, for the next attempt.
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -83,7 +84,20 @@ func NewStandby(ctx context.Context, name string, maker Maker, from hypervisor.S
 	if s.waiting, err = s.make(ctx); err != nil {
 		return nil, fmt.Errorf("stand by for guest %q: %w", name, err)
 	}
+	wipe(s.memory())
 	return s, nil
+}
+
+// wipe makes an image zero, as every standby's is at first: a hypervisor that is
+// told not to scrub memory, or scrubs it with a pattern, gives what is not. Pages
+// that are zero are not written.
+func wipe(memory []byte) {
+	var zero [epoch.PageSize]byte
+	for ; len(memory) > 0; memory = memory[epoch.PageSize:] {
+		if page := memory[:epoch.PageSize]; !bytes.Equal(page, zero[:]) {
+			clear(page)
+		}
+	}
 }
 
 func (s *Standby) make(ctx context.Context) (Waiting, error) {

@@ -21,6 +21,7 @@ type workshop struct {
 	guest     error // of the next Guest
 	named     int
 	discarded int
+	litter    bool // memory comes as somebody has left it
 }
 
 type waitingFake struct {
@@ -39,6 +40,9 @@ func (w *workshop) Make(_ context.Context, spec *Spec, frames *Frames) (Waiting,
 		return nil, errors.New("the spec is not whole")
 	}
 	made := &waitingFake{shop: w, memory: make([]byte, 64*epoch.PageSize)}
+	if w.litter {
+		copy(made.memory, bytes.Repeat([]byte{0xc2}, 40*epoch.PageSize))
+	}
 	w.made = append(w.made, made)
 	return made, nil
 }

@@ -63,38 +63,61 @@ func ParseHead(head []byte) (stream.Domain, error) {
 }
 
 func parseHead(head []byte) (stream.Domain, error) {
-	var none stream.Domain
+	s, err := parseStatic(head)
+	switch d := s.domain; {
+	case err != nil:
+		return stream.Domain{}, err
+	case d.Type == stream.PV:
+		return stream.Domain{}, errors.New("it is a PV domain, which nothing here can stand by for: write it out for xl restore (understudy checkpoint export)")
+	case d.Version != 3 || s.policies == 0:
+		return stream.Domain{}, fmt.Errorf("a domain of format %d, %d records of policies: want one of format 3 with its CPU policy", d.Version, s.policies)
+	default:
+		return d, nil
+	}
+}
+
+// static is what a head says.
+type static struct {
+	domain   stream.Domain
+	policies int
+	pages    uint64 // of a PV domain
+}
+
+// parseStatic reads the head of any domain's stream. A PV domain's ends with
+// X86_PV_P2M_FRAMES.
+func parseStatic(head []byte) (s static, err error) {
 	if len(head) > MaxHead {
-		return none, fmt.Errorf("%d bytes, at most %d are allowed", len(head), MaxHead)
+		return s, fmt.Errorf("%d bytes, at most %d are allowed", len(head), MaxHead)
 	}
 	in := bytes.NewReader(head)
 	r, err := stream.NewReader(in)
 	if err != nil {
-		return none, err
+		return s, err
 	}
-	seen := 0
-	for {
+	for done := false; !done; {
 		rec, err := r.Next()
 		if err != nil {
-			return none, err
+			return s, err
 		}
-		switch rec.(type) {
-		case stream.Domain, stream.CPUIDPolicy, stream.MSRPolicy:
-			seen++
-			continue
+		switch rec := rec.(type) {
+		case stream.Domain, stream.PVInfo:
+		case stream.CPUIDPolicy, stream.MSRPolicy:
+			s.policies++
 		case stream.StaticDataEnd:
+			done = r.Domain().Type == stream.HVM
+		case stream.P2MFrames:
+			if rec.Start != 0 {
+				return s, fmt.Errorf("its pages begin with page %d", rec.Start)
+			}
+			s.pages, done = uint64(rec.End)+1, true
 		default:
-			return none, fmt.Errorf("it has a record that is no static data (%T)", rec)
+			return s, fmt.Errorf("it has a record that is no static data (%T)", rec)
 		}
-		d := r.Domain()
-		switch {
-		case in.Len() != 0:
-			return none, fmt.Errorf("%d bytes follow it", in.Len())
-		case d.Type != stream.HVM || d.Version != 3 || seen < 2:
-			return none, fmt.Errorf("a domain of type %s, format %d, %d records: want a PVH or HVM domain with its CPU policy", d.Type, d.Version, seen)
-		}
-		return d, nil
 	}
+	if s.domain = r.Domain(); in.Len() != 0 {
+		return s, fmt.Errorf("%d bytes follow it", in.Len())
+	}
+	return s, nil
 }
 
 // State is what of a PVH or HVM domain is not memory, at one instant.

@@ -347,7 +347,7 @@ func TestAForeignHeadIsRefused(t *testing.T) {
 	}
 	var pv bytes.Buffer
 	w, _ := stream.NewWriter(&pv)
-	for _, rec := range []stream.Record{stream.Domain{Version: 3, Type: stream.PV}, stream.PVInfo{Width: 8, Levels: 4}, stream.StaticDataEnd{}} {
+	for _, rec := range []stream.Record{stream.Domain{Version: 3, Type: stream.PV}, stream.PVInfo{Width: 8, Levels: 4}, stream.StaticDataEnd{}, stream.P2MFrames{End: 511, Frames: []uint64{7}}} {
 		if err := w.Write(rec); err != nil {
 			t.Fatal(err)
 		}
@@ -359,7 +359,7 @@ func TestAForeignHeadIsRefused(t *testing.T) {
 	}{
 		{"more", append(bytes.Clone(h), 0), "1 bytes follow it"},
 		{"large", make([]byte, MaxHead+1), "at most"},
-		{"PV", pv.Bytes(), "no static data"},
+		{"PV", pv.Bytes(), "it is a PV domain"},
 	} {
 		if _, err := ParseHead(c.head); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: error %v, want %q", c.name, err, c.want)

@@ -38,6 +38,10 @@ type order struct {
 // whole is what a domain cannot do without.
 type whole struct{ context, shared, vcpu bool }
 
+// tailOf is the order behind the static data of a domain, and behind a PV domain's
+// P2MFrames.
+func tailOf(d Domain) order { return order{at: memory, domain: d, frames: d.Type == PV} }
+
 // level says at which level the next record is.
 func (o *order) level() Level {
 	if o.at == static || o.at == memory {
@@ -114,6 +118,9 @@ func (o *order) takeLibxc(rec Record) error {
 	case P2MFrames:
 		if err := o.isOf(PV); err != nil {
 			return err
+		}
+		if o.pv == (PVInfo{}) {
+			return errors.New("it comes behind what it belongs to")
 		}
 		o.frames = true
 		return r.check(o.pv.Width)

@@ -41,7 +41,7 @@ func NewLibxcReader(in io.Reader) *Reader { return &Reader{in: in, order: order{
 // NewTailReader returns a Reader for the end of a libxl stream: what follows the
 // memory of the domain that d describes.
 func NewTailReader(in io.Reader, d Domain) *Reader {
-	return &Reader{in: in, order: order{at: memory, domain: d}}
+	return &Reader{in: in, order: tailOf(d)}
 }
 
 // Domain returns what the stream said of its domain, the zero Domain before it did.

@@ -95,13 +95,18 @@ func (p PFN) Number() uint64 { return uint64(p) & (MaxPFN - 1) }
 func (p PFN) Type() PageType { return PageType(p >> 60) }
 
 // HasData reports whether the page's content is in the stream.
-func (p PFN) HasData() bool { return p.Type() < PageBroken }
+func (p PFN) HasData() bool { return p.Type().Content() }
+
+// Content reports whether pages of the type have content.
+func (t PageType) Content() bool { return t < PageBroken }
 
 // valid reports whether Xen knows the page's type, and nothing else is said of it.
 func (p PFN) valid() bool {
-	t := p.Type()
-	return uint64(p)>>52&0xff == 0 && (t <= PageTable4 || t > PagePinned)
+	return uint64(p)>>52&0xff == 0 && p.Type().Valid()
 }
+
+// Valid reports whether Xen knows the type.
+func (t PageType) Valid() bool { return t <= PageTable4 || t > PagePinned && t <= PageNone }
 
 // State of the domain at the end of a checkpoint, or of the whole stream.
 type (

@@ -31,7 +31,7 @@ func NewLibxcWriter(out io.Writer) *Writer { return &Writer{out: out, order: ord
 // NewTailWriter returns a Writer for the end of a libxl stream: what follows the
 // memory of the domain that d describes.
 func NewTailWriter(out io.Writer, d Domain) *Writer {
-	return &Writer{out: out, order: order{at: memory, domain: d}}
+	return &Writer{out: out, order: tailOf(d)}
 }
 
 // Write writes a record. It refuses one that cannot be the next, with nothing of
