@@ -84,7 +84,7 @@ func take(data []byte) (*Saved, image, hypervisor.Spec, []byte, error) {
 	fail := func(err error) (*Saved, image, hypervisor.Spec, []byte, error) {
 		return nil, nil, hypervisor.Spec{}, nil, err
 	}
-	s, err := OpenSaved(bytes.NewReader(data), uint64(len(data)/8))
+	s, err := OpenSaved(bytes.NewReader(data), uint64(len(data)/8)+4096) // not every page is named here
 	if err != nil {
 		return fail(err)
 	}
