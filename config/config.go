@@ -93,8 +93,13 @@ const (
 	Sim Hypervisor = "sim"
 )
 
-// TypePVH is a Xen domain without a device model, whose kernel is started directly.
-const TypePVH = "pvh"
+// How Xen virtualises a guest.
+const (
+	// TypePVH is a Xen domain without a device model, whose kernel is started directly.
+	TypePVH = "pvh"
+	// TypeHVM is a PC, whose firmware starts the kernel.
+	TypeHVM = "hvm"
+)
 
 // Guest is one protected virtual machine.
 type Guest struct {
@@ -121,7 +126,7 @@ type Guest struct {
 	// Protection is how the guest is protected.
 	Protection Protection `toml:"protection"`
 
-	// Type is how Xen virtualises the guest: TypePVH.
+	// Type is how Xen virtualises the guest: TypePVH, TypeHVM.
 	Type string `toml:"type"`
 
 	// What follows is for QEMU only, but for Kernel, Initrd, Append and Disks.

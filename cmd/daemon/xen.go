@@ -15,6 +15,7 @@ import (
 	"understudy/host"
 	"understudy/hypervisor"
 	"understudy/hypervisor/qemu"
+	"understudy/hypervisor/qemu/qmp"
 	"understudy/hypervisor/xen"
 	"understudy/hypervisor/xen/xenctl"
 )
@@ -36,7 +37,7 @@ func newXen(o Options, self config.Host, g config.Guest, record recorder) (_ hyp
 			err = errors.Join(err, disks.Close())
 		}
 	}()
-	h, err := xenctl.OpenHost(context.Background())
+	h, err := xenctl.OpenHost(context.Background(), deviceModel)
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -47,6 +48,15 @@ func newXen(o Options, self config.Host, g config.Guest, record recorder) (_ hyp
 		return nil, nil, nil, errors.Join(err, h.Close())
 	}
 	return driver, onXen{gate, h}, disks, nil
+}
+
+// deviceModel connects to a QEMU that is an HVM domain's device model.
+func deviceModel(ctx context.Context, path string) (xen.Monitor, error) {
+	c, err := qmp.Dial(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
 }
 
 // onXen is a guest's gate, which is closed when nobody needs the guest's driver any
@@ -75,7 +85,7 @@ func checkXen(ctx context.Context, r *qemu.Report, g config.Guest) {
 		r.Checks = append(r.Checks, c)
 		return err == nil
 	}
-	h, err := xenctl.OpenHost(ctx)
+	h, err := xenctl.OpenHost(ctx, deviceModel)
 	if !add("Xen", err, "this is its first domain", "boot Xen, start xenstored and xenconsoled, and run this as root of the first domain") {
 		return
 	}

@@ -93,7 +93,7 @@ func (y *try) outside() *xenOutside {
 
 func (y *try) driver(domain string, outside xen.Devices) *xen.Driver {
 	y.t.Helper()
-	h, err := xenctl.OpenHost(y.ctx)
+	h, err := xenctl.OpenHost(y.ctx, deviceModel)
 	y.must(err)
 	y.t.Cleanup(func() { _ = h.Close() })
 	d, err := xen.NewDriver(xen.Config{Name: "try", Domain: domain, Type: xen.PVH, Memory: 128 << 20, VCPUs: 1, Kernel: *xenKernel, Initrd: *xenInitrd,

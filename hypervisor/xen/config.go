@@ -21,9 +21,15 @@ import (
 // Type is how a domain is virtualised.
 type Type string
 
-// PVH is a domain without a device model: its kernel is started directly, and has
-// Xen's drivers.
-const PVH Type = "pvh"
+// The types that can be protected continuously. The kernel of either has Xen's
+// drivers, for its disks, its network devices, and to suspend.
+const (
+	// PVH is a domain without a device model: its kernel is started directly.
+	PVH Type = "pvh"
+	// HVM is a PC, whose firmware starts the kernel. Its device model has neither a
+	// screen nor a device that writes to memory by itself.
+	HVM Type = "hvm"
+)
 
 // Config says what domain a Driver makes.
 type Config struct {
@@ -62,14 +68,14 @@ func (c *Config) validate() error {
 		return refuse(fmt.Sprintf("%.80q is no name of a domain", c.Domain), "use letters, digits, dashes")
 	case c.Type == "pv":
 		return refuse("a PV domain's writes cannot be logged: Debian's Xen has no shadow paging", "make it PVH; PV domains can be saved to checkpoint files only")
-	case c.Type != PVH:
-		return refuse(fmt.Sprintf("domains of type %.20q are not supported", c.Type), "make it "+string(PVH))
+	case c.Type != PVH && c.Type != HVM:
+		return refuse(fmt.Sprintf("domains of type %.20q are not supported", c.Type), fmt.Sprintf("make it %s or %s", PVH, HVM))
 	case c.Memory%epoch.PageSize != 0 || c.Memory < minMemory || c.Memory > maxMemory:
 		return refuse(fmt.Sprintf("%d bytes of memory", c.Memory), fmt.Sprintf("give it whole pages, %d MiB to %d GiB", minMemory>>20, maxMemory>>30))
 	case c.VCPUs < 1 || c.VCPUs > maxVCPUs:
 		return refuse(fmt.Sprintf("%d processors", c.VCPUs), fmt.Sprintf("give it 1 to %d", maxVCPUs))
 	case c.Kernel == "":
-		return refuse("a PVH domain without a kernel", "say which kernel it boots")
+		return refuse("a domain without a kernel", "say which kernel it boots")
 	}
 	return nil
 }
@@ -132,7 +138,7 @@ func (c *Config) domain(id [16]byte, name string) map[string]any {
 	}
 	build := map[string]any{
 		"max_vcpus": c.VCPUs, "avail_vcpus": processors, "max_memkb": c.Memory >> 10, "target_memkb": c.Memory >> 10,
-		"kernel": c.Kernel, "cmdline": c.Append, "type." + string(c.Type): map[string]any{},
+		"kernel": c.Kernel, "cmdline": c.Append, "type." + string(c.Type): machines[c.Type],
 	}
 	if c.Initrd != "" {
 		build["ramdisk"] = c.Initrd
@@ -141,6 +147,12 @@ func (c *Config) domain(id [16]byte, name string) map[string]any {
 		"c_info": map[string]any{"type": c.Type, "name": name, "uuid": uuidText(id)}, "b_info": build,
 		"on_poweroff": "preserve", "on_reboot": "preserve", "on_crash": "preserve", "on_watchdog": "preserve",
 	}
+}
+
+// machines are libxl's settings of what only domains of one type have.
+var machines = map[Type]map[string]any{
+	PVH: {},
+	HVM: {"vga": map[string]any{"kind": "none"}, "vnc": map[string]any{"enable": "False"}, "vkb_device": "False"},
 }
 
 // A UUID of ours begins with six bytes that are the domain's name's, and is of

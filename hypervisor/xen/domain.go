@@ -50,16 +50,23 @@ type Domain interface {
 	Memory() []byte
 	// Plot is what the back ends of its devices need, but for the frames.
 	Plot() Plot
+	// Still is called when the domain has suspended, or was found so. When it has
+	// returned, its device model writes nothing to its memory until Resume. That of a
+	// domain that is paused, and did not suspend, may have a request to answer, for
+	// which a processor of the domain waits.
+	Still(ctx context.Context) error
 	// Clean returns a bit for each frame that was written since it was called last,
 	// valid until the next call.
 	Clean() ([]uint64, error)
+	// Limit bounds the pages that the domain may have, from here on.
+	Limit(pages uint64) error
 	// Written calls yield with each frame that somebody has mapped for writing, of
 	// which Clean tells only when that ends.
 	Written(yield func(frame uint64) bool) error
 	// State fills s in with what is not memory, using its memory again. The domain
 	// stands still.
 	State(ctx context.Context, s *State) error
-	// Resume lets a domain go on that has suspended.
+	// Resume lets a domain go on that has suspended, and its device model.
 	Resume(ctx context.Context) error
 	// Await returns when something has happened to the domain, or ctx has ended.
 	// It may return for nothing.

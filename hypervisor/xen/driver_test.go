@@ -220,8 +220,18 @@ func TestConfigOfADomain(t *testing.T) {
 			t.Errorf("the toolstack is told %s, want %s in it", text, want)
 		}
 	}
+	pc := c
+	pc.Type = HVM
+	text, err = pc.toolstack(suffixNew, newUUID("web"))
+	must(t, err)
+	for _, want := range []string{`"type":"hvm"`, `"type.hvm":{`, `"vga":{"kind":"none"}`, `"vnc":{"enable":"False"}`} {
+		if !bytes.Contains(text, []byte(want)) {
+			t.Errorf("the toolstack is told %s, want %s in it", text, want)
+		}
+	}
+	must(t, pc.validate())
 	for name, change := range map[string]func(*Config){
-		"PV": func(c *Config) { c.Type = "pv" }, "type": func(c *Config) { c.Type = "hvm" }, "name": func(c *Config) { c.Name = "a/b" },
+		"PV": func(c *Config) { c.Type = "pv" }, "type": func(c *Config) { c.Type = "arm" }, "name": func(c *Config) { c.Name = "a/b" },
 		"memory": func(c *Config) { c.Memory++ }, "processors": func(c *Config) { c.VCPUs = 0 }, "kernel": func(c *Config) { c.Kernel = "" },
 	} {
 		bad := testConfig(t)

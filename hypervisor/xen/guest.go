@@ -27,9 +27,10 @@ import (
 
 var errNotThere = fs.ErrNotExist
 
-// ErrShape says that the domain's memory is not what its image was made of: it was
-// ballooned, or its toolstack gave or took memory. A new Guest has to be made.
-var ErrShape = errors.New("the domain's memory has another shape than at the start: it was ballooned")
+// ErrShape says that the domain has memory that is no part of its image, or not as
+// it is mapped here: its toolstack gave it more, or gave back what a balloon had
+// taken. Nothing can be made of such a domain any more, and its devices would miss it.
+var ErrShape = errors.New("the domain was given memory (xl mem-set, xl mem-max), which its devices and checkpoints cannot see: give memory to a guest by its configuration")
 
 // Patience is how long a guest that has begun to suspend may take to, before it is
 // given up.
@@ -49,7 +50,9 @@ type Guest struct {
 	ask     Asker
 	plugged Plugged
 	rings   []uint64
-	pages   uint64 // of the domain, by its Info
+
+	sizing sync.Mutex
+	pages  uint64 // of the domain, by its Info
 
 	stop   context.CancelFunc
 	heard  sync.WaitGroup
@@ -123,6 +126,9 @@ func NewGuest(c GuestConfig) (*Guest, error) {
 	case uint64(len(c.Domain.Memory())) != frames.Pages()*epoch.PageSize:
 		return nil, fmt.Errorf("guest %q: %d bytes of memory are mapped, it has %d pages", c.Name, len(c.Domain.Memory()), frames.Pages())
 	}
+	if err := c.Domain.Limit(info.Pages); err != nil {
+		return nil, fmt.Errorf("guest %q: %w", c.Name, err)
+	}
 	if c.Plugged == nil {
 		c.Plugged = plugs(nil)
 	}
@@ -133,7 +139,15 @@ func NewGuest(c GuestConfig) (*Guest, error) {
 		stop: stop, events: make(chan hypervisor.Event, 16), changed: make(chan struct{}),
 	}
 	g.asking.Store(true)
-	if info.Paused || info.Shutdown && info.Reason == ReasonSuspend {
+	suspended := info.Shutdown && info.Reason == ReasonSuspend
+	if suspended {
+		err = c.Domain.Still(ctx)
+	}
+	if err != nil {
+		stop()
+		return nil, fmt.Errorf("guest %q: %w", c.Name, err)
+	}
+	if suspended || info.Paused {
 		g.freeze()
 	}
 	g.heard.Go(func() { g.watch(ctx) })
@@ -289,7 +303,7 @@ func (g *Guest) await(ctx context.Context) error {
 	}
 }
 
-// shape makes sure that the image is still all of the domain's memory.
+// shape makes sure that the image has all of the domain's memory.
 func (g *Guest) shape() error {
 	g.swap.RLock()
 	defer g.swap.RUnlock()
@@ -300,10 +314,28 @@ func (g *Guest) shape() error {
 	if err == nil && info.Dying {
 		err = errGone
 	}
-	if err == nil && info.Pages != g.pages {
-		err = fmt.Errorf("%w: %d pages, it had %d", ErrShape, info.Pages, g.pages)
+	if err != nil {
+		return err
 	}
-	return err
+	return g.fits(info)
+}
+
+// fits compares the domain's size with that of its image. What a balloon takes stays
+// in the image as it was, since our mapping keeps it; the domain never gets it back,
+// for that would be other memory, of which the mapping knows nothing.
+func (g *Guest) fits(info Info) error {
+	g.sizing.Lock()
+	defer g.sizing.Unlock()
+	switch {
+	case info.Pages > g.pages:
+		return fmt.Errorf("%w: %d pages, it had %d", ErrShape, info.Pages, g.pages)
+	case info.Pages < g.pages:
+		if err := g.domain.Limit(info.Pages); err != nil {
+			return err
+		}
+		g.pages = info.Pages
+	}
+	return nil
 }
 
 // Resume lets the guest go on where it has suspended. One that has crashed begins
@@ -384,6 +416,12 @@ func (g *Guest) collect(set *epoch.PageSet) error {
 	words, err := g.domain.Clean()
 	if err != nil {
 		return err
+	}
+	// Of a domain that is being destroyed Xen says that nothing was written.
+	if info, err := g.domain.Info(); err != nil {
+		return err
+	} else if info.Dying {
+		return errGone
 	}
 	switch {
 	case !g.known:

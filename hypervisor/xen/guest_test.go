@@ -34,6 +34,9 @@ type fake struct {
 	asked   bool
 	late    bool // answers when the request is to be withdrawn
 	resumed int
+	limit   uint64
+	stilled int
+	stirs   error // of its device model
 	happens chan struct{}
 	closed  bool
 }
@@ -71,6 +74,20 @@ func (f *fake) suspend() {
 func (f *fake) Memory() []byte { return f.memory }
 
 func (f *fake) Plot() Plot { return Plot{Domain: f.info.Domain, Memory: f.memory} }
+
+func (f *fake) Still(context.Context) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.stilled++
+	return f.stirs
+}
+
+func (f *fake) Limit(pages uint64) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.limit = pages
+	return nil
+}
 
 func (f *fake) Clean() ([]uint64, error) {
 	if f.fails != nil {
@@ -243,15 +260,64 @@ func TestAGuestThatDoesNotAnswer(t *testing.T) {
 	must(t, g.Resume(t.Context()))
 }
 
+// What a balloon has taken stays in the image as it was, and is not given back; a
+// domain with more memory than its image is of no use any more.
 func TestADomainThatWasBallooned(t *testing.T) {
 	f := newFake()
 	g := newTestGuest(t, f)
+	if f.limit != f.info.Pages {
+		t.Errorf("it may have %d pages", f.limit)
+	}
 	must(t, g.Resume(t.Context()))
-	f.change(func(i *Info) { i.Pages-- })
+	f.change(func(i *Info) { i.Pages -= 4 })
+	must(t, g.Pause(t.Context()))
+	if before := newFake().info.Pages; f.limit != before-4 {
+		t.Errorf("it may have %d pages", f.limit)
+	}
+	must(t, g.Resume(t.Context()))
+	f.change(func(i *Info) { i.Pages++ })
+	if e := <-g.Events(); e.Kind != hypervisor.EventExited || !strings.Contains(e.Detail, "given memory") {
+		t.Errorf("event %v %q", e.Kind, e.Detail)
+	}
+	if err := g.Pause(t.Context()); !errors.Is(err, ErrShape) || g.Alive() == nil {
+		t.Errorf("error %v", err)
+	}
+
+	// It is seen only when it stands still.
+	f = newFake()
+	g = newTestGuest(t, f)
+	must(t, g.Resume(t.Context()))
+	f.mu.Lock()
+	f.info.Pages++
+	f.mu.Unlock()
 	if err := g.Pause(t.Context()); !errors.Is(err, ErrShape) {
 		t.Errorf("error %v", err)
 	}
-	must(t, g.Resume(t.Context())) // it is not left suspended
+}
+
+// A device model that cannot be stopped would write to an image that stands still.
+func TestADeviceModelThatIsGone(t *testing.T) {
+	f := newFake()
+	g := newTestGuest(t, f)
+	must(t, g.Resume(t.Context()))
+	must(t, g.Pause(t.Context()))
+	if f.stilled != 1 {
+		t.Errorf("it was stopped %d times", f.stilled)
+	}
+	must(t, g.Detach())
+	g = newTestGuest(t, f)
+	if f.stilled != 2 {
+		t.Errorf("it was found suspended, and stopped %d times", f.stilled)
+	}
+	must(t, g.Resume(t.Context()))
+	f.stirs = errors.New("no device model")
+	if err := g.Pause(t.Context()); !errors.Is(err, f.stirs) || g.Alive() == nil {
+		t.Errorf("error %v", err)
+	}
+	if e := <-g.Events(); e.Kind != hypervisor.EventExited {
+		t.Errorf("event %v %q", e.Kind, e.Detail)
+	}
+	must(t, g.Destroy())
 }
 
 // What others write to a domain that stands still does not change its image.
@@ -344,6 +410,9 @@ func TestWhatEndsADomain(t *testing.T) {
 			}
 			if f.asked {
 				t.Error("a domain that is over is asked to suspend")
+			}
+			if c.kind == hypervisor.EventExited && g.CollectDirty(epoch.NewPageSet(64)) == nil {
+				t.Error("its log is believed")
 			}
 			if g.Alive() == nil {
 				t.Error("it is alive")

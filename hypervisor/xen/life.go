@@ -91,18 +91,25 @@ func (g *Guest) examine(ctx context.Context) (event *hypervisor.Event, over bool
 	case restarting:
 		return g.renew(ctx, "it has crashed")
 	case info.Crashed || info.Shutdown && (info.Reason == ReasonCrash || info.Reason == ReasonWatchdog):
-		return g.halted(fateCrashed, hypervisor.EventPanic, fmt.Sprintf("the guest has crashed (reason %d)", info.Reason)), false
+		return g.halted(ctx, fateCrashed, hypervisor.EventPanic, fmt.Sprintf("the guest has crashed (reason %d)", info.Reason)), false
 	case !info.Shutdown:
 		if fate == fateForeign {
 			g.become(fateNone)
 		}
+		if err := g.fits(info); err != nil {
+			return g.broken(err)
+		}
 		return nil, false
 	case info.Reason == ReasonSuspend && g.asking.Load():
-		if !g.paused.Load() {
-			g.plugged.Stop()
-			g.freeze()
-			g.become(fateNone)
+		if g.paused.Load() {
+			return nil, false
 		}
+		g.plugged.Stop()
+		if err := g.domain.Still(ctx); err != nil {
+			return g.broken(err)
+		}
+		g.freeze()
+		g.become(fateNone)
 		return nil, false
 	case info.Reason == ReasonSuspend && fate == fateForeign:
 		return nil, false
@@ -114,9 +121,16 @@ func (g *Guest) examine(ctx context.Context) (event *hypervisor.Event, over bool
 		g.become(fateForeign)
 		return &hypervisor.Event{Kind: hypervisor.EventFault, Detail: "another program has suspended the domain (xl save, xl migrate)"}, false
 	case info.Reason == ReasonPowerOff:
-		return g.halted(fateOff, hypervisor.EventShutdown, "the guest has powered itself off"), false
+		return g.halted(ctx, fateOff, hypervisor.EventShutdown, "the guest has powered itself off"), false
 	}
 	return g.renew(ctx, fmt.Sprintf("it has rebooted (reason %d)", info.Reason))
+}
+
+// broken ends what can happen to a domain that is there and of no use: its devices
+// serve it no more, and its owner ends it.
+func (g *Guest) broken(why error) (event *hypervisor.Event, over bool) {
+	g.plugged.Stop()
+	return g.useless(hypervisor.EventExited, why), true
 }
 
 // restart has a guest that has crashed begin anew, and waits until it runs.
@@ -179,7 +193,10 @@ func (g *Guest) replace(ctx context.Context) error {
 	}
 	info, err := next.Domain.Info()
 	if err == nil && !next.Frames.Equal(g.frames) {
-		err = ErrShape
+		err = errors.New("the next domain's memory has another shape than its own: it was ballooned")
+	}
+	if err == nil {
+		err = next.Domain.Limit(info.Pages)
 	}
 	if err != nil {
 		return errors.Join(err, gone(next.Domain.Destroy()), next.Plugged.Unplug(), next.Domain.Close())
@@ -193,7 +210,7 @@ func (g *Guest) replace(ctx context.Context) error {
 }
 
 // halted notes that the guest stands still, and will not go on by itself.
-func (g *Guest) halted(f fate, kind hypervisor.EventKind, why string) *hypervisor.Event {
+func (g *Guest) halted(ctx context.Context, f fate, kind hypervisor.EventKind, why string) *hypervisor.Event {
 	g.mu.Lock()
 	told := g.fate == f
 	g.mu.Unlock()
@@ -201,6 +218,7 @@ func (g *Guest) halted(f fate, kind hypervisor.EventKind, why string) *hyperviso
 		return nil
 	}
 	g.plugged.Stop()
+	_ = g.domain.Still(ctx) // a device model that is gone shows when its state is saved
 	g.freeze()
 	g.become(f)
 	return &hypervisor.Event{Kind: kind, Detail: why}

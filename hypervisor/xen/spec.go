@@ -60,6 +60,19 @@ func ParseSpec(from hypervisor.Spec) (*Spec, *Frames, error) {
 	return s, frames, nil
 }
 
+// suits makes sure that a state is one of such a domain: libxl refuses another only
+// when it has made use of the rest.
+func (s *Spec) suits(state *State) error {
+	var c shape
+	if err := json.Unmarshal(s.Config, &c); err != nil {
+		return fmt.Errorf("the description of a Xen domain: %w", err)
+	}
+	if has := state.Emulator != nil; has != (c.Type == HVM) {
+		return fmt.Errorf("the state of a Xen domain of type %q, which has one of a device model: %v", c.Type, has)
+	}
+	return nil
+}
+
 func parseSpec(from hypervisor.Spec) (*Spec, *Frames, error) {
 	s, frames, err := decodeSpec(from)
 	if err == nil {

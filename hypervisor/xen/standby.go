@@ -188,6 +188,9 @@ func (s *Standby) load(ctx context.Context, tail []byte, missing hypervisor.Fill
 	if err != nil {
 		return err
 	}
+	if err := s.spec.suits(state); err != nil {
+		return err
+	}
 	if err := s.fetch(missing); err != nil {
 		return err
 	}

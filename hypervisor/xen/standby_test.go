@@ -103,6 +103,35 @@ func newTestStandby(t *testing.T, shop *workshop) *Standby {
 	return s
 }
 
+// The state of a device model belongs to domains that have one; nothing else is begun
+// with.
+func TestADeviceModelsStateIsOfItsDomain(t *testing.T) {
+	d, err := ParseHead(head(t))
+	must(t, err)
+	for kind, has := range map[Type]bool{PVH: false, HVM: true} {
+		shop := &workshop{}
+		packed, err := Spec{Head: head(t), Memory: fakeRuns, Config: []byte(`{"type":"` + string(kind) + `"}`)}.Pack()
+		must(t, err)
+		s, err := NewStandby(t.Context(), "web", shop, packed)
+		must(t, err)
+		plain, emulated := state(), state()
+		emulated.Emulator = []byte("QEVM")
+		right, wrong := plain, emulated
+		if has {
+			right, wrong = wrong, right
+		}
+		tail, err := wrong.AppendTail(nil, d)
+		must(t, err)
+		if err := s.Load(t.Context(), tail, nil); err == nil || !strings.Contains(err.Error(), "device model") {
+			t.Errorf("%s: error %v", kind, err)
+		}
+		tail, err = right.AppendTail(nil, d)
+		must(t, err)
+		must(t, s.Load(t.Context(), tail, nil))
+		must(t, s.Destroy())
+	}
+}
+
 func TestAStandbyTakesOver(t *testing.T) {
 	shop := &workshop{}
 	s := newTestStandby(t, shop)

@@ -17,8 +17,11 @@
 // A domain's frames lie apart: RAM from 0 on, RAM behind 4 GiB, a few pages for
 // Xen's own use below 4 GiB. Frames (frames.go) numbers those that have content,
 // in ascending order: that number is the page of the image. It is made once,
-// travels in the Spec, and is compared at every pause: a domain that has been
-// ballooned is one of another shape and gets a new standby.
+// travels in the Spec. The domain's size is compared at every pause, and every
+// second: what a balloon takes stays in the image, and the domain does not get it
+// back; a domain that was given memory is of no use any more, and goes on from its
+// last checkpoint. The firmware of an HVM domain makes memory of its own: it has done so
+// when the domain is handed out, paused (xenctl.Host.Create).
 //
 // # Capture
 //
@@ -40,6 +43,11 @@
 // destroys it. A guest that does not answer is asked to forget the request, in a
 // transaction, since it may answer at that very moment.
 //
+// An HVM domain has a device model besides, QEMU (emulator.go). It is stopped when the
+// domain has suspended, and let go on with it. What it writes to the domain's memory
+// it reports to Xen's log, once it is told to. It has no screen, and no device that
+// reads or writes memory by itself.
+//
 // # Standby
 //
 // Nothing of libxc's restore can undo what it has begun: it applies a
@@ -58,6 +66,9 @@
 // tail is left, which has been parsed and found whole when it came:
 //
 //	TSC_INFO, HVM_PARAMS, HVM_CONTEXT, END, EMULATOR_CONTEXT, END
+//
+// The toolstack starts an HVM domain's device model when it has read all of that:
+// such a takeover takes as long longer.
 //
 // If the restore fails at that, libxl destroys its domain, and not the image:
 // frames that are mapped outlive their domain. The next attempt is given a new

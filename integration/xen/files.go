@@ -162,7 +162,7 @@ func configure(dir string, o options) (*config.Config, error) {
 		c.Hosts = append(c.Hosts, h)
 	}
 	g := config.Guest{
-		Name: guestName, Host: hostA, Backup: hostB, Hypervisor: config.Xen, Type: config.TypePVH, Memory: 96 * config.MiB, CPUs: 1,
+		Name: guestName, Host: hostA, Backup: hostB, Hypervisor: config.Xen, Type: o.kind, Memory: 96 * config.MiB, CPUs: 1,
 		Kernel: share + "/vmlinuz", Initrd: share + "/initrd", Append: "console=hvc0 quiet rdinit=/counting",
 	}
 	if o.guest == linux {
@@ -170,6 +170,9 @@ func configure(dir string, o options) (*config.Config, error) {
 		g.Append = guest.Boot{Address: guestAddress, Disk: guest.Disk{Device: "/dev/xvda", Dir: guest.DataDir}, Extra: "console=hvc0"}.CommandLine()
 		g.Disks = []config.Disk{{Path: kept + "/" + guestDisk, Mode: config.Replicated, Size: guestDiskSize}}
 		g.NICs = []config.NIC{{MAC: config.MAC{0x52, 0x54, 0, 0x77, 0, 0x20}, Bridge: "br0"}}
+	}
+	if o.kind == config.TypeHVM {
+		g.Memory += 64 * config.MiB // what starts its kernel needs room
 	}
 	c.Guests = []config.Guest{g}
 	path := filepath.Join(dir, "understudy.toml")

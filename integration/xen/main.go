@@ -1,5 +1,5 @@
 // Command xen tries the engine on real Xen hosts: two of them in QEMU's emulation,
-// with a witness beside them, and a PVH guest that is protected from one to the
+// with a witness beside them, and a PVH or HVM guest that is protected from one to the
 // other. It tells what it does and how long each step took; its exit status is 0
 // only if every check held.
 //
@@ -32,6 +32,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"understudy/config"
 	"understudy/guest/image"
 )
 
@@ -42,6 +43,7 @@ type options struct {
 	images string
 	logs   string
 	guest  string
+	kind   string
 	boots  string
 	lease  time.Duration
 	limit  time.Duration
@@ -60,6 +62,7 @@ func main() {
 	flag.StringVar(&o.images, "image", "build/xen", "where the Xen host's image is, or is made (make xen-dom0)")
 	flag.StringVar(&o.logs, "logs", "build/xen-logs", "where the hosts' logs are left if a check fails")
 	flag.StringVar(&o.guest, "guest", linux, "which guest: \"linux\", with a disk and a TCP connection that has to live on, or \"counting\", without devices, which is tried once and in one direction")
+	flag.StringVar(&o.kind, "type", config.TypePVH, "the type of its domain: \"pvh\" or \"hvm\"")
 	flag.StringVar(&o.boots, "guest-files", "build/guest", "where the guest's vmlinuz and initrd are (make guest)")
 	flag.DurationVar(&o.lease, "lease", time.Second, "the owner's lease; a busy machine needs a longer one")
 	flag.DurationVar(&o.limit, "limit", 20*time.Minute, "the boot, and each round, ends after that")

@@ -230,6 +230,24 @@ func (c *Control) Params(domain uint32, dst []stream.HVMParam) ([]stream.HVMPara
 	return dst, nil
 }
 
+// Limit bounds the pages that a domain may have: xc_domain_setmaxmem.
+func (c *Control) Limit(domain uint32, pages uint64) error {
+	if rc, err := C.xc_domain_setmaxmem(c.xch, C.uint32_t(domain), C.uint64_t(pages*epoch.PageSize>>10)); rc < 0 {
+		return c.words.failed(fmt.Sprintf("allow no more than %d pages", pages), domain, err)
+	}
+	return nil
+}
+
+// LaidOut reports whether the firmware of an HVM domain has made all the memory that
+// it makes: HVM_PARAM_VM86_TSS_SIZED is the last that hvmloader sets of it.
+func (c *Control) LaidOut(domain uint32) (bool, error) {
+	var value C.uint64_t
+	if rc, err := C.xc_hvm_param_get(c.xch, C.uint32_t(domain), C.HVM_PARAM_VM86_TSS_SIZED, &value); rc < 0 {
+		return false, c.words.failed("ask how far the firmware is", domain, err)
+	}
+	return value != 0, nil
+}
+
 // CallbackSet reports whether the guest has drivers that answer a request to
 // suspend: HVM_PARAM_CALLBACK_IRQ is set.
 func (c *Control) CallbackSet(domain uint32) (bool, error) {

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"understudy/hypervisor/xen"
 	"understudy/hypervisor/xen/xenstore"
@@ -18,7 +19,7 @@ import (
 type Domain struct {
 	host     *Host
 	number   uint32
-	emulator func(ctx context.Context, dst []byte) ([]byte, error)
+	emulator *xen.Emulator // nil: PVH
 
 	memory   *Mapping
 	log      *DirtyLog
@@ -30,15 +31,17 @@ type Domain struct {
 var _ xen.Domain = (*Domain)(nil)
 
 // take takes a domain on: its frames are mapped, and its writes are logged from
-// here on. emulator saves the state of its device model; nil for PVH. The mapping
-// stays the caller's if it fails.
-func (h *Host) take(ctx context.Context, number uint32, memory *Mapping, emulator func(ctx context.Context, dst []byte) ([]byte, error)) (_ *Domain, err error) {
-	d := &Domain{host: h, number: number, emulator: emulator}
+// here on, its device model's first. The mapping stays the caller's if it fails.
+func (h *Host) take(ctx context.Context, number uint32, memory *Mapping) (_ *Domain, err error) {
+	d := &Domain{host: h, number: number}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.Close())
 		}
 	}()
+	if d.emulator, err = h.emulator(ctx, number); err != nil {
+		return nil, err
+	}
 	if d.table, err = h.control.Grants(number); err != nil {
 		return nil, err
 	}
@@ -57,6 +60,33 @@ func (h *Host) take(ctx context.Context, number uint32, memory *Mapping, emulato
 	}
 	d.memory = memory
 	return d, nil
+}
+
+// The device model's connection that libxl makes for statistics, beside its own, and
+// where its state is put for a moment. /var/run is a tmpfs.
+const (
+	monitorPath  = "/var/run/xen/qmp-libxenstat-%d"
+	emulatorPath = "/var/run/xen"
+)
+
+// emulator takes a domain's device model on; nil: it has none.
+func (h *Host) emulator(ctx context.Context, number uint32) (*xen.Emulator, error) {
+	kind, err := h.store.Read(ctx, 0, fmt.Sprintf("/libxl/%d/type", number))
+	if err != nil {
+		return nil, fmt.Errorf("ask the toolstack for the type of domain %d: %w", number, err)
+	}
+	if kind != string(xen.HVM) {
+		return nil, nil
+	}
+	m, err := h.monitor(ctx, fmt.Sprintf(monitorPath, number))
+	if err != nil {
+		return nil, fmt.Errorf("the device model of domain %d: %w", number, err)
+	}
+	e, err := xen.NewEmulator(ctx, m, emulatorPath)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("the device model of domain %d: %w", number, err), m.Close())
+	}
+	return e, nil
 }
 
 // Info is Control.Info.
@@ -79,8 +109,19 @@ func (d *Domain) Plot() xen.Plot {
 	}
 }
 
+// Still is Emulator.Still.
+func (d *Domain) Still(ctx context.Context) error {
+	if d.emulator == nil {
+		return nil
+	}
+	return d.emulator.Still(ctx)
+}
+
 // Clean is DirtyLog.Clean.
 func (d *Domain) Clean() ([]uint64, error) { return d.log.Clean() }
+
+// Limit is Control.Limit.
+func (d *Domain) Limit(pages uint64) error { return d.host.control.Limit(d.number, pages) }
 
 // Written reads the grant table.
 func (d *Domain) Written(yield func(frame uint64) bool) error {
@@ -102,8 +143,8 @@ func (d *Domain) State(ctx context.Context, s *xen.State) (err error) {
 	if d.emulator == nil {
 		return nil
 	}
-	if s.Emulator, err = d.emulator(ctx, s.Emulator[:0]); err != nil {
-		return fmt.Errorf("save the state of domain %d's device model: %w", d.number, err)
+	if s.Emulator, err = d.emulator.AppendState(ctx, s.Emulator[:0]); err != nil {
+		return fmt.Errorf("domain %d: %w", d.number, err)
 	}
 	return nil
 }
@@ -132,6 +173,9 @@ func (d *Domain) Await(ctx context.Context) error { return d.channel.Wait(ctx, d
 // Destroy is Toolstack.Destroy.
 func (d *Domain) Destroy() error { return d.host.Destroy(d.number) }
 
+// monitorPatience bounds what is said to a device model at the end.
+const monitorPatience = 5 * time.Second
+
 // Close lets go of the domain. Its log ends.
 func (d *Domain) Close() error {
 	var errs []error
@@ -146,6 +190,11 @@ func (d *Domain) Close() error {
 	}
 	if d.table != nil {
 		errs = append(errs, d.table.Close())
+	}
+	if d.emulator != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), monitorPatience)
+		defer cancel()
+		errs = append(errs, d.emulator.Close(ctx))
 	}
 	if d.memory != nil {
 		errs = append(errs, d.memory.Close())

@@ -6,6 +6,7 @@ package xenctl
 // how long its steps take:
 //
 //	xenctl.test -test.v -test.run Driver -kernel FILE -initrd FILE
+//	xenctl.test -test.v -test.run Driver -kernel FILE -initrd FILE -type hvm
 //
 // The guest is Linux with testdata/counting. The pair of hosts is one host, where the
 // guest's domains have two names.
@@ -21,6 +22,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -28,12 +30,14 @@ import (
 	"understudy/epoch"
 	"understudy/hypervisor"
 	"understudy/hypervisor/hypervisortest"
+	"understudy/hypervisor/qemu/qmp"
 	"understudy/hypervisor/xen"
 )
 
 var (
 	kernel = flag.String("kernel", "", "the guest's kernel; none: this is no Xen host")
 	initrd = flag.String("initrd", "", "its initramfs, with testdata/counting as /counting, and as /sbin/poweroff")
+	kind   = flag.String("type", string(xen.PVH), "the type of the guest's domain")
 	// consoles is where xenconsoled writes down what guests say.
 	consoles = flag.String("consoles", "", "where the guests' consoles are written down, told of when a test fails")
 )
@@ -43,7 +47,7 @@ const guestMemory = 96 << 20
 // newDriver makes the driver of a host, whose domains have a name of their own.
 func newDriver(t testing.TB, domain string, change func(*xen.Config)) (*xen.Driver, *Host) {
 	t.Helper()
-	h, err := OpenHost(context.Background())
+	h, err := OpenHost(context.Background(), func(ctx context.Context, path string) (xen.Monitor, error) { return qmp.Dial(ctx, path) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +56,10 @@ func newDriver(t testing.TB, domain string, change func(*xen.Config)) (*xen.Driv
 			t.Error(err)
 		}
 	})
-	c := xen.Config{Name: "web", Domain: domain, Type: xen.PVH, Memory: guestMemory, VCPUs: 1, Kernel: *kernel, Initrd: *initrd, Append: "console=hvc0 quiet rdinit=/counting"}
+	c := xen.Config{Name: "web", Domain: domain, Type: xen.Type(*kind), Memory: guestMemory, VCPUs: 1, Kernel: *kernel, Initrd: *initrd, Append: "console=hvc0 quiet rdinit=/counting"}
+	if c.Type == xen.HVM {
+		c.Memory *= 2 // what starts its kernel needs room
+	}
 	if change != nil {
 		change(&c)
 	}
@@ -76,7 +83,15 @@ func explain(t testing.TB) {
 	said, err := exec.Command("xl", "dmesg").CombinedOutput()
 	t.Logf("the hypervisor's last words (error %v):\n%s", err, tail(said))
 	logs, _ := filepath.Glob(filepath.Join(*consoles, "guest-*.log"))
+	changed := map[string]time.Time{}
 	for _, path := range logs {
+		if info, err := os.Stat(path); err == nil {
+			changed[path] = info.ModTime()
+		}
+	}
+	slices.SortFunc(logs, func(a, b string) int { return changed[b].Compare(changed[a]) })
+	const newest = 3 // those of this test
+	for _, path := range logs[:min(newest, len(logs))] {
 		said, err := os.ReadFile(path)
 		t.Logf("%s (error %v):\n%s", path, err, tail(said))
 	}
@@ -174,7 +189,7 @@ func TestDriverConforms(t *testing.T) {
 			return host.Destroy(n)
 		},
 		ForeignSpecs: func(s hypervisor.Spec) (foreign []hypervisor.Spec) {
-			for _, change := range [][2]string{{`"vcpus":1`, `"vcpus":2`}, {"rdinit", "init"}, {`"type":"pvh"`, `"type":"hvm"`}, {`"format":1`, `"format":9`}} {
+			for _, change := range [][2]string{{`"vcpus":1`, `"vcpus":2`}, {"rdinit", "init"}, {`"type":"` + *kind + `"`, `"type":"pv"`}, {`"format":1`, `"format":9`}} {
 				foreign = append(foreign, hypervisor.Spec{Pages: s.Pages, Machine: bytes.Replace(s.Machine, []byte(change[0]), []byte(change[1]), 1)})
 			}
 			return foreign

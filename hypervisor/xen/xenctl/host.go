@@ -19,6 +19,7 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"time"
 
 	"understudy/hypervisor/xen"
 	"understudy/hypervisor/xen/xenbus"
@@ -30,6 +31,7 @@ import (
 type Host struct {
 	control *Control
 	store   *xenstore.Client
+	monitor Monitors
 	ended   chan os.Signal
 	told    sync.WaitGroup
 
@@ -40,9 +42,12 @@ type Host struct {
 
 var _ xen.Host = (*Host)(nil)
 
+// Monitors connects to a device model's QMP socket.
+type Monitors func(ctx context.Context, path string) (xen.Monitor, error)
+
 // OpenHost opens the interfaces of this host's Xen. It needs to be root of the first
-// domain.
-func OpenHost(ctx context.Context) (*Host, error) {
+// domain. HVM domains need their device models' monitors.
+func OpenHost(ctx context.Context, monitor Monitors) (*Host, error) {
 	control, err := Open()
 	if err != nil {
 		return nil, err
@@ -51,7 +56,7 @@ func OpenHost(ctx context.Context) (*Host, error) {
 	if err != nil {
 		return nil, errors.Join(err, control.Close())
 	}
-	h := &Host{control: control, store: store, ended: make(chan os.Signal, 1), all: map[*Toolstack]bool{}}
+	h := &Host{control: control, store: store, monitor: monitor, ended: make(chan os.Signal, 1), all: map[*Toolstack]bool{}}
 	signal.Notify(h.ended, syscall.SIGCHLD)
 	h.told.Go(func() {
 		for range h.ended {
@@ -122,13 +127,43 @@ func (h *Host) borrow() (*Toolstack, error) {
 	return t, nil
 }
 
-// Create makes a domain, paused.
+// Create makes a domain, paused, and has the firmware of an HVM domain lay its memory
+// out: that decides which frames the domain has. It has no device yet.
 func (h *Host) Create(config []byte) (domain uint32, err error) {
+	parsed, err := parseConfig(config)
+	if err != nil {
+		return 0, err
+	}
 	err = h.with(func(t *Toolstack) error {
-		domain, err = t.Create(config)
-		return err
+		if domain, err = t.Create(config); err != nil || parsed.kind != string(xen.HVM) {
+			return err
+		}
+		return h.layOut(t, domain)
 	})
 	return domain, err
+}
+
+// layOutLimit bounds the time that hvmloader takes, which is a fraction of a second.
+const layOutLimit = time.Minute
+
+// layOut lets a domain run until hvmloader has made all the memory that it makes,
+// which is some time before it gives way to the BIOS.
+func (h *Host) layOut(t *Toolstack, domain uint32) error {
+	if err := t.Unpause(domain); err != nil {
+		return err
+	}
+	for began := time.Now(); ; time.Sleep(time.Millisecond) {
+		done, err := h.control.LaidOut(domain)
+		if err != nil {
+			return err
+		}
+		if done {
+			return h.control.Pause(domain)
+		}
+		if time.Since(began) > layOutLimit {
+			return fmt.Errorf("domain %d: its firmware has not laid out its memory within %v (xl dmesg tells)", domain, layOutLimit)
+		}
+	}
 }
 
 // Rename changes a domain's name.
@@ -196,7 +231,7 @@ func (h *Host) Attach(ctx context.Context, domain uint32) (*xen.Attached, error)
 	if err != nil {
 		return nil, err
 	}
-	d, err := h.take(ctx, domain, memory, nil)
+	d, err := h.take(ctx, domain, memory)
 	if err != nil {
 		return nil, errors.Join(err, memory.Close())
 	}

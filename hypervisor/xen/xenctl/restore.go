@@ -47,10 +47,11 @@ type waiting struct {
 
 // Make begins a restore and feeds it all but its tail.
 func (h *Host) Make(ctx context.Context, spec *xen.Spec, frames *xen.Frames) (_ xen.Waiting, err error) {
-	id, err := uuidOf(spec.Config)
+	parsed, err := parseConfig(spec.Config)
 	if err != nil {
 		return nil, err
 	}
+	id := parsed.id
 	read, write, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -144,7 +145,7 @@ func (w *waiting) Finish(ctx context.Context, tail []byte) (*xen.Finished, error
 	if err = errors.Join(r.err, err); err != nil {
 		return nil, err
 	}
-	d, err := w.host.take(ctx, r.domain, w.memory, nil)
+	d, err := w.host.take(ctx, r.domain, w.memory)
 	if err != nil {
 		return nil, err
 	}
@@ -181,20 +182,27 @@ func (w *waiting) Discard() error {
 	return err
 }
 
-// uuidOf reads the UUID of a domain's configuration.
-func uuidOf(config []byte) (id [16]byte, err error) {
+// parsed is what is read of a domain's configuration.
+type parsed struct {
+	id   [16]byte // its UUID
+	kind string   // its type
+}
+
+func parseConfig(config []byte) (p parsed, err error) {
 	var c struct {
 		Create struct {
+			Type string `json:"type"`
 			UUID string `json:"uuid"`
 		} `json:"c_info"`
 	}
 	if err := json.Unmarshal(config, &c); err != nil {
-		return id, fmt.Errorf("a domain's configuration: %w", err)
+		return p, fmt.Errorf("a domain's configuration: %w", err)
 	}
 	b, err := hex.DecodeString(strings.ReplaceAll(c.Create.UUID, "-", ""))
-	if err != nil || len(b) != len(id) {
-		return id, fmt.Errorf("a domain's configuration without a UUID (%.60q)", c.Create.UUID)
+	if err != nil || len(b) != len(p.id) {
+		return p, fmt.Errorf("a domain's configuration without a UUID (%.60q)", c.Create.UUID)
 	}
-	copy(id[:], b)
-	return id, nil
+	copy(p.id[:], b)
+	p.kind = c.Create.Type
+	return p, nil
 }

@@ -1,0 +1,83 @@
+package xen
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+)
+
+// monitor is a device model that notes what it is told, and saves what it is.
+type monitor struct {
+	told   []string
+	state  []byte
+	fails  map[string]error
+	closed bool
+}
+
+func (m *monitor) Execute(_ context.Context, command string, arguments, _ any) error {
+	said := command
+	switch a := arguments.(type) {
+	case map[string]bool:
+		said += fmt.Sprint(" ", a["enable"])
+	case map[string]any:
+		if err := os.WriteFile(a["filename"].(string), m.state, 0o600); err != nil {
+			return err
+		}
+		said += fmt.Sprint(" ", a["live"])
+	}
+	m.told = append(m.told, said)
+	return m.fails[command]
+}
+
+func (m *monitor) Close() error { m.closed = true; return nil }
+
+func left(t *testing.T, dir string) []string {
+	found, err := filepath.Glob(filepath.Join(dir, "*"))
+	must(t, err)
+	return found
+}
+
+// A device model logs first, is stopped with each pause, and its state is what it has
+// saved last.
+func TestADeviceModel(t *testing.T) {
+	dir, ctx := t.TempDir(), t.Context()
+	m := &monitor{fails: map[string]error{}}
+	e, err := NewEmulator(ctx, m, dir)
+	must(t, err)
+	for _, state := range []string{"a long first state", "short"} {
+		m.state = []byte(state)
+		must(t, e.Still(ctx))
+		got, err := e.AppendState(ctx, []byte("before "))
+		must(t, err)
+		if string(got) != "before "+state {
+			t.Errorf("its state is %q", got)
+		}
+	}
+	for name, bad := range map[string][]byte{"empty": nil, "large": bytes.Repeat([]byte{1}, maxEmulator+1)} {
+		m.state = bad
+		if got, err := e.AppendState(ctx, []byte("before ")); err == nil || string(got) != "before " {
+			t.Errorf("%s: %d bytes, error %v", name, len(got), err)
+		}
+	}
+	broken := errors.New("no more")
+	m.fails["stop"], m.fails["xen-save-devices-state"], m.fails["xen-set-global-dirty-log"] = broken, broken, broken
+	_, err = e.AppendState(ctx, nil)
+	if !errors.Is(err, broken) || !errors.Is(e.Still(ctx), broken) {
+		t.Error("what it refuses is not told")
+	}
+	must(t, e.Close(ctx)) // it may be gone
+	if want := []string{"xen-set-global-dirty-log true", "stop", "xen-save-devices-state true"}; !slices.Equal(m.told[:3], want) || m.told[len(m.told)-1] != "xen-set-global-dirty-log false" || !m.closed {
+		t.Errorf("it was told %q", m.told)
+	}
+	if _, err := NewEmulator(ctx, m, dir); !errors.Is(err, broken) {
+		t.Errorf("error %v", err)
+	}
+	if found := left(t, dir); len(found) != 0 {
+		t.Errorf("left are %q", found)
+	}
+}
