@@ -6,7 +6,7 @@
 #   make failovers  fifty failovers in a row
 #   make drills     a hundred drills of every kind in a row, checked from outside; an hour: see DRILL_FLAGS
 #   make faults     real daemons and guests struck at every step of the protocol; hours: see FAULT_FLAGS
-#   make xen        a guest survives the loss of its host between two real Xen hosts, in emulation: minutes
+#   make xen        a guest survives the loss of its host between two real Xen hosts, in emulation, and goes back: ten minutes
 #   make bench      figures, into build/bench.json
 #   make bench-checkpoint   checkpoint files beside QEMU's own, into build/bench-checkpoint.json and .svg
 #   make bench-disk the disk's speed beside QEMU's own, into build/bench-disk.json
@@ -61,7 +61,7 @@ guest-big: setup
 xen-dom0: setup
 	@$(GO) run ./guest/build -dom0 build/xen
 
-# On a busy machine: make xen XEN_FLAGS="-lease 3s".
+# On a busy machine: make xen XEN_FLAGS="-lease 12s".
 xen: xen-dom0 guest
 	$(GO) run ./integration/xen $(XEN_FLAGS)
 

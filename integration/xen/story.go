@@ -116,7 +116,7 @@ func (s *story) working(ctx context.Context, g *met, move func() error) (err err
 		return fmt.Errorf("have the guest use its disk: %w", err)
 	}
 	defer func() { err = errors.Join(err, disk.Close()) }()
-	const some = 10
+	const some = 4 // each takes seconds here
 	if err := disk.Wait(ctx, disk.Last()+some, patience); err != nil {
 		return err
 	}
