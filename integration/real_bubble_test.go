@@ -8,13 +8,19 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"understudy/bubble"
 	"understudy/bubble/isolate"
@@ -31,6 +37,8 @@ var bubbles = flag.Int("bubbles", 3, "how many bubbles TestRealBubble measures t
 // and shows that nobody outside of it notices. What it costs in throughput is less
 // than what a busy machine makes of it from one moment to the next, so that takes
 // many bubbles: go test ./integration -run TestRealBubble -bubbles 20 -v
+// The copy uses the processors of the backup's host. Where all hosts are one machine
+// the pair is set apart on it, each with processors of its own.
 func TestRealBubble(t *testing.T) {
 	for _, mode := range []config.DiskMode{config.Replicated, config.Shared} {
 		t.Run(string(mode), func(t *testing.T) {
@@ -79,9 +87,11 @@ func aBubbleHarmsNobody(s *stage) {
 	script := fmt.Sprintf(lookInside, address, guest.ControlPort, s.Lab.Host(world.ClientHost).Addr())
 
 	// Throughput beside throughput: machines are shared, so it is measured before
-	// and after each of several bubbles.
+	// and after each of several bubbles, over one connection.
 	began := time.Now()
-	beside, during := [][2]float64{s.quiet()}, []float64{}
+	s.apart()
+	pull := s.pull()
+	beside, during := [][2]float64{pull.quiet()}, []float64{}
 	var r bubble.Result
 	for ended := 0; len(during) < *bubbles; {
 		said := make(chan answer, 1)
@@ -89,19 +99,20 @@ func aBubbleHarmsNobody(s *stage) {
 			text, status := s.cli(s.backup, "bubble", web, "--address", bubbleAddress, "--timeout", "90s", "--output", "json", "--", "/bin/bash", "-c", script)
 			said <- answer{text, status}
 		}()
-		rate, a := pullUntil(s, said)
+		var a answer
+		rate := pull.until(func() { a = <-said })
 		if strings.Contains(a.text, "the primary's session has ended") && ended <= *bubbles/4 {
 			// Rightly so: the machine stood still for as long as a host may be silent.
 			ended++
 			s.t.Logf("a bubble more: %s", a.text)
-			beside[len(beside)-1] = s.quiet()
+			beside[len(beside)-1] = pull.quiet()
 			continue
 		}
 		r = bubble.Result{}
 		if err := json.Unmarshal([]byte(a.text), &r); err != nil || a.status != 0 {
 			s.t.Fatalf("bubble: status %d, %v: %s", a.status, err, a.text)
 		}
-		during, beside = append(during, rate), append(beside, s.quiet())
+		during, beside = append(during, rate), append(beside, pull.quiet())
 		s.note("bubble: fork", r.ForkTime)
 		s.note("bubble: the backup kept waiting, in all", r.HeldUp)
 		s.note("bubble: the backup kept waiting, at most", r.HeldUpMost)
@@ -111,6 +122,7 @@ func aBubbleHarmsNobody(s *stage) {
 		s.note("bubble: the whole of it", r.Took)
 		s.t.Logf("%+v", r)
 	}
+	pull.end()
 	all, noise := losses(beside, during)
 	loss, low, high := middle(all)
 	without, from, to := middle(noise)
@@ -298,40 +310,98 @@ type answer struct {
 	status int
 }
 
-// quiet is the throughput twice in a row while there is no bubble.
-func (s *stage) quiet() [2]float64 {
+// apart gives each host of the pair one half of the processors, and what it starts
+// from now on, too.
+func (s *stage) apart() {
 	s.t.Helper()
-	return [2]float64{s.pull(4 * time.Second), s.pull(4 * time.Second)}
+	half := runtime.NumCPU() / 2
+	if half == 0 {
+		s.t.Log("one processor: the hosts share it")
+		return
+	}
+	for i, name := range []string{s.owner, s.backup} {
+		var set unix.CPUSet
+		for cpu := range half {
+			set.Set(i*half + cpu)
+		}
+		report, err := s.Report(s.ctx, name)
+		s.must(err)
+		for _, pid := range append(s.machines(name), report.PID) {
+			threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+			s.must(err)
+			for _, t := range threads {
+				tid, err := strconv.Atoi(t.Name())
+				s.must(err)
+				if err := unix.SchedSetaffinity(tid, &set); err != nil && !errors.Is(err, unix.ESRCH) {
+					s.t.Fatalf("processors of thread %d of host %s: %v", tid, name, err)
+				}
+			}
+		}
+	}
 }
 
-// pull takes bytes from the guest over one connection, and returns how many a
-// second.
-func (s *stage) pull(d time.Duration) float64 {
-	s.t.Helper()
-	end := time.After(d)
-	rate, _ := pullUntil(s, end)
-	return rate
+// pulling takes bytes from the guest over one connection.
+type pulling struct {
+	s     *stage
+	conn  net.Conn
+	total atomic.Int64
+	over  chan error
 }
 
-// pullUntil is pull until something comes.
-func pullUntil[T any](s *stage, end <-chan T) (rate float64, last T) {
+// pull begins to.
+func (s *stage) pull() *pulling {
 	s.t.Helper()
 	conn, err := s.Dial(s.ctx, web, guest.ThroughputPort)
 	s.must(err)
-	defer func() { _ = conn.Close() }()
-	began, total := time.Now(), int64(0)
-	for {
-		select {
-		case last = <-end:
-			return float64(total) / time.Since(began).Seconds(), last
-		default:
-		}
-		const piece = 64 << 10
-		ctx, cancel := context.WithTimeout(s.ctx, soon)
-		_, err := client.Source(ctx, conn, piece)
-		cancel()
-		s.must(err) // a reset would show here
-		total += piece
+	p := &pulling{s: s, conn: conn, over: make(chan error, 1)}
+	s.t.Cleanup(func() { _ = conn.Close() })
+	go func() {
+		_, err := client.Source(s.ctx, counted{conn, &p.total}, 1<<40)
+		p.over <- err
+	}()
+	p.until(func() { s.must(world.Sleep(s.ctx, 2*time.Second)) }) // its window has opened
+	return p
+}
+
+// counted counts what is read.
+type counted struct {
+	net.Conn
+	total *atomic.Int64
+}
+
+func (c counted) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.total.Add(int64(n))
+	return n, err
+}
+
+// until is how many bytes a second came while something happened.
+func (p *pulling) until(happens func()) float64 {
+	p.s.t.Helper()
+	began, before := time.Now(), p.total.Load()
+	happens()
+	rate := float64(p.total.Load()-before) / time.Since(began).Seconds()
+	select {
+	case err := <-p.over:
+		p.s.t.Fatalf("the connection has ended: %v", err) // a reset would show here
+	default:
+	}
+	return rate
+}
+
+// quiet is the throughput twice in a row while there is no bubble.
+func (p *pulling) quiet() [2]float64 {
+	p.s.t.Helper()
+	once := func() float64 { return p.until(func() { p.s.must(world.Sleep(p.s.ctx, 4*time.Second)) }) }
+	return [2]float64{once(), once()}
+}
+
+// end ends the connection.
+func (p *pulling) end() {
+	p.s.t.Helper()
+	_ = p.conn.Close()
+	if err := <-p.over; !errors.Is(err, net.ErrClosed) {
+		p.s.t.Errorf("the connection ended with %v", err)
 	}
 }
 
