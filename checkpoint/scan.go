@@ -38,6 +38,9 @@ var _ Constant = (*Scan)(nil)
 // NewScan returns a Scan that knows nothing. key is Head.Key of the file to be made.
 func NewScan(key epoch.PrintKey) *Scan { return &Scan{key: key, most: maxScan} }
 
+// Key is the key of its fingerprints.
+func (s *Scan) Key() epoch.PrintKey { return s.key }
+
 // ScanSource is a disk that is read whole (store.File).
 type ScanSource interface {
 	Sectors() uint64

@@ -76,13 +76,19 @@ func (y *try) must(err error) {
 // disks is the guest's disks, as a host that owns it has them.
 func (y *try) disks(generation epoch.Generation) {
 	y.t.Helper()
+	y.closed(nil)
+	y.set.Own(generation)
+	y.must(y.set.Allow(clock.Instant(1 << 62)))
+	y.set.Pass()
+}
+
+// closed is the guest's disks, as a host has them that does nothing with them.
+func (y *try) closed(index disk.Index) {
+	y.t.Helper()
 	set, err := disk.NewSet(disk.SetConfig{
-		Pages: 1 << 16, Disks: []disk.DiskConfig{{Store: y.media.Open(), Serial: "xvda"}}, Clock: clock.Boot{}, Log: y.log,
+		Pages: 1 << 16, Disks: []disk.DiskConfig{{Store: y.media.Open(), Serial: "xvda"}}, Clock: clock.Boot{}, Log: y.log, Index: index,
 	})
 	y.must(err)
-	set.Own(generation)
-	y.must(set.Allow(clock.Instant(1 << 62)))
-	set.Pass()
 	y.set = set
 }
 

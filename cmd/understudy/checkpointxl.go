@@ -7,6 +7,9 @@ package main
 //	export: checkpoint file, disks ─> every page ─> xen.Export ─> OUT, for xl restore
 //	import: disks ─> checkpoint.Scan; XLFILE ─> xen.Saved ─> checkpoint.Writer ─> every
 //	        page that is left out is compared once more with its disk
+//
+// Of a PV domain that runs here the toolstack writes the same stream into a pipe, and
+// reads it out of one (xendomain.go): that needs Xen's libraries.
 
 import (
 	"context"
@@ -36,7 +39,8 @@ import (
 
 // exported is what became of an export.
 type exported struct {
-	File    string        `json:"file"`
+	File    string        `json:"file,omitempty"`
+	Domain  uint32        `json:"domain,omitempty"` // of this host
 	Guest   string        `json:"guest"`
 	Machine string        `json:"machine"`
 	Bytes   uint64        `json:"bytes"`
@@ -46,10 +50,9 @@ type exported struct {
 }
 
 func exportCommand(f *common) *cobra.Command {
-	var out string
-	var disks []string
+	var x exporting
 	c := &cobra.Command{
-		Use:   "export FILE --xl OUT",
+		Use:   "export FILE --xl OUT | --run",
 		Short: "Write a Xen guest's checkpoint file as one that xl restore takes",
 		Long: `Write the checkpoint file of a Xen guest as OUT, whole, as "xl save" would have:
 "xl restore OUT" lets the guest go on, without understudy. Pages that the file left
@@ -59,34 +62,50 @@ now, --disk says so, in the order of the guest's disks.
 xl serves the guest's disks then, as xvda and so on, from the same paths. Say in a
 configuration of xl's what else it needs, its network above all: "xl restore
 CONFIG OUT". A file that "checkpoint import" made is written with the configuration
-that it came with.`,
+that it came with.
+
+With --run the toolstack makes the domain at once, without a file in between.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if out == "" {
-				return exitError{exitUsage, errors.New("--xl OUT: say which file to write")}
+			if (x.out == "") == !x.run {
+				return exitError{exitUsage, errors.New("--xl OUT: say which file to write, or --run")}
 			}
-			r, err := export(cmd.Context(), f, args[0], out, disks)
+			x.f = f
+			r, err := x.export(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
 			return f.print(cmd.OutOrStdout(), r, func(w io.Writer) error { return printExported(w, r) })
 		},
 	}
-	c.Flags().StringVar(&out, "xl", "", "the `file` to write, for xl restore")
-	c.Flags().StringArrayVar(&disks, "disk", nil, "where a disk is, by `path`; once for each, in their order (default: where they were)")
+	c.Flags().StringVar(&x.out, "xl", "", "the `file` to write, for xl restore")
+	c.Flags().BoolVar(&x.run, "run", false, "let the domain go on here, under xl")
+	c.Flags().StringArrayVar(&x.disks, "disk", nil, "where a disk is, by `path`; once for each, in their order (default: where they were)")
 	return c
 }
 
 func printExported(w io.Writer, r exported) error {
-	_, err := fmt.Fprintf(w, "%s: guest %s, %s, %s after %v; `xl restore` takes it\n", r.File, plain(r.Guest), r.Machine, size(r.Bytes), r.Took.Round(time.Millisecond))
+	what, next := r.File, "`xl restore` takes it"
+	if r.File == "" {
+		what, next = fmt.Sprintf("domain %d", r.Domain), "it runs under xl"
+	}
+	_, err := fmt.Fprintf(w, "%s: guest %s, %s, %s after %v; %s\n", what, plain(r.Guest), r.Machine, size(r.Bytes), r.Took.Round(time.Millisecond), next)
 	if err == nil && r.Note != "" {
 		_, err = fmt.Fprintf(w, "note: %s\n", r.Note)
 	}
 	return err
 }
 
-// export writes a file's guest for xl.
-func export(ctx context.Context, f *common, path, out string, elsewhere []string) (r exported, err error) {
+// exporting is one export.
+type exporting struct {
+	f     *common
+	out   string
+	run   bool // there is no out
+	disks []string
+}
+
+// export gives a file's guest to xl.
+func (x *exporting) export(ctx context.Context, path string) (r exported, err error) {
 	began := time.Now()
 	file, err := checkpoint.Open(path)
 	if err != nil {
@@ -108,7 +127,7 @@ func export(ctx context.Context, f *common, path, out string, elsewhere []string
 	case unwritten > 0:
 		return r, fmt.Errorf("%s: the guest had been told of %d writes that were not on its disks yet, and xl knows nothing of them: restore it here, then save it with --stop", path, unwritten)
 	}
-	disks, err := openKept(file, elsewhere)
+	disks, err := openKept(file, x.disks)
 	if err != nil {
 		return r, err
 	}
@@ -126,11 +145,15 @@ func export(ctx context.Context, f *common, path, out string, elsewhere []string
 	if err != nil {
 		return r, err
 	}
-	bar := newBar(f, os.Stderr)
+	bar := newBar(x.f, os.Stderr)
 	defer bar.end()
-	r = exported{File: out, Guest: head.Guest, Machine: kept.String(), Disks: disks.paths, Note: disks.note}
-	r.Bytes, err = writeWhole(out, func(to io.Writer) error {
-		e, err := kept.Export(to, config)
+	r = exported{File: x.out, Guest: head.Guest, Machine: kept.String(), Disks: disks.paths, Note: disks.note}
+	front := config
+	if x.run {
+		front = nil // the toolstack is told apart
+	}
+	write := func(to io.Writer) error {
+		e, err := kept.Export(to, front)
 		if err != nil {
 			return err
 		}
@@ -139,9 +162,24 @@ func export(ctx context.Context, f *common, path, out string, elsewhere []string
 			return err
 		}
 		return e.End()
-	})
+	}
+	if x.run {
+		sum := &summed{}
+		r.Domain, err = startDomain(ctx, config, func(to io.Writer) error { return write(io.MultiWriter(sum, to)) })
+		r.Bytes = sum.bytes
+	} else {
+		r.Bytes, err = writeWhole(x.out, write)
+	}
 	r.Took = time.Since(began)
 	return r, err
+}
+
+// summed counts what is written.
+type summed struct{ bytes uint64 }
+
+func (s *summed) Write(b []byte) (int, error) {
+	s.bytes += uint64(len(b))
+	return len(b), nil
 }
 
 // keptIn reads what a checkpoint file says of a Xen guest's machine.
@@ -169,6 +207,8 @@ type imported struct {
 	checkpoint.Info
 	Machine string        `json:"machine"`
 	Took    time.Duration `json:"took_ns"`
+	// Stood is how long a domain has stood still; 0: it was read from a file.
+	Stood time.Duration `json:"stood_ns,omitempty"`
 	// Known: the file can be restored as a guest of the configuration.
 	Known bool `json:"configured"`
 }
@@ -176,10 +216,10 @@ type imported struct {
 func importCommand(f *common) *cobra.Command {
 	var guest string
 	var disks []string
-	var replace bool
+	var replace, domain bool
 	c := &cobra.Command{
-		Use:   "import XLFILE FILE",
-		Short: "Make a checkpoint file of what xl save wrote",
+		Use:   "import XLFILE|DOMAIN FILE",
+		Short: "Make a checkpoint file of what xl save wrote, or of a PV domain",
 		Long: `Make a checkpoint FILE of XLFILE, which Xen's "xl save" wrote of a PVH or PV domain.
 Pages that are on its disks are left out: the disks are read whole for that, and must
 not be written to, before the domain goes on.
@@ -191,13 +231,18 @@ not be written to, before the domain goes on.
                  the domain back to xl.
 
 A PV domain cannot be protected (Xen as Debian builds it cannot log its writes); this
-is how one is kept in a checkpoint file.`,
+is how one is kept in a checkpoint file. With --domain one that runs here is suspended
+and ends with its file, as with "xl save", and no other file is written; if that
+fails, it goes on.`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if guest != "" && len(disks) > 0 {
 				return exitError{exitUsage, errors.New("--guest and --disk: the configuration says which disks the guest has, leave one out")}
 			}
-			i := importing{f: f, path: args[1], replace: replace}
+			if guest != "" && domain {
+				return exitError{exitUsage, errors.New("--guest and --domain: a PV domain cannot be a guest of the configuration, leave one out")}
+			}
+			i := importing{f: f, path: args[1], replace: replace, domain: domain}
 			var err error
 			if guest != "" {
 				err = i.configured(cmd.Context(), guest)
@@ -217,6 +262,7 @@ is how one is kept in a checkpoint file.`,
 	}
 	c.Flags().StringVar(&guest, "guest", "", "the `guest` of the configuration that it is to be")
 	c.Flags().StringArrayVar(&disks, "disk", nil, "one of the domain's disks, by `path`; once for each, in their order")
+	c.Flags().BoolVar(&domain, "domain", false, "the first argument names a PV domain that runs here")
 	c.Flags().BoolVar(&replace, "replace", false, "replace FILE if it exists")
 	return c
 }
@@ -225,6 +271,11 @@ func printImported(w io.Writer, r imported) error {
 	if _, err := fmt.Fprintf(w, "%s: guest %s, %s, %s for %s of memory%s after %v\n", r.Path, plain(r.Guest), r.Machine,
 		size(r.FileBytes), size(r.ImageBytes), less(r.FileBytes, r.ImageBytes), r.Took.Round(time.Millisecond)); err != nil {
 		return err
+	}
+	if r.Stood > 0 {
+		if _, err := fmt.Fprintf(w, "the domain has ended; it was suspended and saved within %v\n", r.Stood.Round(time.Millisecond)); err != nil {
+			return err
+		}
 	}
 	next := "understudy checkpoint export " + r.Path + " --xl FILE"
 	if r.Known {
@@ -239,6 +290,7 @@ type importing struct {
 	f       *common
 	path    string
 	replace bool
+	domain  bool          // it is not read from a file
 	guest   *config.Guest // nil: none of the configuration
 	disks   xlDisks
 }
@@ -300,23 +352,59 @@ func (i *importing) given(paths []string) error {
 	return nil
 }
 
-func (i *importing) run(ctx context.Context, path string) (r imported, err error) {
+func (i *importing) run(ctx context.Context, from string) (r imported, err error) {
 	began := time.Now()
-	in, err := os.Open(path)
+	bar := newBar(i.f, os.Stderr)
+	defer bar.end()
+	scan := checkpoint.NewScan(newKey())
+	search := func() error {
+		return i.disks.scan(ctx, scan, func(done, total uint64) { bar.show(host.StageDisks, done, total) })
+	}
+	if i.domain {
+		// A domain runs until it is its turn.
+		if err := search(); err != nil {
+			return r, err
+		}
+		saved, end, err := suspendDomain(ctx, from)
+		if err != nil {
+			return r, err
+		}
+		stood := time.Now()
+		if r, err = i.keep(ctx, saved, scan, bar); err != nil {
+			return r, errors.Join(fmt.Errorf("domain %s: %w", from, err), end(false))
+		}
+		r.Stood = time.Since(stood)
+		err = end(true)
+		r.Took = time.Since(began)
+		return r, err
+	}
+	in, err := os.Open(from)
 	if err != nil {
 		return r, err
 	}
 	defer func() { _ = in.Close() }() // it was only read
 	saved, err := openSaved(in)
-	if err != nil {
-		return r, fmt.Errorf("%s: %w", path, err)
+	if err == nil {
+		err = search()
 	}
-	head := checkpoint.Head{Guest: saved.Name, Hypervisor: string(config.Xen), Created: time.Now().UTC(), Key: newKey()}
+	if err == nil {
+		r, err = i.keep(ctx, saved, scan, bar)
+	}
+	if err != nil {
+		return r, fmt.Errorf("%s: %w", from, err)
+	}
+	r.Took = time.Since(began)
+	return r, nil
+}
+
+// keep makes the file.
+func (i *importing) keep(ctx context.Context, saved *xen.Saved, scan *checkpoint.Scan, bar *bar) (r imported, err error) {
+	head := checkpoint.Head{Guest: saved.Name, Hypervisor: string(config.Xen), Created: time.Now().UTC(), Key: scan.Key()}
 	if head.Guest == "" {
 		head.Guest = "(no name)"
 	}
 	var shape json.RawMessage
-	if i.guest != nil {
+	if r.Known = i.guest != nil; r.Known {
 		head.Guest = i.guest.Name
 		if shape, err = i.shapeOf(saved.Outline); err != nil {
 			return r, err
@@ -324,27 +412,20 @@ func (i *importing) run(ctx context.Context, path string) (r imported, err error
 	}
 	spec, err := saved.Spec(shape)
 	if err != nil {
-		return r, fmt.Errorf("%s: %w", path, err)
-	}
-	head.Pages, head.Machine = spec.Pages, spec.Machine
-	bar := newBar(i.f, os.Stderr)
-	defer bar.end()
-	scan := checkpoint.NewScan(head.Key)
-	if err := i.disks.scan(ctx, scan, func(done, total uint64) { bar.show(host.StageDisks, done, total) }); err != nil {
 		return r, err
 	}
+	head.Pages, head.Machine = spec.Pages, spec.Machine
 	w, err := checkpoint.Create(i.path, head, checkpoint.Options{Finder: scan, Replace: i.replace})
 	if err != nil {
 		return r, err
 	}
 	defer func() { err = errors.Join(err, w.Abort()) }()
 	if err := i.fill(ctx, w, saved, spec.Pages, bar); err != nil {
-		return r, fmt.Errorf("%s: %w", path, err)
+		return r, err
 	}
 	if r.Info, err = i.verified(ctx, w, bar); err != nil {
 		return r, err
 	}
-	r.Took, r.Known = time.Since(began), i.guest != nil
 	kept, err := keptAt(i.path)
 	if err == nil {
 		r.Machine = kept.String()
@@ -397,6 +478,9 @@ func (i *importing) fill(ctx context.Context, w *checkpoint.Writer, saved *xen.S
 	state, err := saved.Copy(&counted{ctx: ctx, to: w, total: pages, bar: bar})
 	if err == nil {
 		err = w.Stale(epoch.NewPageSet(pages)) // finds nothing: a scan does not change
+	}
+	if err == nil {
+		err = i.disks.mark()
 	}
 	if err != nil {
 		return err

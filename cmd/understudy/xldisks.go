@@ -85,11 +85,18 @@ func (x *xlDisks) add(path, kind, stateDir string) error {
 	}
 	x.put(id, f, f)
 	x.open = append(x.open, f)
-	stamp, err := stampOf(f, path, kind)
-	if err != nil {
-		return err
+	x.marks = append(x.marks, checkpoint.Disk{ID: id, Name: path, Store: kind, Sectors: f.Sectors()})
+	return x.mark()
+}
+
+// mark takes down what the disks are now: a domain's, once it stands still.
+func (x *xlDisks) mark() (err error) {
+	for i := range x.marks {
+		m := &x.marks[i]
+		if m.Stamp, err = stampOf(x.open[i], m.Name, m.Store); err != nil {
+			return err
+		}
 	}
-	x.marks = append(x.marks, checkpoint.Disk{ID: id, Name: path, Store: kind, Sectors: f.Sectors(), Stamp: stamp})
 	return nil
 }
 

@@ -102,6 +102,9 @@ func (k *Kept) Configuration(b Boot) ([]byte, error) {
 	if err := json.Unmarshal(k.Spec.Config, &s); err != nil {
 		return nil, fmt.Errorf("the domain's configuration: %w", err)
 	}
+	if s.Type != PVH {
+		return nil, fmt.Errorf("a domain of type %.20q: of a guest's that xl has never known, only those of type %q can be given to it", s.Type, PVH)
+	}
 	c := Config{Name: b.Name, Domain: b.Name, Type: s.Type, Memory: s.Memory, VCPUs: s.VCPUs, Kernel: b.Kernel, Initrd: b.Initrd, Append: s.Append}
 	var id [16]byte         // none of ours: the domain is the toolstack's from there on
 	_, _ = rand.Read(id[:]) // never fails, see crypto/rand

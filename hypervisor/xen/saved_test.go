@@ -318,6 +318,11 @@ func TestAGuestOfOursForXL(t *testing.T) {
 		t.Errorf("it cannot be taken back: %v", err)
 	}
 
+	k.Spec.Config = []byte(`{"type":"hvm"}`)
+	if _, err := k.Configuration(Boot{Name: "web"}); err == nil || !strings.Contains(err.Error(), `only those of type "pvh"`) {
+		t.Errorf("a device model of ours for xl: %v", err)
+	}
+
 	e, err := k.Export(new(bytes.Buffer), nil)
 	must(t, err)
 	if e.End() == nil || e.Zero(60, 5) == nil || e.Zero(65, 0) != nil {
@@ -384,3 +389,63 @@ func FuzzKept(f *testing.F) {
 		}
 	})
 }
+
+// A PV domain's state that is cut off, or says anything else than one type for each
+// page and one whole domain, is refused.
+func TestAForeignPVStateIsRefused(t *testing.T) {
+	page := stream.Pages{PFNs: []stream.PFN{stream.NewPFN(2, stream.PageTable4|stream.PagePinned), 3}, Data: append(pageOf(2), pageOf(3)...)}
+	_, _, spec, state, err := take(xlFile(t, xlConfig(PV), append(append(slices.Clone(pvHeads), pvFrames(6), page), pvTail...)...))
+	must(t, err)
+	k, err := ParseKept(spec, state)
+	must(t, err)
+	if want := []typeRun{{0, 2, stream.PageNone}, {2, 1, stream.PageTable4 | stream.PagePinned}, {3, 1, stream.PageNormal}, {4, 2, stream.PageNone}}; !slices.Equal(k.types, want) {
+		t.Errorf("the types are %v, want %v", k.types, want)
+	}
+	for n := range state {
+		if _, err := ParseKept(spec, state[:n]); err == nil {
+			t.Fatalf("cut to %d of %d bytes it is taken", n, len(state))
+		}
+	}
+	change := func(at int, to byte) []byte {
+		b := bytes.Clone(state)
+		b[at] = to
+		return b
+	}
+	tail := func(records ...stream.Record) []byte {
+		var out bytes.Buffer
+		w := stream.NewTailWriter(&out, k.Domain)
+		for _, rec := range records {
+			must(t, w.Write(rec))
+		}
+		return append(bytes.Clone(state[:len(state)-len(k.tail)]), out.Bytes()...)
+	}
+	run := func(n int) int { return pvHead + n*pvRunSize }
+	for _, c := range []struct {
+		name, want string
+		state      []byte
+	}{
+		{"another beginning", "does not begin", change(0, 'x')},
+		{"something reserved", "does not begin", change(len(pvMagic)+4, 1)},
+		{"many runs", "runs of pages in", change(len(pvMagic)+3, 0xff)},
+		{"a type that is none", "of type 8", change(run(1)+7, 0x80)},
+		{"a gap", "behind page", change(run(1), 3)},
+		{"an empty run", "behind page", change(run(1)+8, 0)},
+		{"a long run", "behind page", change(run(3)+8, 3)},
+		{"too few pages", "the types of 5 pages", change(run(3)+8, 1)},
+		{"more", "bytes follow it", append(bytes.Clone(state), 0)},
+		{"memory", "no state", tail(append([]stream.Record{page}, pvTail...)...)},
+		{"no processor", "X86_PV_VCPU_BASIC", append(tail(pvTail[0], pvTail[1]), tailEnd...)},
+	} {
+		if _, err := ParseKept(spec, c.state); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: error %v, want %q", c.name, err, c.want)
+		}
+	}
+	other := spec
+	other.Pages = 7
+	if _, err := ParseKept(other, state); err == nil {
+		t.Error("an image of another size is taken")
+	}
+}
+
+// tailEnd is libxc's END, and libxl's.
+var tailEnd = make([]byte, 16)

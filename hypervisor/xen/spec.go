@@ -51,6 +51,9 @@ func (s Spec) Pack() (hypervisor.Spec, error) {
 // *hypervisor.Refusal.
 func ParseSpec(from hypervisor.Spec) (*Spec, *Frames, error) {
 	s, frames, err := parseSpec(from)
+	if errors.Is(err, errPV) {
+		return nil, nil, &hypervisor.Refusal{What: err.Error(), Remedy: "give it to xl: understudy checkpoint export"}
+	}
 	if err != nil {
 		return nil, nil, &hypervisor.Refusal{
 			What:   fmt.Sprintf("the other host's description of the guest: %v", err),

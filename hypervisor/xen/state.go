@@ -68,13 +68,15 @@ func parseHead(head []byte) (stream.Domain, error) {
 	case err != nil:
 		return stream.Domain{}, err
 	case d.Type == stream.PV:
-		return stream.Domain{}, errors.New("it is a PV domain, which nothing here can stand by for: write it out for xl restore (understudy checkpoint export)")
+		return stream.Domain{}, errPV
 	case d.Version != 3 || s.policies == 0:
 		return stream.Domain{}, fmt.Errorf("a domain of format %d, %d records of policies: want one of format 3 with its CPU policy", d.Version, s.policies)
 	default:
 		return d, nil
 	}
 }
+
+var errPV = errors.New("it is a PV domain, which nothing here can stand by for")
 
 // static is what a head says.
 type static struct {

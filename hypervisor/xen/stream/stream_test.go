@@ -456,3 +456,22 @@ func TestPagesAllocateNothing(t *testing.T) {
 		t.Errorf("reading %d pages allocates %v times", len(pfns), n)
 	}
 }
+
+// The table of a PV domain's pages stands before its memory, and is of no shape when it
+// comes behind.
+func TestATailHasNoTableOfPages(t *testing.T) {
+	d := Domain{Version: 3, Type: PV, Major: 4}
+	var buf bytes.Buffer
+	w := NewTailWriter(&buf, d)
+	if err := w.Write(P2MFrames{End: 511, Frames: []uint64{1}}); err == nil {
+		t.Error("it is written")
+	}
+	frames := []byte{libxcPVP2MFrames, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0xff, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0}
+	if _, err := NewTailReader(bytes.NewReader(frames), d).Next(); err == nil || !strings.Contains(err.Error(), "behind what it belongs to") {
+		t.Errorf("error %v", err)
+	}
+	// Its memory does.
+	if err := NewTailWriter(&buf, d).Write(Pages{PFNs: []PFN{NewPFN(7, PageTable1)}, Data: make([]byte, PageSize)}); err != nil {
+		t.Error(err)
+	}
+}

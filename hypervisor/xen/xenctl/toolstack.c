@@ -73,6 +73,11 @@ int us_restore(libxl_ctx *ctx, const char *json, int fd, uint32_t *domid)
 	return rc;
 }
 
+int us_save(libxl_ctx *ctx, uint32_t domid, int fd)
+{
+	return libxl_domain_suspend(ctx, domid, fd, 0, NULL);
+}
+
 const char *us_error_name(int rc)
 {
 	return libxl_error_to_string((libxl_error)rc);

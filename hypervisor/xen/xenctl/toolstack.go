@@ -108,6 +108,16 @@ func (t *Toolstack) Restore(config []byte, fd uintptr) (uint32, error) {
 	return uint32(domain), nil
 }
 
+// Save asks a domain to suspend and writes a libxl stream of it (without SaveFile):
+// libxl_domain_suspend, not live. The domain is there afterwards, suspended; after an
+// error it may run.
+func (t *Toolstack) Save(domain uint32, fd uintptr) error {
+	if rc := C.us_save(t.ctx, C.uint32_t(domain), C.int(fd)); rc != 0 {
+		return t.failed("save", domain, rc)
+	}
+	return nil
+}
+
 // Unpause lets a paused domain run, and its device model: libxl_domain_unpause.
 func (t *Toolstack) Unpause(domain uint32) error {
 	if rc := C.libxl_domain_unpause(t.ctx, C.uint32_t(domain), nil); rc != 0 {

@@ -16,6 +16,9 @@ int us_config(libxl_ctx *ctx, uint32_t domid, char **json);
 int us_create(libxl_ctx *ctx, const char *json, uint32_t *domid);
 int us_restore(libxl_ctx *ctx, const char *json, int fd, uint32_t *domid);
 
+// A domain suspends, and its stream is written.
+int us_save(libxl_ctx *ctx, uint32_t domid, int fd);
+
 // The name of one of libxl's errors.
 const char *us_error_name(int rc);
 
