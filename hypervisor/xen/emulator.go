@@ -4,9 +4,12 @@ package xen
 // it must not write to the domain's memory while that stands still, what it has
 // written has to be logged, and its own state is part of the tail.
 //
-//	NewEmulator: "xen-set-global-dirty-log"   before Xen's own log begins (RULES 29)
+//	Log:         "xen-set-global-dirty-log"   before Xen's own log is believed (RULES 29)
 //	Still:       "stop"                       the domain has suspended
 //	AppendState: "xen-save-devices-state"     into a file, which is read
+//
+// Logging makes each byte that it writes a call of the hypervisor, and byte by byte it
+// brings the kernel: so it is told to log only when that runs.
 //
 // Who lets the domain go on lets the device model go on, too: the toolstack does both.
 
@@ -37,10 +40,10 @@ type Emulator struct {
 	file    *os.File
 }
 
-// NewEmulator has a device model log what it writes from here on. Its state is saved
-// below dir, which belongs on a tmpfs, and is the device model's to write to. It owns
-// the connection, unless it fails.
-func NewEmulator(ctx context.Context, m Monitor, dir string) (_ *Emulator, err error) {
+// NewEmulator takes a device model on. Its state is saved below dir, which belongs on
+// a tmpfs, and is the device model's to write to. It owns the connection, unless it
+// fails.
+func NewEmulator(m Monitor, dir string) (_ *Emulator, err error) {
 	e := &Emulator{monitor: m}
 	// A directory of our own: nobody else can have put something in the file's place.
 	if e.dir, err = os.MkdirTemp(dir, "understudy-emulator-"); err != nil {
@@ -54,11 +57,11 @@ func NewEmulator(ctx context.Context, m Monitor, dir string) (_ *Emulator, err e
 	if e.file, err = os.OpenFile(filepath.Join(e.dir, "state"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
 		return nil, fmt.Errorf("a file for a device model's state: %w", err)
 	}
-	if err := e.log(ctx, true); err != nil {
-		return nil, err
-	}
 	return e, nil
 }
+
+// Log has the device model log what it writes from here on.
+func (e *Emulator) Log(ctx context.Context) error { return e.log(ctx, true) }
 
 func (e *Emulator) log(ctx context.Context, enable bool) error {
 	if err := e.monitor.Execute(ctx, "xen-set-global-dirty-log", map[string]bool{"enable": enable}, nil); err != nil {

@@ -42,13 +42,14 @@ func left(t *testing.T, dir string) []string {
 	return found
 }
 
-// A device model logs first, is stopped with each pause, and its state is what it has
+// A device model logs, is stopped with each pause, and its state is what it has
 // saved last.
 func TestADeviceModel(t *testing.T) {
 	dir, ctx := t.TempDir(), t.Context()
 	m := &monitor{fails: map[string]error{}}
-	e, err := NewEmulator(ctx, m, dir)
+	e, err := NewEmulator(m, dir)
 	must(t, err)
+	must(t, e.Log(ctx))
 	for _, state := range []string{"a long first state", "short"} {
 		m.state = []byte(state)
 		must(t, e.Still(ctx))
@@ -67,15 +68,15 @@ func TestADeviceModel(t *testing.T) {
 	broken := errors.New("no more")
 	m.fails["stop"], m.fails["xen-save-devices-state"], m.fails["xen-set-global-dirty-log"] = broken, broken, broken
 	_, err = e.AppendState(ctx, nil)
-	if !errors.Is(err, broken) || !errors.Is(e.Still(ctx), broken) {
+	if !errors.Is(err, broken) || !errors.Is(e.Still(ctx), broken) || !errors.Is(e.Log(ctx), broken) {
 		t.Error("what it refuses is not told")
 	}
 	must(t, e.Close(ctx)) // it may be gone
 	if want := []string{"xen-set-global-dirty-log true", "stop", "xen-save-devices-state true"}; !slices.Equal(m.told[:3], want) || m.told[len(m.told)-1] != "xen-set-global-dirty-log false" || !m.closed {
 		t.Errorf("it was told %q", m.told)
 	}
-	if _, err := NewEmulator(ctx, m, dir); !errors.Is(err, broken) {
-		t.Errorf("error %v", err)
+	if _, err := NewEmulator(m, filepath.Join(dir, "nowhere")); err == nil {
+		t.Error("its state can be saved nowhere")
 	}
 	if found := left(t, dir); len(found) != 0 {
 		t.Errorf("left are %q", found)

@@ -20,6 +20,7 @@ type Domain struct {
 	host     *Host
 	number   uint32
 	emulator *xen.Emulator // nil: PVH
+	logs     bool          // the device model does
 
 	memory   *Mapping
 	log      *DirtyLog
@@ -31,7 +32,7 @@ type Domain struct {
 var _ xen.Domain = (*Domain)(nil)
 
 // take takes a domain on: its frames are mapped, and its writes are logged from
-// here on, its device model's first. The mapping stays the caller's if it fails.
+// here on. The mapping stays the caller's if it fails.
 func (h *Host) take(ctx context.Context, number uint32, memory *Mapping) (_ *Domain, err error) {
 	d := &Domain{host: h, number: number}
 	defer func() {
@@ -82,7 +83,7 @@ func (h *Host) emulator(ctx context.Context, number uint32) (*xen.Emulator, erro
 	if err != nil {
 		return nil, fmt.Errorf("the device model of domain %d: %w", number, err)
 	}
-	e, err := xen.NewEmulator(ctx, m, emulatorPath)
+	e, err := xen.NewEmulator(m, emulatorPath)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("the device model of domain %d: %w", number, err), m.Close())
 	}
@@ -117,8 +118,39 @@ func (d *Domain) Still(ctx context.Context) error {
 	return d.emulator.Still(ctx)
 }
 
-// Clean is DirtyLog.Clean.
-func (d *Domain) Clean() ([]uint64, error) { return d.log.Clean() }
+// Clean is DirtyLog.Clean. Every frame counts as written while a device model does not
+// log, which it does only when the guest has drivers for Xen: before, nothing can
+// suspend it.
+func (d *Domain) Clean() ([]uint64, error) {
+	all := d.emulator != nil && !d.logs
+	if all {
+		if err := d.begin(); err != nil {
+			return nil, err
+		}
+	}
+	words, err := d.log.Clean()
+	if err == nil && all {
+		for i := range words {
+			words[i] = ^uint64(0)
+		}
+	}
+	return words, err
+}
+
+// begin has the device model log, if it is time to.
+func (d *Domain) begin() error {
+	up, err := d.host.control.CallbackSet(d.number)
+	if err != nil || !up {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), monitorPatience)
+	defer cancel()
+	if err := d.emulator.Log(ctx); err != nil {
+		return fmt.Errorf("domain %d: %w", d.number, err)
+	}
+	d.logs = true
+	return nil
+}
 
 // Limit is Control.Limit.
 func (d *Domain) Limit(pages uint64) error { return d.host.control.Limit(d.number, pages) }
@@ -173,7 +205,7 @@ func (d *Domain) Await(ctx context.Context) error { return d.channel.Wait(ctx, d
 // Destroy is Toolstack.Destroy.
 func (d *Domain) Destroy() error { return d.host.Destroy(d.number) }
 
-// monitorPatience bounds what is said to a device model at the end.
+// monitorPatience bounds what is said to a device model by nobody who waits.
 const monitorPatience = 5 * time.Second
 
 // Close lets go of the domain. Its log ends.

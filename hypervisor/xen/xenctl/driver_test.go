@@ -24,6 +24,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -218,6 +219,13 @@ func TestDriverFigures(t *testing.T) {
 	began := time.Now()
 	g, err := a.Start(ctx)
 	must(err)
+	var heard sync.WaitGroup
+	heard.Go(func() {
+		for e := range g.Events() {
+			t.Logf("the guest: %v: %s", e.Kind, e.Detail)
+		}
+	})
+	defer heard.Wait()
 	t.Logf("start %v", time.Since(began))
 	began = time.Now()
 	must(g.Resume(ctx))
