@@ -184,7 +184,7 @@ func TestEveryProblemIsTold(t *testing.T) {
 		{"address in a bubble", func(c *Config) { first(c).BubbleAddress = "192.0.2.1" }, "guest.web.bubble_address: \"192.0.2.1\" is not an address with its prefix length"},
 		{"type of a QEMU guest", func(c *Config) { first(c).Type = TypePVH }, "guest.web.type: is for Xen's guests"},
 		{"a PV domain", func(c *Config) { *first(c) = xenGuest(*first(c)); first(c).Type = "pv" }, "guest.web.type: a PV domain cannot be protected"},
-		{"a domain of another type", func(c *Config) { *first(c) = xenGuest(*first(c)); first(c).Type = "hvm" }, `guest.web.type: "hvm" is not supported`},
+		{"a domain of another type", func(c *Config) { *first(c) = xenGuest(*first(c)); first(c).Type = "arm" }, `guest.web.type: "arm" is not supported`},
 		{"a domain that boots a disk", func(c *Config) { *first(c) = xenGuest(*first(c)); first(c).Kernel = "" }, "guest.web.kernel: a Xen guest"},
 		{"QEMU's machine of a domain", func(c *Config) { *first(c) = xenGuest(*first(c)); first(c).Machine = "q35" }, "guest.web.machine: is for QEMU"},
 		{"queues of a domain's disk", func(c *Config) { *first(c) = xenGuest(*first(c)); first(c).Disks[0].Queues = 2 }, "guest.web.disk[0].queues: a Xen guest's disk"},
@@ -374,6 +374,10 @@ func TestAXenGuest(t *testing.T) {
 		t.Fatal(err)
 	}
 	g := c.Guests[0]
+	c.Guests[0].Type = TypeHVM
+	if err := c.Validate(); err != nil {
+		t.Error(err)
+	}
 	if g.Type != TypePVH || g.Protection.Target != xenTarget || g.Protection.Ceiling != xenCeiling || g.Disks[0].Queues != 0 || g.NICs[0].Tap == "" {
 		t.Errorf("%+v", g)
 	}

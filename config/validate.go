@@ -287,11 +287,11 @@ func (v *validator) simulated(key string, g Guest) {
 func (v *validator) domain(key string, g Guest) {
 	between(v, key+"memory", g.Memory, minMemory, maxMemory)
 	switch g.Type {
-	case TypePVH:
+	case TypePVH, TypeHVM:
 	case "pv":
 		v.add(key+"type", "a PV domain cannot be protected: Xen as Debian builds it cannot log its writes; make it %q", TypePVH)
 	default:
-		v.add(key+"type", "%.20q is not supported, %q is", g.Type, TypePVH)
+		v.add(key+"type", "%.20q is not supported, %q and %q are", g.Type, TypePVH, TypeHVM)
 	}
 	for _, one := range []struct {
 		key string
@@ -306,7 +306,7 @@ func (v *validator) domain(key string, g Guest) {
 	}
 	v.bootFrom(key, g)
 	if g.Kernel == "" && len(g.Disks) > 0 {
-		v.add(key+"kernel", "a Xen guest of type %q boots a kernel, not a disk", TypePVH)
+		v.add(key+"kernel", "a Xen guest of type %q boots a kernel, not a disk", g.Type)
 	}
 	for i, d := range g.Disks {
 		if !d.Served() {

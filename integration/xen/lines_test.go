@@ -54,7 +54,7 @@ func TestWhatHostsSayIsFollowed(t *testing.T) {
 // The hosts' configuration is one that they take.
 func TestTheHostsAreConfigured(t *testing.T) {
 	for _, kind := range []string{counting, linux} {
-		if _, err := configure(t.TempDir(), options{guest: kind, kind: config.TypePVH, lease: time.Second}); err != nil {
+		if _, err := configure(t.TempDir(), options{guest: kind, kind: config.TypeHVM, lease: time.Second}); err != nil {
 			t.Errorf("%s: %v", kind, err)
 		}
 	}
