@@ -11,8 +11,6 @@ import (
 	"context"
 	"crypto/sha1"
 	"fmt"
-	"log/slog"
-	"net"
 	"path/filepath"
 	"testing"
 	"time"
@@ -21,7 +19,6 @@ import (
 	"understudy/clock"
 	"understudy/disk"
 	"understudy/disk/disktest"
-	"understudy/egress/netif"
 	"understudy/epoch"
 	"understudy/exclusion"
 )
@@ -30,13 +27,9 @@ import (
 // saves it with --stop, and goes on from the file: with its connection, and its disk
 // has all that it has ever written.
 func TestXenCheckpointFile(t *testing.T) {
-	if *xenKernel == "" {
-		return
-	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
-	y := &try{t: t, ctx: ctx, log: slog.New(slog.NewTextHandler(t.Output(), nil)), media: disktest.NewMedia(trySectors, true), link: netif.New(),
-		mac: net.HardwareAddr{2, 0x16, 0x3e, 0, 0, 7}}
+	y := newTry(ctx, t)
 	must := y.must
 	y.network()
 	key := newPrintKey()
@@ -51,11 +44,7 @@ func TestXenCheckpointFile(t *testing.T) {
 	must(err)
 	must(g.Resume(ctx))
 	y.await("the guest has begun", func(s progress) bool { return s.n >= 8 })
-	for y.conn == nil {
-		if y.conn, err = net.DialTimeout("tcp", "10.99.7.2:7", time.Second); err != nil && ctx.Err() != nil {
-			t.Fatal(err)
-		}
-	}
+	y.connect()
 	defer func() { _ = y.conn.Close() }()
 	y.say()
 	if !y.hear(20 * time.Second) {

@@ -66,6 +66,26 @@ type try struct {
 	heard int // bytes that came back
 }
 
+func newTry(ctx context.Context, t *testing.T) *try {
+	t.Helper()
+	if *xenKernel == "" {
+		t.Fatal("no -xen-kernel: this takes a Xen host, see scripts/xen-try")
+	}
+	return &try{t: t, ctx: ctx, log: slog.New(slog.NewTextHandler(t.Output(), nil)), media: disktest.NewMedia(trySectors, true), link: netif.New(),
+		mac: net.HardwareAddr{2, 0x16, 0x3e, 0, 0, 7}}
+}
+
+// connect makes the one connection to the guest.
+func (y *try) connect() {
+	y.t.Helper()
+	for y.conn == nil {
+		var err error
+		if y.conn, err = net.DialTimeout("tcp", "10.99.7.2:7", time.Second); err != nil && y.ctx.Err() != nil {
+			y.t.Fatal(err)
+		}
+	}
+}
+
 func (y *try) must(err error) {
 	y.t.Helper()
 	if err != nil {
@@ -206,6 +226,7 @@ func (y *try) protect(g hypervisor.Guest, standby hypervisor.Standby, epochs epo
 	y.set.Hold()
 	y.gate.Hold()
 	for !y.set.Settled() {
+		must(y.ctx.Err())
 		time.Sleep(time.Millisecond)
 	}
 	dirty := epoch.NewPageSet(g.Pages())
@@ -273,13 +294,9 @@ func (y *try) protect(g hypervisor.Guest, standby hypervisor.Standby, epochs epo
 // before its epoch's release, every image is exact, the connection goes on, and the
 // guest never reads what it has not written.
 func TestXenDevices(t *testing.T) {
-	if *xenKernel == "" {
-		return
-	}
 	ctx, cancel := context.WithTimeout(t.Context(), 14*time.Minute)
 	defer cancel()
-	y := &try{t: t, ctx: ctx, log: slog.New(slog.NewTextHandler(t.Output(), nil)), media: disktest.NewMedia(trySectors, true), link: netif.New(),
-		mac: net.HardwareAddr{2, 0x16, 0x3e, 0, 0, 7}}
+	y := newTry(ctx, t)
 	must := y.must
 	y.network()
 	y.disks(1)
@@ -287,11 +304,7 @@ func TestXenDevices(t *testing.T) {
 	must(err)
 	must(g.Resume(ctx))
 	y.await("the guest has begun", func(s progress) bool { return s.n >= 2 })
-	for y.conn == nil {
-		if y.conn, err = net.DialTimeout("tcp", "10.99.7.2:7", time.Second); err != nil && ctx.Err() != nil {
-			t.Fatal(err)
-		}
-	}
+	y.connect()
 	defer func() { _ = y.conn.Close() }()
 	var trips []time.Duration
 	for range 50 {

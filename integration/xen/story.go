@@ -169,8 +169,12 @@ func (s *story) protected(ctx context.Context, by, to string) error {
 // guest.
 func (s *story) lose(ctx context.Context, from, to, after string) (killed time.Time, err error) {
 	w := s.world
-	if now, err := w.status(ctx, from); err != nil || now.Log.Owner != ownership.HostID(from) || now.Protected != host.ProtectedYes {
-		return killed, fmt.Errorf("host %s is not to be lost yet: it is %s, the owner is %q, protected: %s: %w", from, now.Role, now.Log.Owner, now.Protected, err)
+	now, err := w.status(ctx, from)
+	if err != nil {
+		return killed, fmt.Errorf("ask host %s before it is lost: %w", from, err)
+	}
+	if now.Log.Owner != ownership.HostID(from) || now.Protected != host.ProtectedYes {
+		return killed, fmt.Errorf("host %s is not to be lost yet: it is %s, the owner is %q, protected: %s", from, now.Role, now.Log.Owner, now.Protected)
 	}
 	killed = time.Now()
 	w.hosts[from].Kill()

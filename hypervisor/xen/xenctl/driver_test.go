@@ -157,7 +157,7 @@ func control(h **Host, domain, name, what string) func(context.Context, hypervis
 
 func TestDriverConforms(t *testing.T) {
 	if *kernel == "" {
-		return
+		t.Fatal("no -kernel: this takes a Xen host, see scripts/xen-try")
 	}
 	var host *Host
 	c := &counting{}
@@ -203,7 +203,7 @@ func TestDriverConforms(t *testing.T) {
 // long each step takes. A first restore is given a state that Xen refuses.
 func TestDriverFigures(t *testing.T) {
 	if *kernel == "" {
-		return
+		t.Fatal("no -kernel: this takes a Xen host, see scripts/xen-try")
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
