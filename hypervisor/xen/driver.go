@@ -44,8 +44,8 @@ type Host interface {
 	// configuration of libxl's is spec.Config.
 	Make(ctx context.Context, spec *Spec, frames *Frames) (Waiting, error)
 	// Create makes a domain of a configuration of libxl's, paused. After an error
-	// there may be a domain of its UUID.
-	Create(config []byte) (uint32, error)
+	// there may be a domain of its UUID, also when ctx has ended meanwhile.
+	Create(ctx context.Context, config []byte) (uint32, error)
 	// Attach takes a domain on.
 	Attach(ctx context.Context, domain uint32) (*Attached, error)
 	// Rename changes a domain's name.
@@ -146,7 +146,7 @@ func (d *Driver) make(ctx context.Context) (_ *established, err error) {
 	if err != nil {
 		return nil, err
 	}
-	number, err := d.host.Create(config)
+	number, err := d.host.Create(ctx, config)
 	if err != nil {
 		return nil, errors.Join(err, d.destroyAll(context.WithoutCancel(ctx), func(n Named) bool { return n.UUID == id }))
 	}

@@ -23,6 +23,7 @@ type fakeHost struct {
 	names   map[uint32]string
 	next    uint32
 	fails   map[string]error // by what is asked of it
+	hangs   chan struct{}    // Create tells that it waits, and waits for its context; nil: it does not
 	swept   int
 }
 
@@ -39,7 +40,7 @@ func (h *fakeHost) add(name string, id [16]byte) uint32 {
 	return h.next
 }
 
-func (h *fakeHost) Create(config []byte) (uint32, error) {
+func (h *fakeHost) Create(ctx context.Context, config []byte) (uint32, error) {
 	var c struct {
 		Create struct{ Name, UUID string } `json:"c_info"`
 	}
@@ -51,7 +52,13 @@ func (h *fakeHost) Create(config []byte) (uint32, error) {
 	for i := range id {
 		id[i] = unhex(text[2*i])<<4 | unhex(text[2*i+1])
 	}
-	return h.add(c.Create.Name, id), h.fails["create"]
+	domain := h.add(c.Create.Name, id)
+	if h.hangs != nil {
+		close(h.hangs)
+		<-ctx.Done()
+		return domain, ctx.Err()
+	}
+	return domain, h.fails["create"]
 }
 
 func unhex(b byte) byte { return byte(strings.IndexByte("0123456789abcdef", b)) }
@@ -182,6 +189,21 @@ func TestAStartThatFails(t *testing.T) {
 	must(t, newTestDriver(t, h, testConfig(t)).Clean(t.Context()))
 	if len(h.living()) != 1 {
 		t.Error("somebody else's domain is cleaned away")
+	}
+}
+
+// A start that is cancelled while its firmware lays memory out does not wait for it,
+// and leaves no domain.
+func TestAStartIsCancelled(t *testing.T) {
+	h := newFakeHost()
+	h.hangs = make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		<-h.hangs
+		cancel()
+	}()
+	if _, err := newTestDriver(t, h, testConfig(t)).Start(ctx); !errors.Is(err, context.Canceled) || len(h.living()) != 0 {
+		t.Errorf("error %v, left are %q", err, h.living())
 	}
 }
 

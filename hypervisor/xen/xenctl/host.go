@@ -128,8 +128,12 @@ func (h *Host) borrow() (*Toolstack, error) {
 }
 
 // Create makes a domain, paused, and has the firmware of an HVM domain lay its memory
-// out: that decides which frames the domain has. It has no device yet.
-func (h *Host) Create(config []byte) (domain uint32, err error) {
+// out: that decides which frames the domain has. It has no device yet. The toolstack's
+// own part of it cannot be cut short by ctx, the firmware's can.
+func (h *Host) Create(ctx context.Context, config []byte) (domain uint32, err error) {
+	if err := ctx.Err(); err != nil {
+		return 0, fmt.Errorf("create a domain: %w", err)
+	}
 	parsed, err := parseConfig(config)
 	if err != nil {
 		return 0, err
@@ -138,7 +142,7 @@ func (h *Host) Create(config []byte) (domain uint32, err error) {
 		if domain, err = t.Create(config); err != nil || parsed.kind != string(xen.HVM) {
 			return err
 		}
-		return h.layOut(t, domain)
+		return h.layOut(ctx, t, domain)
 	})
 	return domain, err
 }
@@ -148,11 +152,15 @@ const layOutLimit = time.Minute
 
 // layOut lets a domain run until hvmloader has made all the memory that it makes,
 // which is some time before it gives way to the BIOS.
-func (h *Host) layOut(t *Toolstack, domain uint32) error {
+func (h *Host) layOut(ctx context.Context, t *Toolstack, domain uint32) error {
 	if err := t.Unpause(domain); err != nil {
 		return err
 	}
-	for began := time.Now(); ; time.Sleep(time.Millisecond) {
+	bounded, cancel := context.WithTimeout(ctx, layOutLimit)
+	defer cancel()
+	look := time.NewTicker(time.Millisecond)
+	defer look.Stop()
+	for {
 		done, err := h.control.LaidOut(domain)
 		if err != nil {
 			return err
@@ -160,7 +168,12 @@ func (h *Host) layOut(t *Toolstack, domain uint32) error {
 		if done {
 			return h.control.Pause(domain)
 		}
-		if time.Since(began) > layOutLimit {
+		select {
+		case <-look.C:
+		case <-bounded.Done():
+			if err := ctx.Err(); err != nil {
+				return fmt.Errorf("wait until the firmware of domain %d has laid out its memory: %w", domain, err)
+			}
 			return fmt.Errorf("domain %d: its firmware has not laid out its memory within %v (xl dmesg tells)", domain, layOutLimit)
 		}
 	}
