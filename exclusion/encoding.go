@@ -50,7 +50,7 @@ func (e *encoding) Exclude(page epoch.GFN, content []byte, delta bool) (epoch.Ex
 	print := ix.cfg.Key.Of(content)
 	ix.mu.Lock()
 	defer ix.mu.Unlock()
-	name, reason := ix.match(page, print, ix.outstanding.room(), e.life != ix.life)
+	name, reason := ix.match(page, Candidate{Page: print, Room: ix.outstanding.room(), Lapsed: e.life != ix.life})
 	if reason == Mapped || reason == Indexed {
 		s := ix.blocks.at(name)
 		s.used = true
@@ -82,32 +82,38 @@ func (ix *Index) promising(page epoch.GFN) bool {
 }
 
 // match looks for a block that a page may be left out for, and returns its
-// slot's name with Mapped or Indexed, or the reason why there is none.
-func (ix *Index) match(page epoch.GFN, print epoch.Fingerprint, room, lapsed bool) (uint32, Reason) {
+// slot's name with Mapped or Indexed, or the reason why there is none. c has what
+// does not depend on the block.
+func (ix *Index) match(page epoch.GFN, c Candidate) (uint32, Reason) {
 	hint := ix.hints[page] &^ freshHint
-	refused := ix.valid(hint, print, room, lapsed)
+	refused := ix.valid(hint, c)
 	if refused == Holds {
 		return hint, Mapped
 	}
-	name := ix.blocks.find(&print)
+	name := ix.blocks.find(&c.Page)
 	if name == 0 || name == hint {
 		return 0, refused
 	}
-	if refused = ix.valid(name, print, room, lapsed); refused == Holds {
+	if refused = ix.valid(name, c); refused == Holds {
 		return name, Indexed
 	}
 	return 0, refused
 }
 
-// valid applies the rule to a page's fingerprint and a slot, 0 for none.
-func (ix *Index) valid(name uint32, print epoch.Fingerprint, room, lapsed bool) Reason {
-	c := Candidate{Page: print, Room: room, Lapsed: lapsed}
+// valid applies the rule to a slot, 0 for none.
+func (ix *Index) valid(name uint32, c Candidate) Reason {
 	if name != 0 && int(name) <= len(ix.blocks.slots) {
 		s := ix.blocks.at(name)
 		c.OnDisk, c.Overwritten, c.Block = true, !s.live, s.print
-		c.Verified = !ix.unverified[s.disk].any(span(s.sector, epoch.PageSectors))
+		c.Verified = c.Verified || !ix.unverified[s.disk].any(span(s.sector, epoch.PageSectors))
 	}
 	return Valid(c)
+}
+
+// inFile is a page of a checkpoint file: it is filled from this host's own disks,
+// whatever another host's copies are, and nobody has to note it.
+func inFile(print epoch.Fingerprint) Candidate {
+	return Candidate{Page: print, Verified: true, Room: true}
 }
 
 // Find returns a reference that is true now, for a page of a checkpoint file.
@@ -120,7 +126,7 @@ func (ix *Index) Find(page epoch.GFN, content []byte) (epoch.Reference, bool) {
 	print := ix.cfg.Key.Of(content)
 	ix.mu.Lock()
 	defer ix.mu.Unlock()
-	name, reason := ix.match(page, print, true, false)
+	name, reason := ix.match(page, inFile(print))
 	if reason != Mapped && reason != Indexed {
 		return epoch.Reference{}, false
 	}

@@ -12,7 +12,7 @@ func (ix *Index) FindPrint(page epoch.GFN, print epoch.Fingerprint) (ref epoch.R
 	}
 	ix.mu.Lock()
 	defer ix.mu.Unlock()
-	name, reason := ix.match(page, print, true, false)
+	name, reason := ix.match(page, inFile(print))
 	if reason != Mapped && reason != Indexed {
 		return epoch.Reference{}, false, false
 	}
@@ -22,11 +22,10 @@ func (ix *Index) FindPrint(page epoch.GFN, print epoch.Fingerprint) (ref epoch.R
 }
 
 // Losses changes whenever something that FindPrint has found may be found no
-// more: a block was overwritten, its place in the table was given away, it ceased
-// to be verified, or all was forgotten. While it is the same, whatever was found
-// since holds.
+// more: a block was overwritten, its place in the table was given away, or all was
+// forgotten. While it is the same, whatever was found since holds.
 func (ix *Index) Losses() uint64 {
 	ix.mu.Lock()
 	defer ix.mu.Unlock()
-	return ix.blocks.lost + ix.unsure
+	return ix.blocks.lost
 }

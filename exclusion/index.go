@@ -67,7 +67,6 @@ type Index struct {
 	unverified  [epoch.MaxDisks]unverified
 	copies      copies
 	life        uint64 // changes as what was emitted is void
-	unsure      uint64 // changes as sectors cease to be verified
 	counts      [reasons]uint64
 }
 
@@ -231,7 +230,6 @@ func (ix *Index) SetVerified(disk epoch.DiskID, from, to uint64, verified bool) 
 	defer ix.mu.Unlock()
 	ix.unverified[disk].set(from, to, verified)
 	if !verified {
-		ix.unsure++
 		ix.overwritten(disk, from, to)
 	}
 }
