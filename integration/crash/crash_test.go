@@ -25,10 +25,10 @@ var (
 
 // configs are the kinds of worlds.
 func configs() (list []config) {
-	for _, lazy := range []bool{false, true} {
+	for _, how := range []config{{}, {lazy: true}, {xen: true}} { // a Xen guest has all of its memory before it runs
 		for _, window := range []int{1, 2} {
 			for _, c := range []config{{}, {shared: true}, {shared: true, unfenced: true}} {
-				c.lazy, c.window = lazy, window
+				c.lazy, c.xen, c.window = how.lazy, how.xen, window
 				list = append(list, c)
 			}
 		}

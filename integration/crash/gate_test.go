@@ -30,7 +30,9 @@ import (
 const (
 	disks   = 2
 	sectors = 160 // of each disk: one whole chunk of the synchronisation and a short one
-	pages   = 12
+	// dataPages are the guest's; behind them are the rings of a Xen guest.
+	dataPages = 12
+	pages     = dataPages + disks
 )
 
 // verdict says what becomes of a call.
@@ -186,7 +188,7 @@ type host struct {
 	key     epoch.PrintKey
 	index   *exclusion.Index
 	set     *disk.Set
-	fronts  [disks]*front
+	fronts  [disks]frontend
 	guest   *guest // that runs here
 	journal string // directory; "": none
 	up      bool
@@ -222,6 +224,10 @@ func (h *host) open() {
 	h.w.must(err)
 	for i := range h.fronts {
 		h.fronts[i] = &front{h: h, disk: i}
+		if h.w.cfg.xen {
+			h.fronts[i], err = newXenFront(h, i)
+			h.w.must(err)
+		}
 		h.w.must(h.set.Disk(epoch.DiskID(i)).Attach(h.fronts[i]))
 	}
 	h.up = true
@@ -238,6 +244,11 @@ func (h *host) kill() {
 	h.gate.dead = true
 	h.gate.mu.Unlock()
 	synctest.Wait()
+	var ended sync.WaitGroup
+	for _, f := range h.fronts {
+		ended.Go(func() { _ = f.end() }) // it waits for what is on its way
+	}
+	synctest.Wait()
 	for c := h.gate.first(anyCall...); c != nil; c = h.gate.first(anyCall...) {
 		v := fail
 		if c.op != disktest.Read {
@@ -249,6 +260,7 @@ func (h *host) kill() {
 		s.Kill()
 	}
 	h.w.must(h.set.Close())
+	ended.Wait()
 	synctest.Wait()
 }
 
@@ -299,6 +311,13 @@ func (h *host) pumped(what string, f func(ctx context.Context) error) error {
 		}
 	})
 	return err
+}
+
+// endReads lets the reads that wait at the gate return.
+func (h *host) endReads() {
+	for c := h.gate.first(disktest.Read); c != nil; c = h.gate.first(disktest.Read) {
+		h.gate.give(c, goOn)
+	}
 }
 
 // drain lets everything released reach the disks.

@@ -2,13 +2,14 @@ package crash
 
 // This file is the guest and the front end of its disks, in the order of
 // disk/vhost (ring.admit, work.do): fill what is touched, Accept, or else Do and
-// Landed.
+// Landed. A Xen guest has the real front end instead (xenfront_test.go).
 
 import (
 	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
+	"slices"
 
 	"understudy/disk"
 	"understudy/epoch"
@@ -28,6 +29,7 @@ type guest struct {
 	missing *epoch.PageSet // pages that a lazy rebuild has yet to fill
 	filler  hypervisor.Filler
 	reads   []*reading
+	drivers []*driver // of a Xen guest
 }
 
 // reading is a read on its way.
@@ -36,6 +38,18 @@ type reading struct {
 	r      *disk.Request
 	beside map[uint64]bool // sectors that were written while it was on its way
 	done   chan error
+	landed bool   // a Xen guest's
+	id     uint64 // its request in the ring
+}
+
+// frontend is a host's end of a disk.
+type frontend interface {
+	disk.Frontend
+	// resubmitted is what Resubmit was given since forget.
+	resubmitted() []byte
+	forget()
+	// end is the death of its daemon.
+	end() error
 }
 
 // front is a disk's front end. A request in flight is 12 bytes: sector, page, 4 each,
@@ -59,6 +73,9 @@ func (f *front) AppendInFlight(dst []byte) []byte {
 
 func (f *front) Resubmit(state []byte) error { f.got = bytes.Clone(state); return nil }
 func (f *front) Stopped() bool               { return f.h.guest == nil || f.h.guest.paused }
+func (f *front) resubmitted() []byte         { return f.got }
+func (f *front) forget()                     { f.got = nil }
+func (f *front) end() error                  { return nil }
 
 func newGuest(w *world, h *host) *guest {
 	g := &guest{w: w, h: h, mem: make([]byte, pages*epoch.PageSize), want: make([]byte, pages*epoch.PageSize), dirty: epoch.NewPageSet(pages)}
@@ -67,6 +84,61 @@ func newGuest(w *world, h *host) *guest {
 	}
 	g.dirty.Fill()
 	return g
+}
+
+// plug gives the disks of a Xen guest to the back ends of its host. fresh: by a driver
+// that begins, else as they are.
+func (g *guest) plug(fresh bool) {
+	if !g.w.cfg.xen {
+		return
+	}
+	if fresh {
+		g.drivers = nil
+		for d := range disks {
+			g.drivers = append(g.drivers, newDriver(g, d))
+		}
+	}
+	for _, f := range g.h.fronts {
+		g.w.must(f.(*xenFront).connect())
+	}
+	g.run(!g.paused)
+}
+
+// run lets the guest run, or stand still.
+func (g *guest) run(run bool) {
+	g.paused = !run
+	if !g.w.cfg.xen {
+		return
+	}
+	for _, f := range g.h.fronts {
+		if run {
+			f.(*xenFront).Start()
+		} else {
+			f.(*xenFront).Stop()
+		}
+	}
+	g.w.rest()
+	g.settle()
+}
+
+// settle takes what has been answered of a Xen guest's requests.
+func (g *guest) settle() {
+	for _, v := range g.drivers {
+		v.settle()
+	}
+	g.reads = slices.DeleteFunc(g.reads, func(r *reading) bool { return r.landed })
+}
+
+// free makes sure that nothing is being read into pages.
+func (g *guest) free(p epoch.GFN, count uint64) {
+	g.settle()
+	for _, r := range slices.Clone(g.reads) {
+		first := r.r.Segments[0].Page
+		if g.drivers != nil && first < p+epoch.GFN(count) && p < first+epoch.GFN(r.r.Sectors+7)/8 {
+			g.drivers[r.disk].await(r.id)
+			g.settle()
+		}
+	}
 }
 
 // stamp fills a sector with what no other holds.
@@ -102,6 +174,7 @@ func (g *guest) wrote(p epoch.GFN) {
 
 // see makes sure that the guest finds in a page what the oracle says.
 func (g *guest) see(p epoch.GFN) {
+	g.free(p, 1)
 	g.w.must(g.touch(p, 1))
 	if !bytes.Equal(g.page(p), g.want[p*epoch.PageSize:][:epoch.PageSize]) {
 		g.w.violated("the guest finds page %d changed: %s", p, differ(g.page(p), g.want[p*epoch.PageSize:][:epoch.PageSize], epoch.PageSize))
@@ -121,7 +194,7 @@ func (g *guest) store(p epoch.GFN, kind int) {
 	case 1: // a part
 		g.w.stamp(b[512*(g.cpu%8):][:512])
 	case 2: // what another page holds
-		q := (p + 5) % pages
+		q := (p + 5) % dataPages
 		g.see(q)
 		copy(b, g.page(q))
 	case 3: // what it holds already
@@ -182,6 +255,10 @@ func (g *guest) flush(d int) {
 
 // do is a front end's way with a request.
 func (g *guest) do(d int, r *disk.Request) {
+	if g.drivers != nil {
+		g.drivers[d].await(g.drivers[d].put(r, nil))
+		return
+	}
 	dev := g.h.set.Disk(epoch.DiskID(d))
 	if r.Op == disk.OpWrite || r.Op == disk.OpRead {
 		g.w.must(g.touch(r.Segments[0].Page, uint64(r.Sectors+7)/8))
@@ -202,7 +279,12 @@ func (g *guest) do(d int, r *disk.Request) {
 
 // read reads n sectors into the pages from p on.
 func (g *guest) read(d int, sector uint64, n uint32, p epoch.GFN) {
+	g.free(p, uint64(n+7)/8)
 	r := &reading{disk: d, r: g.readRequest(sector, n, p)}
+	if g.drivers != nil {
+		g.drivers[d].await(g.drivers[d].put(r.r, r))
+		return
+	}
 	g.do(d, r.r)
 	g.land(r)
 }
@@ -213,12 +295,17 @@ func (g *guest) readRequest(sector uint64, n uint32, p epoch.GFN) *disk.Request 
 
 // beginRead begins a read that stays at the store for a while.
 func (g *guest) beginRead(d int, sector uint64, n uint32, p epoch.GFN) {
+	g.free(p, uint64(n+7)/8)
 	g.w.must(g.touch(p, uint64(n+7)/8))
 	r := &reading{disk: d, r: g.readRequest(sector, n, p), beside: map[uint64]bool{}, done: make(chan error, 1)}
 	g.h.gate.mu.Lock()
 	g.h.gate.reads = true
 	g.h.gate.mu.Unlock()
-	go func() { r.done <- g.h.set.Disk(epoch.DiskID(d)).Do(context.Background(), r.r) }()
+	if g.drivers != nil {
+		r.id = g.drivers[d].put(r.r, r)
+	} else {
+		go func() { r.done <- g.h.set.Disk(epoch.DiskID(d)).Do(context.Background(), r.r) }()
+	}
 	g.w.rest()
 	g.h.gate.mu.Lock()
 	g.h.gate.reads = false
@@ -229,10 +316,17 @@ func (g *guest) beginRead(d int, sector uint64, n uint32, p epoch.GFN) {
 
 // endRead lets the oldest read land.
 func (g *guest) endRead() {
+	g.settle()
 	if len(g.reads) == 0 {
 		return
 	}
 	r := g.reads[0]
+	if g.drivers != nil {
+		g.drivers[r.disk].await(r.id)
+		g.settle()
+		g.w.at(stepReadEnded)
+		return
+	}
 	g.h.letGo("read", func() bool { return len(r.done) > 0 })
 	g.w.must(<-r.done)
 	g.reads = g.reads[1:]
@@ -243,6 +337,14 @@ func (g *guest) endRead() {
 // land puts what was read into the guest. A sector that was written beside the
 // read may be either.
 func (g *guest) land(r *reading) {
+	g.compare(r)
+	seg := r.r.Segments[0]
+	copy(seg.Data, r.r.Buffer)
+	copy(g.want[seg.Page*epoch.PageSize:], r.r.Buffer)
+	g.h.set.Disk(epoch.DiskID(r.disk)).Landed(r.r)
+}
+
+func (g *guest) compare(r *reading) {
 	for i := range uint64(r.r.Sectors) {
 		s := r.r.Sector + i
 		is, got := g.disk[r.disk][s*512:][:512], r.r.Buffer[i*512:][:512]
@@ -250,10 +352,6 @@ func (g *guest) land(r *reading) {
 			g.w.violated("disk %d, sector %d: the guest reads %x, it wrote %x", r.disk, s, got[:8], is[:8])
 		}
 	}
-	seg := r.r.Segments[0]
-	copy(seg.Data, r.r.Buffer)
-	copy(g.want[seg.Page*epoch.PageSize:], r.r.Buffer)
-	g.h.set.Disk(epoch.DiskID(r.disk)).Landed(r.r)
 }
 
 // seeDisk reads a whole disk as the guest does.
@@ -270,6 +368,7 @@ func (g *guest) seeDisk(d int, when string) {
 
 // seeAll compares all of the guest's memory and disks.
 func (g *guest) seeAll(when string) {
+	g.settle()
 	for p := range epoch.GFN(pages) {
 		if err := g.touch(p, 1); err != nil {
 			g.w.violated("page %d %s: %v", p, when, err)

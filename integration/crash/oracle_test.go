@@ -106,6 +106,7 @@ type truth struct {
 	cpu      uint64
 	at       [disks]int // in the history
 	inFlight [disks]string
+	open     []*reading // that a Xen guest's driver waits for
 }
 
 func differ(a, b []byte, unit int) string {

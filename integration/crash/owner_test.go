@@ -106,7 +106,7 @@ func (o *owner) capture() {
 	if o.firstWhole == 0 {
 		o.firstWhole = n
 	}
-	o.g.paused = true
+	o.g.run(false)
 	f := &flight{number: n, kind: epoch.KindCheckpoint, pages: epoch.NewPageSet(pages), device: binary.LittleEndian.AppendUint64(nil, o.g.cpu|1<<63)}
 	o.w.truths[n] = o.w.truth(n)
 	o.w.must(o.h.set.Seal(n))
@@ -122,9 +122,12 @@ func (o *owner) capture() {
 	}
 	o.collect(f.pages)
 	o.w.at(stepCollect)
+	if o.w.cfg.xen && n%2 == 0 {
+		o.h.endReads() // the device has them, and keeps them until the guest runs
+	}
 	o.copy(f)
 	o.w.at(stepCopy)
-	o.g.paused = false
+	o.g.run(true)
 	o.inflight = append(o.inflight, f)
 	o.jobs = append(o.jobs, f)
 }

@@ -63,7 +63,7 @@ func (w *world) takeover() {
 		overwrite = nil
 	}
 	for _, f := range h.fronts {
-		f.got = nil
+		f.forget()
 	}
 	fenced := w.frozen != nil && w.cfg.shared && !w.cfg.unfenced
 	if fenced {
@@ -77,6 +77,12 @@ func (w *world) takeover() {
 	w.owner = newOwner(w, h, g)
 	w.own()
 	g.paused = false
+	for d := range disks {
+		if p := ringPage(d); w.cfg.xen && !bytes.Equal(g.page(p), t.mem[p*epoch.PageSize:][:epoch.PageSize]) {
+			w.violated("the ring of disk %d at epoch %d: %s", d, t.number, differ(g.page(p), t.mem[p*epoch.PageSize:][:epoch.PageSize], epoch.PageSize))
+		}
+	}
+	g.plug(true)
 	w.afterTakeover(t, old)
 }
 
@@ -90,8 +96,8 @@ func (w *world) afterTakeover(t *truth, old *host) {
 		}
 	}
 	for d := range disks {
-		if string(h.fronts[d].got) != t.inFlight[d] {
-			w.violated("disk %d: requests in flight were %x, submitted anew are %x", d, t.inFlight[d], h.fronts[d].got)
+		if got := h.fronts[d].resubmitted(); string(got) != t.inFlight[d] {
+			w.violated("disk %d: requests in flight were %x, submitted anew are %x", d, t.inFlight[d], got)
 		}
 	}
 	w.resubmitted(t)
@@ -174,6 +180,9 @@ func (w *world) replay(n int) {
 // resubmitted begins the reads anew that were in flight at the checkpoint.
 func (w *world) resubmitted(t *truth) {
 	g := w.owner.g
+	for _, r := range t.open { // which its driver knows of
+		g.read(r.disk, r.r.Sector, r.r.Sectors, r.r.Segments[0].Page)
+	}
 	for d := range disks {
 		for s := []byte(t.inFlight[d]); len(s) > 0; s = s[12:] {
 			n := binary.LittleEndian

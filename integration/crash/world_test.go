@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -96,6 +97,7 @@ func (s side) String() string { return sideNames[s] }
 // config is a kind of world.
 type config struct {
 	shared, unfenced, lazy bool
+	xen                    bool // the guest is one of Xen's
 	window                 int
 }
 
@@ -106,6 +108,9 @@ func (c config) String() string {
 	}
 	if c.unfenced {
 		name = "unfenced"
+	}
+	if c.xen {
+		name = "xen/" + name
 	}
 	if c.lazy {
 		return fmt.Sprintf("%s/lazy/%d", name, c.window)
@@ -241,8 +246,9 @@ func (w *world) begin(t *testing.T) {
 	w.owner = newOwner(w, w.hosts[0], newGuest(w, w.hosts[0]))
 	w.owner.h.guest = w.owner.g
 	w.own()
+	w.owner.g.plug(true)
 	w.owner.pass()
-	for p := range epoch.GFN(pages) {
+	for p := range epoch.GFN(dataPages) {
 		w.owner.g.store(p, 0)
 	}
 	w.backup = &standby{w: w, h: w.hosts[1]}
@@ -333,10 +339,14 @@ func (w *world) committed(n epoch.Number) {
 // truth notes the guest as it stands.
 func (w *world) truth(n epoch.Number) *truth {
 	g := w.owner.g
+	g.settle()
 	t := &truth{number: n, mem: bytes.Clone(g.want), cpu: g.cpu}
 	for d := range disks {
 		t.disk[d], t.at[d] = bytes.Clone(g.disk[d]), len(w.history[d].versions)
 		t.inFlight[d] = string(g.h.fronts[d].AppendInFlight(nil))
+	}
+	if w.cfg.xen {
+		t.open = slices.Clone(g.reads)
 	}
 	return t
 }
@@ -494,7 +504,7 @@ func (w *world) turn() {
 // request is something the guest does. Few blocks and pages, so that things
 // meet.
 func (w *world) request() {
-	g, p, d := w.owner.g, epoch.GFN(w.dice.IntN(pages-1)), w.dice.IntN(disks)
+	g, p, d := w.owner.g, epoch.GFN(w.dice.IntN(dataPages-1)), w.dice.IntN(disks)
 	sector := uint64(w.dice.IntN(5)) * 8
 	if w.dice.IntN(2) == 0 {
 		sector = uint64(w.dice.IntN(16)) * 8
@@ -635,8 +645,10 @@ func (w *world) deliver() {
 func (w *world) adoptGuest() {
 	h, g := w.owner.h, w.owner.g
 	reads := g.reads
-	g.reads = nil
-	g.store(3, 0) // the guest's CPUs went on
+	if !w.cfg.xen { // else its ring has them
+		g.reads = nil
+		g.store(3, 0) // the guest's CPUs went on
+	}
 	h.rebooted = w.broken == "the journal ends with the daemon"
 	h.open()
 	w.generation++
@@ -648,6 +660,15 @@ func (w *world) adoptGuest() {
 	}
 	w.inSync = false
 	w.owner.pass()
+	if w.cfg.xen {
+		g.paused = false // it may have stood still when the daemon died
+		g.plug(false)
+		for len(g.reads) > 0 {
+			g.endRead()
+		}
+		g.store(3, 0)
+		reads = nil
+	}
 	for _, r := range reads { // the front end takes them up again
 		g.read(r.disk, r.r.Sector, r.r.Sectors, r.r.Segments[0].Page)
 	}
