@@ -87,6 +87,7 @@ func ParseRecord(data []byte) (Record, error) {
 // sidecar is the record's file.
 type sidecar struct {
 	path string
+	own  bool // its directory holds records alone, and is made
 	// step is called before each step of a replacement; a test ends it there.
 	step func(name string) error
 }
@@ -99,7 +100,7 @@ func sidecarOf(disk, stateDir string, block bool) (sidecar, error) {
 		return sidecar{}, errors.New("a block device's record needs a state directory")
 	}
 	name := strings.ReplaceAll(strings.ReplaceAll(strings.Trim(disk, "/"), "%", "%25"), "/", "%2F")
-	return sidecar{path: filepath.Join(stateDir, name+RecordSuffix)}, nil
+	return sidecar{path: filepath.Join(stateDir, name+RecordSuffix), own: true}, nil
 }
 
 // load returns the record, or an error that is fs.ErrNotExist if there is none.
@@ -142,6 +143,11 @@ func (s *sidecar) replace(r Record) error {
 	if err := s.at("create"); err != nil {
 		return err
 	}
+	if s.own {
+		if err := makeDir(filepath.Dir(s.path)); err != nil {
+			return err
+		}
+	}
 	tmp := s.path + ".new"
 	file, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -180,6 +186,20 @@ func (s *sidecar) at(name string) error {
 		return nil
 	}
 	return s.step(name)
+}
+
+// makeDir makes a directory, durably, if it is not there.
+func makeDir(path string) error {
+	if _, err := os.Stat(path); err == nil {
+		return nil
+	}
+	if err := makeDir(filepath.Dir(path)); err != nil {
+		return err
+	}
+	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
 }
 
 func syncDir(path string) error {

@@ -74,7 +74,7 @@ func loop(t *testing.T, sectorSize int) string {
 func places() []place {
 	loopDevice := func(sectorSize int) func(t *testing.T) Config {
 		return func(t *testing.T) Config {
-			return Config{Path: loop(t, sectorSize), Shared: true, StateDir: t.TempDir()}
+			return Config{Path: loop(t, sectorSize), Shared: true, StateDir: filepath.Join(t.TempDir(), "new", "disks")}
 		}
 	}
 	return []place{
