@@ -207,6 +207,33 @@ func (g *Guest) ReadPages(first epoch.GFN, dst []byte) error {
 	return nil
 }
 
+// Hole returns how many of count pages from first on are zero, so that nobody has to
+// copy them to find that out: much of a domain's memory is. A guest that runs may have
+// written them since, and they are dirty then.
+func (g *Guest) Hole(first epoch.GFN, count uint64) uint64 {
+	g.swap.RLock()
+	defer g.swap.RUnlock()
+	if g.over.Load() || g.domain == nil || uint64(first) >= g.Pages() {
+		return 0
+	}
+	count = min(count, g.Pages()-uint64(first))
+	var kept map[epoch.GFN][]byte
+	if still := g.still.Load(); still != nil {
+		kept = *still
+	}
+	for n := range count {
+		page := first + epoch.GFN(n)
+		content := g.domain.Memory()[uint64(page)*epoch.PageSize:][:epoch.PageSize]
+		if other, there := kept[page]; there {
+			content = other
+		}
+		if !isZero(content) {
+			return n
+		}
+	}
+	return count
+}
+
 // Pause asks the guest to suspend and waits until it has. When ctx ends before the
 // guest has answered, the request is withdrawn; a guest that has answered is waited
 // for beyond that, since it will suspend. A guest that has powered itself off, or

@@ -220,6 +220,30 @@ func TestADomainIsCaptured(t *testing.T) {
 	}
 }
 
+// Zero pages need not be copied to be known, and what others than the guest write to
+// while it stands still is what it was.
+func TestZeroPagesOfADomain(t *testing.T) {
+	f := newFake()
+	g := newTestGuest(t, f)
+	must(t, g.Resume(t.Context()))
+	clear(f.memory)
+	f.memory[7*epoch.PageSize-1] = 'x'
+	must(t, g.Pause(t.Context()))
+	f.memory[63*epoch.PageSize] = 'y' // its console
+	for _, c := range []struct {
+		first       epoch.GFN
+		count, want uint64
+	}{{0, 64, 6}, {0, 3, 3}, {6, 2, 0}, {7, 57, 57}, {7, 1 << 60, 57}, {64, 1, 0}, {1 << 62, 5, 0}} {
+		if n := g.Hole(c.first, c.count); n != c.want {
+			t.Errorf("of %d pages from %d on %d are zero, want %d", c.count, c.first, n, c.want)
+		}
+	}
+	must(t, g.Destroy())
+	if g.Hole(0, 1) != 0 {
+		t.Error("a domain that is gone has zero pages")
+	}
+}
+
 // A log that could not be read leaves every page dirty.
 func TestALostLog(t *testing.T) {
 	f := newFake()
