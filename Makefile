@@ -7,6 +7,7 @@
 #   make drills     a hundred drills of every kind in a row, checked from outside; an hour: see DRILL_FLAGS
 #   make faults     real daemons and guests struck at every step of the protocol; hours: see FAULT_FLAGS
 #   make xen        a guest survives the loss of its host between two real Xen hosts, in emulation, and goes back: ten minutes
+#   make xen-conformance    the conformance suite of Xen's driver on a real Xen host, for PVH and for HVM guests: most of an hour
 #   make bench      figures, into build/bench.json
 #   make bench-checkpoint   checkpoint files beside QEMU's own, into build/bench-checkpoint.json and .svg
 #   make bench-disk the disk's speed beside QEMU's own, into build/bench-disk.json
@@ -39,7 +40,7 @@ GOTEST := $(GO) test -race -timeout 15m
 REAL   := ./demo ./disk/vhost ./guest ./hypervisor/qemu ./integration ./integration/diskbench ./integration/faults ./packaging/... ./status/dashboard
 
 .NOTPARALLEL:
-.PHONY: all build guest guest-big xen-dom0 xen demo test failovers drills faults bench bench-disk packages lint model fuzz setup clean
+.PHONY: all build guest guest-big xen-dom0 xen xen-conformance demo test failovers drills faults bench bench-disk packages lint model fuzz setup clean
 
 all: build
 
@@ -64,6 +65,9 @@ xen-dom0: setup
 # On a busy machine: make xen XEN_FLAGS="-lease 12s".
 xen: xen-dom0 guest
 	$(GO) run ./integration/xen $(XEN_FLAGS)
+
+xen-conformance: xen-dom0 guest
+	scripts/xen-try -conformance
 
 demo: setup build guest
 	bin/understudy demo $(DEMO_FLAGS)

@@ -35,9 +35,10 @@ type Host struct {
 	ended   chan os.Signal
 	told    sync.WaitGroup
 
-	mu   sync.Mutex
-	all  map[*Toolstack]bool // true: nobody uses it
-	over bool
+	mu       sync.Mutex
+	all      map[*Toolstack]bool // true: nobody uses it
+	restores map[*waiting]bool   // those that are neither finished nor discarded
+	over     bool
 }
 
 var _ xen.Host = (*Host)(nil)
@@ -56,7 +57,7 @@ func OpenHost(ctx context.Context, monitor Monitors) (*Host, error) {
 	if err != nil {
 		return nil, errors.Join(err, control.Close())
 	}
-	h := &Host{control: control, store: store, monitor: monitor, ended: make(chan os.Signal, 1), all: map[*Toolstack]bool{}}
+	h := &Host{control: control, store: store, monitor: monitor, ended: make(chan os.Signal, 1), all: map[*Toolstack]bool{}, restores: map[*waiting]bool{}}
 	signal.Notify(h.ended, syscall.SIGCHLD)
 	h.told.Go(func() {
 		for range h.ended {
@@ -71,15 +72,23 @@ func OpenHost(ctx context.Context, monitor Monitors) (*Host, error) {
 	return h, nil
 }
 
-// Close closes everything. Nobody uses the Host any more.
+// Close closes everything. Nobody uses the Host any more; restores that wait for their
+// last piece are discarded, since libxenlight ends the process if it is let go of while
+// one of its helpers runs.
 func (h *Host) Close() error {
+	h.mu.Lock()
+	left := slices.Collect(maps.Keys(h.restores))
+	h.mu.Unlock()
+	var errs []error
+	for _, w := range left {
+		errs = append(errs, w.Discard())
+	}
 	signal.Stop(h.ended)
 	close(h.ended)
 	h.told.Wait()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.over = true
-	var errs []error
 	for t := range h.all {
 		errs = append(errs, t.Close())
 	}
@@ -177,6 +186,19 @@ func (h *Host) layOut(ctx context.Context, t *Toolstack, domain uint32) error {
 			return fmt.Errorf("domain %d: its firmware has not laid out its memory within %v (xl dmesg tells)", domain, layOutLimit)
 		}
 	}
+}
+
+// began notes a restore that Close would have to end, and forget that it need not.
+func (h *Host) began(w *waiting) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.restores[w] = true
+}
+
+func (h *Host) forget(w *waiting) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.restores, w)
 }
 
 // Rename changes a domain's name.

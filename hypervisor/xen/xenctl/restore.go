@@ -57,6 +57,7 @@ func (h *Host) Make(ctx context.Context, spec *xen.Spec, frames *xen.Frames) (_ 
 		return nil, err
 	}
 	w := &waiting{host: h, id: id, pipe: write, done: make(chan restored, 1)}
+	h.began(w)
 	go func() {
 		var r restored
 		r.err = h.with(func(t *Toolstack) (err error) {
@@ -150,6 +151,7 @@ func (w *waiting) Finish(ctx context.Context, tail []byte) (*xen.Finished, error
 		return nil, err
 	}
 	w.given = true
+	w.host.forget(w)
 	return &xen.Finished{Number: r.domain, Domain: d, Ask: xen.Control{Store: w.host.store, Domain: r.domain}}, nil
 }
 
@@ -179,6 +181,7 @@ func (w *waiting) Discard() error {
 		err = errors.Join(err, w.memory.Close())
 		w.memory = nil
 	}
+	w.host.forget(w)
 	return err
 }
 
