@@ -28,6 +28,7 @@ type Info struct {
 	MaxKiB   uint64
 	Online   uint32 // virtual processors
 	MaxVCPU  uint32 // number of the last virtual processor
+	Shared   uint64 // the frame at which it has put the page that it shares with Xen
 }
 
 // Reasons of a shutdown (Xen's public/sched.h).
@@ -58,6 +59,10 @@ type Domain interface {
 	// Clean returns a bit for each frame that was written since it was called last,
 	// valid until the next call.
 	Clean() ([]uint64, error)
+	// Moved returns how many pages of its image the domain, which stands still, has
+	// elsewhere than in Memory: it has taken them away, and put others in their place.
+	// Pages that it has only taken away are none.
+	Moved() (uint64, error)
 	// Limit bounds the pages that the domain may have, from here on.
 	Limit(pages uint64) error
 	// Written calls yield with each frame that somebody has mapped for writing, of

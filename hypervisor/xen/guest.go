@@ -27,10 +27,14 @@ import (
 
 var errNotThere = fs.ErrNotExist
 
-// ErrShape says that the domain has memory that is no part of its image, or not as
-// it is mapped here: its toolstack gave it more, or gave back what a balloon had
-// taken. Nothing can be made of such a domain any more, and its devices would miss it.
-var ErrShape = errors.New("the domain was given memory (xl mem-set, xl mem-max), which its devices and checkpoints cannot see: give memory to a guest by its configuration")
+// ErrShape says that the domain has memory that is no part of its image: its toolstack
+// gave it more, or let it have back what a balloon had taken. Nothing can be made of such
+// a domain any more, and its devices would miss it.
+var ErrShape = errors.New("the domain was given memory, which its devices and checkpoints cannot see: give memory to a guest by its configuration")
+
+// ErrMoved says that the guest has put other memory where some of its image was: what is
+// mapped here is not what it uses. Nothing can be made of it any more, either.
+var ErrMoved = errors.New("the guest has put other memory in the place of some of its own (XENMEM_add_to_physmap), which its devices and checkpoints cannot follow")
 
 // Patience is how long a guest that has begun to suspend may take to, before it is
 // given up.
@@ -66,6 +70,8 @@ type Guest struct {
 	// still is what others than the guest write to, as it was when it came to stand
 	// still; nil: it runs.
 	still atomic.Pointer[map[epoch.GFN][]byte]
+
+	displaced atomic.Bool // memory of it is elsewhere than is mapped
 
 	mu      sync.Mutex
 	fate    fate
@@ -341,15 +347,28 @@ func (g *Guest) shape() error {
 	if err == nil && info.Dying {
 		err = errGone
 	}
+	if err == nil {
+		err = g.fits(info)
+	}
 	if err != nil {
 		return err
 	}
-	return g.fits(info)
+	moved, err := g.domain.Moved()
+	if err != nil || moved == 0 {
+		return err
+	}
+	g.displaced.Store(true) // the watch ends what can happen to it
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.wake != nil {
+		g.wake()
+	}
+	return fmt.Errorf("%w: %d pages", ErrMoved, moved)
 }
 
 // fits compares the domain's size with that of its image. What a balloon takes stays
-// in the image as it was, since our mapping keeps it; the domain never gets it back,
-// for that would be other memory, of which the mapping knows nothing.
+// in the image as it was, and the domain's, since our mapping keeps it; the domain does
+// not get it back, for that would be other memory, of which the mapping knows nothing.
 func (g *Guest) fits(info Info) error {
 	g.sizing.Lock()
 	defer g.sizing.Unlock()

@@ -35,6 +35,8 @@ type fake struct {
 	late    bool // answers when the request is to be withdrawn
 	resumed int
 	limit   uint64
+	moved   uint64
+	looked  error // of a look at what has moved
 	stilled int
 	stirs   error // of its device model
 	happens chan struct{}
@@ -81,6 +83,8 @@ func (f *fake) Still(context.Context) error {
 	f.stilled++
 	return f.stirs
 }
+
+func (f *fake) Moved() (uint64, error) { return f.moved, f.looked }
 
 func (f *fake) Limit(pages uint64) error {
 	f.mu.Lock()
@@ -317,6 +321,32 @@ func TestADomainThatWasBallooned(t *testing.T) {
 	if err := g.Pause(t.Context()); !errors.Is(err, ErrShape) {
 		t.Errorf("error %v", err)
 	}
+}
+
+// A guest that has put other memory in the place of its own is of no use any more: it is
+// seen at the very pause, before anything is read of what is mapped.
+func TestAGuestThatMovesItsMemory(t *testing.T) {
+	f := newFake()
+	g := newTestGuest(t, f)
+	must(t, g.Resume(t.Context()))
+	must(t, g.Pause(t.Context()))
+	must(t, g.Resume(t.Context()))
+	f.looked = errors.New("cannot be mapped")
+	if err := g.Pause(t.Context()); !errors.Is(err, f.looked) || g.Alive() != nil {
+		t.Errorf("a look that fails: %v", err)
+	}
+	must(t, g.Resume(t.Context()))
+	f.looked, f.moved = nil, 2
+	if err := g.Pause(t.Context()); !errors.Is(err, ErrMoved) || !strings.Contains(err.Error(), "2 pages") {
+		t.Errorf("error %v", err)
+	}
+	if e := <-g.Events(); e.Kind != hypervisor.EventExited || e.Detail != ErrMoved.Error() {
+		t.Errorf("event %v %q", e.Kind, e.Detail)
+	}
+	if err := g.Alive(); !errors.Is(err, ErrMoved) {
+		t.Errorf("it lives: %v", err)
+	}
+	must(t, g.Destroy())
 }
 
 // A device model that cannot be stopped would write to an image that stands still.

@@ -64,7 +64,7 @@ func (g *Guest) wait(ctx context.Context) error {
 	defer cancel()
 	g.mu.Lock()
 	g.wake = cancel
-	if g.restarting {
+	if g.restarting || g.displaced.Load() {
 		cancel()
 	}
 	g.mu.Unlock()
@@ -88,6 +88,8 @@ func (g *Guest) examine(ctx context.Context) (event *hypervisor.Event, over bool
 		return g.useless(hypervisor.EventExited, errGone), true
 	case err != nil:
 		return g.useless(hypervisor.EventFault, err), false
+	case g.displaced.Load():
+		return g.broken(ErrMoved)
 	case restarting:
 		return g.renew(ctx, "it has crashed")
 	case info.Crashed || info.Shutdown && (info.Reason == ReasonCrash || info.Reason == ReasonWatchdog):
@@ -202,6 +204,7 @@ func (g *Guest) replace(ctx context.Context) error {
 		return errors.Join(err, gone(next.Domain.Destroy()), next.Plugged.Unplug(), next.Domain.Close())
 	}
 	g.domain, g.ask, g.plugged, g.rings, g.pages = next.Domain, next.Ask, next.Plugged, next.Rings, info.Pages
+	g.displaced.Store(false)
 	g.thaw()
 	g.collecting.Lock()
 	g.known, g.ran = false, true

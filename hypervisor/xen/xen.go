@@ -17,10 +17,13 @@
 // A domain's frames lie apart: RAM from 0 on, RAM behind 4 GiB, a few pages for
 // Xen's own use below 4 GiB. Frames (frames.go) numbers those that have content,
 // in ascending order: that number is the page of the image. It is made once,
-// travels in the Spec. The domain's size is compared at every pause, and every
-// second: what a balloon takes stays in the image, and the domain does not get it
-// back; a domain that was given memory is of no use any more, and goes on from its
-// last checkpoint. The firmware of an HVM domain makes memory of its own: it has done so
+// travels in the Spec. What is mapped here stays the domain's, also when a balloon has
+// taken it from its memory, so the domain's size never falls; it may not grow either, so
+// a balloon gets nothing back that is not mapped. The size is compared at every pause,
+// and every second, and at a pause also whether the domain has put other memory in the
+// place of some of its own, which changes no size (xenctl.Moves). Of such a domain, or
+// one that was given memory, nothing can be made any more: it goes on from its last
+// checkpoint. The firmware of an HVM domain makes memory of its own: it has done so
 // when the domain is handed out, paused (xenctl.Host.Create).
 //
 // # Capture

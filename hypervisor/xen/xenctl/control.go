@@ -9,6 +9,7 @@ package xenctl
 #include <stdlib.h>
 #include <xenctrl.h>
 #include <xenguest.h>
+#include <xendevicemodel.h>
 #include <xenforeignmemory.h>
 #include "glue.h"
 #include "log.h"
@@ -31,10 +32,11 @@ type Control struct {
 	words  words
 	xch    *C.xc_interface
 	memory *C.xenforeignmemory_handle
+	models *C.xendevicemodel_handle
 }
 
 // Open opens the hypervisor's interfaces: xc_interface_open,
-// xenforeignmemory_open. It needs to be root of the first domain.
+// xenforeignmemory_open, xendevicemodel_open. It needs to be root of the first domain.
 func Open() (*Control, error) {
 	w, err := newWords()
 	if err != nil {
@@ -50,11 +52,18 @@ func Open() (*Control, error) {
 		err = errors.Join(w.failed("open the interface to domains' memory", 0, err), c.Close())
 		return nil, err
 	}
+	if c.models, err = C.xendevicemodel_open(w.logger(), 0); c.models == nil {
+		err = errors.Join(w.failed("open the interface for device models", 0, err), c.Close())
+		return nil, err
+	}
 	return c, nil
 }
 
 // Close closes the connection. Mappings are closed before.
 func (c *Control) Close() error {
+	if c.models != nil {
+		C.xendevicemodel_close(c.models)
+	}
 	if c.memory != nil {
 		C.xenforeignmemory_close(c.memory)
 	}
@@ -126,7 +135,7 @@ func (c *Control) Domains() ([]xen.Info, error) {
 func infoOf(d *C.xc_dominfo_t) xen.Info {
 	i := xen.Info{
 		Domain: uint32(d.domid), Pages: uint64(d.nr_pages), MaxKiB: uint64(d.max_memkb), Online: uint32(d.nr_online_vcpus), MaxVCPU: uint32(d.max_vcpu_id),
-		Reason: uint(d.shutdown_reason),
+		Reason: uint(d.shutdown_reason), Shared: uint64(d.shared_info_frame),
 	}
 	for n := range i.UUID {
 		i.UUID[n] = byte(d.handle[n])

@@ -4,6 +4,7 @@
 //
 //	Control    libxenctrl: what a domain is, its log-dirty bitmap, context, parameters
 //	Mapping    libxenforeignmemory: a domain's frames, or its grant table, in our memory
+//	Moves      libxendevicemodel: whether a domain's frames are where they were
 //	Channel    libxenevtchn: the two ends of a suspend
 //	Toolstack  libxenlight: restore, unpause, destroy, a domain's configuration
 //

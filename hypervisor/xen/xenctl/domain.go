@@ -23,6 +23,8 @@ type Domain struct {
 	logs     bool          // the device model does
 
 	memory   *Mapping
+	frames   *xen.Frames // of memory
+	moves    *Moves
 	log      *DirtyLog
 	table    *GrantTable
 	channel  *Channel
@@ -33,14 +35,24 @@ var _ xen.Domain = (*Domain)(nil)
 
 // take takes a domain on: its frames are mapped, and its writes are logged from
 // here on. The mapping stays the caller's if it fails.
-func (h *Host) take(ctx context.Context, number uint32, memory *Mapping) (_ *Domain, err error) {
-	d := &Domain{host: h, number: number}
+//
+// What tells a guest's balloon how much memory to have is removed, and with it what
+// `xl mem-set` goes by: a balloon may take memory away, but what it gives back would be
+// other memory than is mapped.
+func (h *Host) take(ctx context.Context, number uint32, memory *Mapping, frames *xen.Frames) (_ *Domain, err error) {
+	d := &Domain{host: h, number: number, frames: frames}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.Close())
 		}
 	}()
 	if d.emulator, err = h.emulator(ctx, number); err != nil {
+		return nil, err
+	}
+	if err = h.store.Remove(ctx, 0, fmt.Sprintf("/local/domain/%d/memory/target", number)); err != nil {
+		return nil, err
+	}
+	if d.moves, err = h.control.Moves(number, d.emulator != nil); err != nil {
 		return nil, err
 	}
 	if d.table, err = h.control.Grants(number); err != nil {
@@ -152,6 +164,23 @@ func (d *Domain) begin() error {
 	return nil
 }
 
+// Moved is Mapping.Displaced, if Moves.Told says that there may be any.
+func (d *Domain) Moved() (uint64, error) {
+	told, err := d.moves.Told()
+	if err != nil || !told {
+		return 0, err
+	}
+	info, err := d.Info()
+	var moved uint64
+	if err == nil {
+		moved, err = d.memory.Displaced(d.number, d.frames, d.table, info.Shared)
+	}
+	if err != nil || moved > 0 {
+		d.moves.Remember()
+	}
+	return moved, err
+}
+
 // Limit is Control.Limit.
 func (d *Domain) Limit(pages uint64) error { return d.host.control.Limit(d.number, pages) }
 
@@ -219,6 +248,9 @@ func (d *Domain) Close() error {
 	}
 	if d.log != nil {
 		errs = append(errs, d.log.Close())
+	}
+	if d.moves != nil {
+		errs = append(errs, d.moves.Close())
 	}
 	if d.table != nil {
 		errs = append(errs, d.table.Close())

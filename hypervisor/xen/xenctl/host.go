@@ -266,7 +266,7 @@ func (h *Host) Attach(ctx context.Context, domain uint32) (*xen.Attached, error)
 	if err != nil {
 		return nil, err
 	}
-	d, err := h.take(ctx, domain, memory)
+	d, err := h.take(ctx, domain, memory, a.Frames)
 	if err != nil {
 		return nil, errors.Join(err, memory.Close())
 	}

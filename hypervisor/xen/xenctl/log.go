@@ -7,7 +7,7 @@ package xenctl
 
 /*
 #cgo CFLAGS: -Wall -Werror -D__XEN_TOOLS__
-#cgo LDFLAGS: -lxenlight -lxenguest -lxenctrl -lxenforeignmemory -lxenevtchn -lxentoollog
+#cgo LDFLAGS: -lxenlight -lxenguest -lxenctrl -lxenforeignmemory -lxendevicemodel -lxenevtchn -lxentoollog
 #include <stdlib.h>
 #include "log.h"
 */

@@ -34,12 +34,7 @@ type Mapping struct {
 // Map maps all of a domain's frames, for reading and, if write says so, for
 // writing: xenforeignmemory_map. It fails if a single one cannot be mapped.
 func (c *Control) Map(domain uint32, frames *xen.Frames, write bool) (*Mapping, error) {
-	numbers := make([]C.xen_pfn_t, 0, frames.Pages())
-	for _, r := range frames.Runs() {
-		for f := r.First; f < r.First+r.Count; f++ {
-			numbers = append(numbers, C.xen_pfn_t(f))
-		}
-	}
+	numbers := frameNumbers(frames)
 	prot := C.int(C.PROT_READ)
 	if write {
 		prot |= C.PROT_WRITE
@@ -49,6 +44,17 @@ func (c *Control) Map(domain uint32, frames *xen.Frames, write bool) (*Mapping, 
 		return nil, c.words.failed(fmt.Sprintf("map the %d pages", len(numbers)), domain, err)
 	}
 	return &Mapping{control: c, bytes: unsafe.Slice((*byte)(at), len(numbers)*epoch.PageSize), pages: C.size_t(len(numbers))}, nil
+}
+
+// frameNumbers are a domain's frames as C wants them.
+func frameNumbers(frames *xen.Frames) []C.xen_pfn_t {
+	numbers := make([]C.xen_pfn_t, 0, frames.Pages())
+	for _, r := range frames.Runs() {
+		for f := r.First; f < r.First+r.Count; f++ {
+			numbers = append(numbers, C.xen_pfn_t(f))
+		}
+	}
+	return numbers
 }
 
 // Bytes is the memory. It must not be touched after Close.

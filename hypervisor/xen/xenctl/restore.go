@@ -38,6 +38,7 @@ type waiting struct {
 	host   *Host
 	id     [16]byte // its UUID
 	domain uint32
+	frames *xen.Frames
 	memory *Mapping
 	pipe   *os.File
 	done   chan restored
@@ -56,7 +57,7 @@ func (h *Host) Make(ctx context.Context, spec *xen.Spec, frames *xen.Frames) (_ 
 	if err != nil {
 		return nil, err
 	}
-	w := &waiting{host: h, id: id, pipe: write, done: make(chan restored, 1)}
+	w := &waiting{host: h, id: id, frames: frames, pipe: write, done: make(chan restored, 1)}
 	h.began(w)
 	go func() {
 		var r restored
@@ -146,7 +147,7 @@ func (w *waiting) Finish(ctx context.Context, tail []byte) (*xen.Finished, error
 	if err = errors.Join(r.err, err); err != nil {
 		return nil, err
 	}
-	d, err := w.host.take(ctx, r.domain, w.memory)
+	d, err := w.host.take(ctx, r.domain, w.memory, w.frames)
 	if err != nil {
 		return nil, err
 	}
