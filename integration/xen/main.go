@@ -60,7 +60,7 @@ const (
 func main() {
 	var o options
 	flag.StringVar(&o.images, "image", "build/xen", "where the Xen host's image is, or is made (make xen-dom0)")
-	flag.StringVar(&o.logs, "logs", "build/xen-logs", "where the hosts' logs are left if a check fails")
+	flag.StringVar(&o.logs, "logs", "build/xen-logs", "where the hosts' logs are left")
 	flag.StringVar(&o.guest, "guest", linux, "which guest: \"linux\", with a disk and a TCP connection that has to live on, or \"counting\", without devices, which is tried once and in one direction")
 	flag.StringVar(&o.kind, "type", config.TypePVH, "the type of its domain: \"pvh\" or \"hvm\"")
 	flag.StringVar(&o.boots, "guest-files", "build/guest", "where the guest's vmlinuz and initrd are (make guest)")
@@ -130,10 +130,7 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	defer func() {
-		if err != nil {
-			err = errors.Join(err, w.keepLogs(o.logs))
-		}
-		err = errors.Join(err, w.close())
+		err = errors.Join(err, w.keepLogs(o.logs), w.close())
 	}()
 	s := &story{world: w, began: time.Now()}
 	if err := s.begin(ctx, o.limit); err != nil {

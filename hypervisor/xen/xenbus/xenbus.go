@@ -269,6 +269,9 @@ func (d *Device) carry(ctx context.Context, actions []Action) error {
 			}); err != nil {
 				return err
 			}
+			if d.shake.State == StateConnected {
+				d.c.Log.Info("a Xen guest's driver is connected", "device", d.front)
+			}
 		}
 	}
 	return nil
