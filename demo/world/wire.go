@@ -1,6 +1,7 @@
 package world
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -17,8 +18,8 @@ import (
 )
 
 // Wire is what leaves hosts by their cables, frames of guests only. A frame
-// belongs to the host on whose device it went out, and has the kernel's time of
-// that: all hosts share one clock.
+// belongs to the host on whose device it went out, or on whose cable's other end it
+// came in, and has the kernel's time of that: all hosts share one clock.
 type Wire struct {
 	quit atomic.Bool
 	done sync.WaitGroup
@@ -33,6 +34,7 @@ type Frame struct {
 	Host string
 	MAC  config.MAC
 	At   time.Time
+	Type uint16 // unix.ETH_P_IP, …
 }
 
 // Listen begins to listen on hosts' cables.
@@ -49,7 +51,22 @@ func Listen(l *lab.Lab, hosts ...string) (*Wire, error) {
 			w.Close()
 			return nil, fmt.Errorf("listen on %s of host %s: %w", lab.Uplink, name, err)
 		}
-		w.done.Go(func() { w.read(name, fd) })
+		w.done.Go(func() { w.read(name, fd, true) })
+	}
+	return w, nil
+}
+
+// ListenEnds begins to listen on the other ends of hosts' cables, which are devices
+// of this process' own network namespace, by host.
+func ListenEnds(devices map[string]string) (*Wire, error) {
+	w := &Wire{}
+	for name, device := range devices {
+		fd, err := openCapture(device)
+		if err != nil {
+			w.Close()
+			return nil, fmt.Errorf("listen on %s, where host %s's cable ends: %w", device, name, err)
+		}
+		w.done.Go(func() { w.read(name, fd, false) })
 	}
 	return w, nil
 }
@@ -92,7 +109,8 @@ func openCapture(device string) (int, error) {
 	return fd, nil
 }
 
-func (w *Wire) read(host string, fd int) {
+// read keeps the frames that go out by a device, or come in.
+func (w *Wire) read(host string, fd int, out bool) {
 	defer func() { _ = unix.Close(fd) }()
 	data, control := make([]byte, 64), make([]byte, 128)
 	for !w.quit.Load() {
@@ -101,12 +119,12 @@ func (w *Wire) read(host string, fd int) {
 			continue
 		}
 		link, ok := from.(*unix.SockaddrLinklayer)
-		if err == nil && (!ok || n < 14 || link.Pkttype != unix.PACKET_OUTGOING) {
-			continue // it came in
+		if err == nil && (!ok || n < 14 || link.Pkttype == unix.PACKET_OUTGOING != out) {
+			continue // it goes the other way
 		}
 		f := Frame{Host: host}
 		if err == nil {
-			f.MAC = config.MAC(data[6:12])
+			f.MAC, f.Type = config.MAC(data[6:12]), binary.BigEndian.Uint16(data[12:])
 			f.At, err = stampOf(control[:cn])
 		}
 		w.mu.Lock()

@@ -169,7 +169,7 @@ func configure(dir string, o options) (*config.Config, error) {
 		g.Memory = 128 * config.MiB
 		g.Append = guest.Boot{Address: guestAddress, Disk: guest.Disk{Device: "/dev/xvda", Dir: guest.DataDir}, Extra: "console=hvc0"}.CommandLine()
 		g.Disks = []config.Disk{{Path: kept + "/" + guestDisk, Mode: config.Replicated, Size: guestDiskSize}}
-		g.NICs = []config.NIC{{MAC: config.MAC{0x52, 0x54, 0, 0x77, 0, 0x20}, Bridge: "br0"}}
+		g.NICs = []config.NIC{{MAC: guestMAC, Bridge: "br0"}}
 	}
 	if o.kind == config.TypeHVM {
 		g.Memory += 64 * config.MiB // what starts its kernel needs room

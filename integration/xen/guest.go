@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"time"
 
+	"understudy/config"
 	"understudy/demo/world"
 	"understudy/guest"
 	"understudy/guest/client"
@@ -75,5 +76,8 @@ func (g *met) checkMemory(ctx context.Context) (pages int64, err error) {
 	return pages, nil
 }
 
-// guestAddress is the guest's, in the world's network.
-var guestAddress = netip.MustParsePrefix("10.77.0.20/24")
+// The guest's addresses in the world's network.
+var (
+	guestAddress = netip.MustParsePrefix("10.77.0.20/24")
+	guestMAC     = config.MAC{0x52, 0x54, 0, 0x77, 0, 0x20}
+)

@@ -14,6 +14,8 @@ import (
 	"fmt"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"understudy/backup"
 	"understudy/host"
 	"understudy/ownership"
@@ -77,7 +79,7 @@ func (s *story) round(ctx context.Context, g *met, from, to string, moment time.
 		if err != nil {
 			return err
 		}
-		silence, err = s.heard(ctx, g, killed)
+		silence, err = s.heard(ctx, g, from, to, killed)
 		return err
 	}); err != nil {
 		return silence, err
@@ -98,7 +100,7 @@ func (s *story) round(ctx context.Context, g *met, from, to string, moment time.
 			return fmt.Errorf("after the switchover host %q has the guest, want %q", now.Owner, from)
 		}
 		s.tell("switchover to host %s, in %d ms", from, time.Since(asked).Milliseconds())
-		_, err := s.heard(ctx, g, asked)
+		_, err := s.heard(ctx, g, to, from, asked)
 		return err
 	}); err != nil {
 		return silence, err
@@ -139,13 +141,42 @@ func (s *story) working(ctx context.Context, g *met, move func() error) (err err
 
 // heard waits until the guest's client hears it again, and tells for how long it has
 // not.
-func (s *story) heard(ctx context.Context, g *met, since time.Time) (time.Duration, error) {
+func (s *story) heard(ctx context.Context, g *met, from, to string, since time.Time) (time.Duration, error) {
 	if err := g.lines.More(ctx, 100, patience); err != nil {
 		return 0, errors.Join(err, g.lines.Err())
 	}
+	packet, err := s.firstPacket(from, to, since)
+	if err != nil {
+		return 0, err
+	}
+	s.tell("the guest's first packet left host %s %d ms after that", to, packet.Sub(since).Milliseconds())
 	silence, first := g.lines.Outage(since)
 	s.tell("the connection lives: line %d came %d ms after that, the longest silence was %d ms", first.Number, first.At.Sub(since).Milliseconds(), silence.Milliseconds())
 	return silence, g.lines.Err()
+}
+
+// firstPacket is when the first packet of the guest's own left its new host; what is
+// announced for it before that is none. No packet leaves its former one any more.
+func (s *story) firstPacket(from, to string, since time.Time) (time.Time, error) {
+	frames, err := s.world.wire.Since(guestMAC, since)
+	s.world.wire.Forget()
+	var first, last time.Time
+	for _, f := range frames {
+		switch {
+		case f.Host == to && f.Type == unix.ETH_P_IP && (first.IsZero() || f.At.Before(first)):
+			first = f.At
+		case f.Host == from && f.At.After(last):
+			last = f.At
+		}
+	}
+	switch {
+	case err != nil:
+	case first.IsZero():
+		err = fmt.Errorf("no packet of the guest has left host %s", to)
+	case last.After(first):
+		err = fmt.Errorf("a frame of the guest left host %s %v after its first packet had left host %s", from, last.Sub(first), to)
+	}
+	return first, err
 }
 
 // protected waits until one host runs the guest and the other stands by.

@@ -21,6 +21,7 @@ import (
 
 	"understudy/cmd/daemon"
 	"understudy/config"
+	"understudy/demo/world"
 	"understudy/guest/image"
 	"understudy/guest/xenhost"
 	"understudy/host"
@@ -38,6 +39,7 @@ type pair struct {
 	hosts   map[string]*xenhost.Host
 	boots   int
 	witness *exec.Cmd
+	wire    *world.Wire // where the hosts' cables end
 }
 
 // prefix begins the name of a world's directory.
@@ -68,9 +70,15 @@ func newWorld(ctx context.Context, dom0 image.Dom0, o options) (_ *pair, err err
 	if err := network(ctx); err != nil {
 		return nil, err
 	}
+	if w.wire, err = world.ListenEnds(map[string]string{hostA: tap(hostA), hostB: tap(hostB)}); err != nil {
+		return nil, err
+	}
 	w.follower = follow(w.dir)
 	return w, nil
 }
+
+// tap is the device at which a host's cable ends.
+func tap(host string) string { return "us" + host }
 
 // sweep removes the directories of runs that were killed: nobody locks them.
 func sweep() error {
@@ -110,8 +118,7 @@ func network(ctx context.Context) error {
 		}
 	}
 	for _, host := range []string{hostA, hostB} {
-		tap := "us" + host
-		for _, args := range [][]string{{"tuntap", "add", tap, "mode", "tap"}, {"link", "set", tap, "master", "us0"}, {"link", "set", tap, "up"}} {
+		for _, args := range [][]string{{"tuntap", "add", tap(host), "mode", "tap"}, {"link", "set", tap(host), "master", "us0"}, {"link", "set", tap(host), "up"}} {
 			if err := ip(ctx, args...); err != nil {
 				return err
 			}
@@ -185,7 +192,7 @@ func (w *pair) machine(host string) (string, error) {
 func (w *pair) bootOne(ctx context.Context, host, dir string) (*xenhost.Host, error) {
 	n := map[string]int{hostA: 1, hostB: 2}[host]
 	h, err := xenhost.Boot(ctx, xenhost.Config{Dom0: w.dom0, Dir: dir, Share: w.dir, Args: []string{
-		"-netdev", "tap,id=net,ifname=us" + host + ",script=no,downscript=no", "-device", fmt.Sprintf("virtio-net-pci,netdev=net,mac=52:54:00:77:00:%02x", n),
+		"-netdev", "tap,id=net,ifname=" + tap(host) + ",script=no,downscript=no", "-device", fmt.Sprintf("virtio-net-pci,netdev=net,mac=52:54:00:77:00:%02x", n),
 		"-drive", "file=" + diskOf(w.dir, host) + ",if=virtio,format=raw",
 	}})
 	if err != nil {
@@ -302,5 +309,6 @@ func (w *pair) close() error {
 		_ = w.witness.Wait() // killed
 	}
 	w.stop()
+	w.wire.Close()
 	return errors.Join(append(errs, w.remove())...)
 }
