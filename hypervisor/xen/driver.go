@@ -107,7 +107,7 @@ func (d *Driver) Start(ctx context.Context) (_ hypervisor.Guest, err error) {
 	if err != nil {
 		return nil, err
 	}
-	g, err := d.guest(made, shape)
+	g, err := d.guest(ctx, made, shape)
 	if err != nil {
 		return nil, errors.Join(err, made.Domain.Destroy(), made.plugged.Unplug(), made.Domain.Close())
 	}
@@ -185,11 +185,32 @@ func (d *Driver) plug(ctx context.Context, domain Domain, frames *Frames, adopte
 }
 
 // guest makes a Guest of a domain. When that reboots, it makes the next one.
-func (d *Driver) guest(e *established, shape json.RawMessage) (*Guest, error) {
-	return NewGuest(GuestConfig{
-		Name: d.cfg.Name, Domain: e.Domain, Ask: e.Ask, Rings: e.Rings, Plugged: e.plugged, Again: d.again,
-		Spec: Spec{Head: e.Head, Memory: e.Frames.Runs(), Config: shape},
-	})
+func (d *Driver) guest(ctx context.Context, e *established, shape json.RawMessage) (*Guest, error) {
+	spec := Spec{Head: e.Head, Memory: e.Frames.Runs(), Config: shape}
+	if d.cfg.Type != HVM {
+		var err error
+		if spec.Tail, err = tailNow(ctx, e.Domain, e.Head); err != nil {
+			return nil, fmt.Errorf("guest %q: %w", d.cfg.Name, err)
+		}
+	}
+	return d.guestOf(e, spec)
+}
+
+func (d *Driver) guestOf(e *established, spec Spec) (*Guest, error) {
+	return NewGuest(GuestConfig{Name: d.cfg.Name, Domain: e.Domain, Ask: e.Ask, Rings: e.Rings, Plugged: e.plugged, Again: d.again, Spec: spec})
+}
+
+// tailNow is the tail of a domain at this moment.
+func tailNow(ctx context.Context, domain Domain, head []byte) ([]byte, error) {
+	parsed, err := ParseHead(head)
+	if err != nil {
+		return nil, err
+	}
+	var s State
+	if err := domain.State(ctx, &s); err != nil {
+		return nil, err
+	}
+	return s.AppendTail(nil, parsed)
 }
 
 // again makes the domain that follows one which has rebooted, and is gone.
@@ -267,7 +288,7 @@ func (d *Driver) takeOn(ctx context.Context, found Named) (*Guest, error) {
 	if err != nil {
 		return nil, err
 	}
-	g, err := d.guest(e, shape)
+	g, err := d.guest(ctx, e, shape)
 	if err != nil {
 		return nil, errors.Join(err, e.plugged.Leave(), e.Domain.Close())
 	}
@@ -323,7 +344,8 @@ func (m standbyMaker) Guest(ctx context.Context, f *Finished, spec *Spec, frames
 	if err != nil {
 		return nil, err
 	}
-	g, err := m.guest(&established{&Attached{Domain: f.Domain, Ask: f.Ask, Frames: frames, Head: spec.Head, Rings: rings}, plugged}, spec.Config)
+	g, err := m.guestOf(&established{&Attached{Domain: f.Domain, Ask: f.Ask, Frames: frames, Head: spec.Head, Rings: rings}, plugged},
+		Spec{Head: spec.Head, Memory: frames.Runs(), Config: spec.Config, Tail: spec.Tail})
 	if err != nil {
 		return nil, errors.Join(err, plugged.Unplug())
 	}

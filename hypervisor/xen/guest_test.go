@@ -169,7 +169,7 @@ func newGuestOf(t *testing.T, c GuestConfig) *Guest {
 	return g
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -616,7 +616,7 @@ func TestADomainIsLetGoOf(t *testing.T) {
 }
 
 func TestSpec(t *testing.T) {
-	packed, err := Spec{Head: head(t), Memory: fakeRuns, Config: []byte(`{"c_info":{}}`)}.Pack()
+	packed, err := Spec{Head: head(t), Memory: fakeRuns, Config: []byte(`{"c_info":{}}`), Tail: tailOf(t, 127)}.Pack()
 	must(t, err)
 	s, frames, err := ParseSpec(packed)
 	must(t, err)
@@ -630,6 +630,7 @@ func TestSpec(t *testing.T) {
 		"empty": {}, "large": {Machine: make([]byte, hypervisor.MaxSpec+1)}, "pages": {Pages: 65, Machine: packed.Machine},
 		"format": replace(`"format":1`, `"format":2`), "foreign": replace(`"format"`, `"x":1,"format"`), "more": replace("}}", "}}}"),
 		"memory": replace(`"count":56`, `"count":0`), "configuration": replace(`{"c_info":{}}`, "[]"), "head": replace(`"head":"`, `"head":"AAAA`),
+		"tail": replace(`"tail":"`, `"tail":"AAAA`), "a tail of another type": replace(`{"c_info":{}}`, `{"type":"hvm"}`),
 	} {
 		var refusal *hypervisor.Refusal
 		if _, _, err := ParseSpec(bad); !errors.As(err, &refusal) {
@@ -639,7 +640,7 @@ func TestSpec(t *testing.T) {
 }
 
 func FuzzSpec(f *testing.F) {
-	packed, err := Spec{Head: head(f), Memory: fakeRuns, Config: []byte(`{"c_info":{}}`)}.Pack()
+	packed, err := Spec{Head: head(f), Memory: fakeRuns, Config: []byte(`{"c_info":{}}`), Tail: tailOf(f, 127)}.Pack()
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -22,6 +22,11 @@ type Spec struct {
 	Memory []Run `json:"memory"`
 	// Config is the domain's configuration in libxl's JSON.
 	Config json.RawMessage `json:"config"`
+	// Tail is a tail of the domain from before its first checkpoint. A domain that
+	// waits is restored with it ahead of time, so that a takeover has only to put
+	// another state in its place; without: its restore waits for the tail that it is
+	// loaded with.
+	Tail []byte `json:"tail,omitempty"`
 	// Toolstack is the configuration that `xl save` had put before the stream that
 	// this was made of, in libxl's JSON; without: it was not made of one.
 	Toolstack json.RawMessage `json:"toolstack,omitempty"`
@@ -78,8 +83,15 @@ func (s *Spec) suits(state *State) error {
 
 func parseSpec(from hypervisor.Spec) (*Spec, *Frames, error) {
 	s, frames, err := decodeSpec(from)
-	if err == nil {
-		_, err = ParseHead(s.Head)
+	if err != nil {
+		return nil, nil, err
+	}
+	d, err := ParseHead(s.Head)
+	if err == nil && len(s.Tail) > 0 {
+		var state *State
+		if state, err = ParseTail(s.Tail, d); err == nil {
+			err = s.suits(state)
+		}
 	}
 	if err != nil {
 		return nil, nil, err

@@ -1,16 +1,21 @@
 package xen
 
-// This file is the backup's domain as a hypervisor.Standby: its memory is the
-// image, and its restore has yet to get the last piece of its stream.
+// This file is the backup's domain as a hypervisor.Standby: its memory is the image.
 //
-//	Maker.Make ─> Waiting: the domain is there, with all its memory, and nothing else
+//	Maker.Make ─> Waiting: the domain is there, with all its memory
 //	WritePages ─> Waiting.Memory
 //	Load: what is missing is fetched ─> Waiting.Finish(tail) ─> a paused Domain
 //	Reset: a new Waiting, with the memory of the old one
 //	Run: the Domain goes on, as a Guest
 //
+// Of a domain whose Spec has a Tail the restore is over when Make returns: it is a
+// whole domain that has never run, and Finish puts the guest's state in the place of
+// the Tail's. Of any other (one with a device model, which takes a state only when it
+// starts) the restore has yet to get the last piece of its stream.
+//
 // Load takes the tail as a whole or not at all. What a restore itself makes anew
-// (State.Transient) is kept as it was committed, for the next attempt.
+// (State.Transient) is the toolstack's from then on: as it is committed, it is kept
+// beside the domain.
 
 import (
 	"bytes"
@@ -18,15 +23,18 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 
 	"understudy/epoch"
 	"understudy/hypervisor"
 )
 
-// Maker makes domains that wait for the last piece of their restore, and guests of
-// them.
+// Maker makes domains that wait for their guest's state, and guests of them.
 type Maker interface {
+	// Make makes a domain with its memory, restored with the Spec's Tail if there is
+	// one.
 	Make(ctx context.Context, spec *Spec, frames *Frames) (Waiting, error)
 	// Guest makes a Guest of a domain whose restore has ended, and which has yet to
 	// run. It owns the domain, unless it fails.
@@ -42,12 +50,12 @@ type Finished struct {
 	Ask    Asker
 }
 
-// Waiting is a restore that has all but the tail of its stream.
+// Waiting is a domain that has all but its guest's state.
 type Waiting interface {
 	// Memory is the domain's memory, the pages of its image in their order. It stays
 	// readable until Discard, whatever becomes of the domain.
 	Memory() []byte
-	// Finish gives the restore its tail. The domain that comes of it stands still;
+	// Finish gives the domain its tail. The domain that comes of it stands still;
 	// it owns the memory from here on. After an error the domain is gone or of no
 	// use, and Discard is all that is left to do.
 	Finish(ctx context.Context, tail []byte) (*Finished, error)
@@ -69,8 +77,8 @@ type Standby struct {
 	waiting Waiting
 	ready   *Guest            // made by Load, not running yet
 	done    *Finished         // what it was made of
-	spoilt  bool              // the restore was given a tail
-	kept    map[uint64][]byte // by page: what the restore makes anew, as it was committed
+	spoilt  bool              // it was given a tail by Load
+	kept    map[uint64][]byte // by page: what the restore has made anew, as it was committed
 }
 
 var _ hypervisor.Standby = (*Standby)(nil)
@@ -85,16 +93,41 @@ func NewStandby(ctx context.Context, name string, maker Maker, from hypervisor.S
 	if s.waiting, err = s.make(ctx); err != nil {
 		return nil, fmt.Errorf("stand by for guest %q: %w", name, err)
 	}
-	wipe(s.memory())
+	if err := s.begin(); err != nil {
+		return nil, fmt.Errorf("stand by for guest %q: %w", name, errors.Join(err, s.waiting.Discard()))
+	}
 	return s, nil
 }
+
+// begin makes the image zero.
+func (s *Standby) begin() error {
+	if s.restored() {
+		d, err := ParseHead(s.spec.Head)
+		if err != nil {
+			return err
+		}
+		state, err := ParseTail(s.spec.Tail, d)
+		if err != nil {
+			return err
+		}
+		s.kept = map[uint64][]byte{}
+		for _, page := range s.pagesOf(state.Transient()) {
+			s.kept[page] = make([]byte, epoch.PageSize)
+		}
+	}
+	s.wipe()
+	return nil
+}
+
+// restored reports whether the domain's restore was over when Make returned.
+func (s *Standby) restored() bool { return len(s.spec.Tail) > 0 }
 
 // wipe makes an image zero, as every standby's is at first: a hypervisor that is
 // told not to scrub memory, or scrubs it with a pattern, gives what is not. Pages
 // that are zero are not written.
-func wipe(memory []byte) {
-	for ; len(memory) > 0; memory = memory[epoch.PageSize:] {
-		if page := memory[:epoch.PageSize]; !isZero(page) {
+func (s *Standby) wipe() {
+	for n := range s.Pages() {
+		if page := s.page(n); !isZero(page) {
 			clear(page)
 		}
 	}
@@ -106,6 +139,14 @@ var zeroPage [epoch.PageSize]byte
 // isZero reports whether every byte of a page is zero. Its first word decides for most.
 func isZero(page []byte) bool {
 	return binary.NativeEndian.Uint64(page) == 0 && bytes.Equal(page, zeroPage[:])
+}
+
+// page is where a page of the image is.
+func (s *Standby) page(n uint64) []byte {
+	if kept, ok := s.kept[n]; ok {
+		return kept
+	}
+	return s.memory()[n*epoch.PageSize:][:epoch.PageSize]
 }
 
 func (s *Standby) make(ctx context.Context) (Waiting, error) {
@@ -151,7 +192,22 @@ func (s *Standby) WritePages(first epoch.GFN, data []byte) error {
 	if err != nil {
 		return fmt.Errorf("write pages of the standby of %q: %w", s.name, err)
 	}
-	copy(s.memory()[uint64(first)*epoch.PageSize:], data)
+	// Page by page only where a page is kept: those of the toolstack are its own.
+	for page := uint64(first); len(data) > 0; {
+		count := uint64(len(data)) / epoch.PageSize
+		for kept := range s.kept {
+			if kept >= page {
+				count = min(count, max(kept-page, 1))
+			}
+		}
+		size := count * epoch.PageSize
+		if kept, ok := s.kept[page]; ok {
+			copy(kept, data[:size])
+		} else {
+			copy(s.memory()[page*epoch.PageSize:], data[:size])
+		}
+		data, page = data[size:], page+count
+	}
 	return nil
 }
 
@@ -202,7 +258,9 @@ func (s *Standby) load(ctx context.Context, tail []byte, missing hypervisor.Fill
 	if err := s.fetch(missing); err != nil {
 		return err
 	}
-	s.keep(state)
+	if err := s.keep(state); err != nil {
+		return err
+	}
 	s.spoilt = true
 	done, err := s.waiting.Finish(ctx, tail)
 	if err != nil {
@@ -227,7 +285,7 @@ func (s *Standby) fetch(missing hypervisor.Filler) error {
 	missing.Missing(set)
 	for first, count := range set.Runs {
 		for page := first; page < first+epoch.GFN(count); page++ {
-			if err := missing.Content(page, s.memory()[uint64(page)*epoch.PageSize:][:epoch.PageSize]); err != nil {
+			if err := missing.Content(page, s.page(uint64(page))); err != nil {
 				return fmt.Errorf("page %d: %w", page, err)
 			}
 			missing.Filled(page)
@@ -236,14 +294,30 @@ func (s *Standby) fetch(missing hypervisor.Filler) error {
 	return nil
 }
 
-// keep copies what the restore will make anew.
-func (s *Standby) keep(state *State) {
+// keep copies what the restore will make anew, if it has not yet.
+func (s *Standby) keep(state *State) error {
+	pages := s.pagesOf(state.Transient())
+	if s.restored() {
+		if !slices.Equal(pages, slices.Sorted(maps.Keys(s.kept))) {
+			return fmt.Errorf("its rings are at the pages %d, and were at %d when its domain was made", pages, slices.Sorted(maps.Keys(s.kept)))
+		}
+		return nil
+	}
 	s.kept = map[uint64][]byte{}
-	for _, frame := range state.Transient() {
+	for _, page := range pages {
+		s.kept[page] = bytes.Clone(s.memory()[page*epoch.PageSize:][:epoch.PageSize])
+	}
+	return nil
+}
+
+// pagesOf are the pages of frames that are of the image, in their order.
+func (s *Standby) pagesOf(frames []uint64) (pages []uint64) {
+	for _, frame := range frames {
 		if page, ok := s.frames.Page(frame); ok {
-			s.kept[uint64(page)] = append([]byte(nil), s.memory()[uint64(page)*epoch.PageSize:][:epoch.PageSize]...)
+			pages = append(pages, uint64(page))
 		}
 	}
+	return pages
 }
 
 // Reset makes a new domain with the same memory. It takes as much memory again for
@@ -262,12 +336,16 @@ func (s *Standby) Reset(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("reset the standby of %q: %w", s.name, err)
 	}
-	copy(fresh.Memory(), s.memory())
-	for page, content := range s.kept {
-		copy(fresh.Memory()[page*epoch.PageSize:], content)
+	for n := range s.Pages() {
+		if _, kept := s.kept[n]; !kept || !s.restored() {
+			copy(fresh.Memory()[n*epoch.PageSize:], s.page(n))
+		}
 	}
 	err = errors.Join(s.unload(), s.waiting.Discard())
-	s.waiting, s.spoilt, s.kept = fresh, false, nil
+	s.waiting, s.spoilt = fresh, false
+	if !s.restored() {
+		s.kept = nil
+	}
 	if err != nil {
 		return fmt.Errorf("reset the standby of %q: end its former domain: %w", s.name, err)
 	}

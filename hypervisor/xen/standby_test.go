@@ -25,12 +25,19 @@ type workshop struct {
 }
 
 type waitingFake struct {
-	shop   *workshop
-	memory []byte
-	domain *fake
-	tail   []byte
-	over   bool
+	shop     *workshop
+	memory   []byte
+	restored bool
+	domain   *fake
+	tail     []byte
+	over     bool
 }
+
+// live is what the toolstack has on the console's page of a domain that is restored.
+var live = bytes.Repeat([]byte{'x'}, epoch.PageSize)
+
+// console is the page of frame 127.
+func (w *waitingFake) console() []byte { return w.memory[63*epoch.PageSize:] }
 
 func (w *workshop) Make(_ context.Context, spec *Spec, frames *Frames) (Waiting, error) {
 	if w.fails != nil {
@@ -39,9 +46,12 @@ func (w *workshop) Make(_ context.Context, spec *Spec, frames *Frames) (Waiting,
 	if len(spec.Head) == 0 || frames.Pages() != 64 {
 		return nil, errors.New("the spec is not whole")
 	}
-	made := &waitingFake{shop: w, memory: make([]byte, 64*epoch.PageSize)}
+	made := &waitingFake{shop: w, memory: make([]byte, 64*epoch.PageSize), restored: len(spec.Tail) > 0}
 	if w.litter {
 		copy(made.memory, bytes.Repeat([]byte{0xc2}, 40*epoch.PageSize))
+	}
+	if made.restored {
+		copy(made.console(), live)
 	}
 	w.made = append(w.made, made)
 	return made, nil
@@ -49,9 +59,10 @@ func (w *workshop) Make(_ context.Context, spec *Spec, frames *Frames) (Waiting,
 
 func (w *waitingFake) Memory() []byte { return w.memory }
 
-// The page of frame 127 is the console's.
 func (w *waitingFake) Finish(_ context.Context, tail []byte) (*Finished, error) {
-	clear(w.memory[63*epoch.PageSize:])
+	if !w.restored {
+		clear(w.console())
+	}
 	w.tail = tail
 	if err := w.shop.finish; err != nil {
 		w.shop.finish = nil
@@ -81,7 +92,7 @@ func (w *waitingFake) Discard() error {
 	return nil
 }
 
-func tailOf(t *testing.T, rings ...uint64) []byte {
+func tailOf(t testing.TB, rings ...uint64) []byte {
 	s := state()
 	s.Params = nil
 	for i, frame := range rings {
@@ -218,6 +229,58 @@ func TestARestoreThatFails(t *testing.T) {
 	}
 	if s.Reset(ctx) == nil || s.Load(ctx, nil, nil) == nil || s.WritePages(0, ring) == nil {
 		t.Error("it is of use still")
+	}
+}
+
+// The domain of a guest whose description has a state is restored ahead of time. The
+// toolstack's rings in it are never written, whatever their pages are committed as, in
+// whatever pieces they come.
+func TestADomainThatIsRestoredAheadOfTime(t *testing.T) {
+	shop := &workshop{litter: true}
+	packed, err := Spec{Head: head(t), Memory: fakeRuns, Config: []byte("{}"), Tail: tailOf(t, 127)}.Pack()
+	must(t, err)
+	s, err := NewStandby(t.Context(), "web", shop, packed)
+	must(t, err)
+	ctx := t.Context()
+	got := make([]byte, 64*epoch.PageSize)
+	must(t, s.ReadPages(0, got))
+	if len(bytes.Trim(got, "\x00")) > 0 {
+		t.Error("the image is not zero at first")
+	}
+	all := make([]byte, 64*epoch.PageSize)
+	for i := range all {
+		all[i] = byte(i / epoch.PageSize)
+	}
+	must(t, s.WritePages(0, all[:10*epoch.PageSize]))
+	must(t, s.WritePages(10, all[10*epoch.PageSize:]))
+	holds := func(when string) {
+		t.Helper()
+		must(t, s.ReadPages(0, got))
+		now := shop.made[len(shop.made)-1]
+		if !bytes.Equal(got, all) || !bytes.Equal(now.memory[:63*epoch.PageSize], all[:63*epoch.PageSize]) {
+			t.Errorf("%s: the image is not what was written", when)
+		}
+		if !bytes.Equal(now.console(), live) {
+			t.Errorf("%s: the toolstack's ring was written", when)
+		}
+	}
+	holds("written")
+	if err := s.Load(ctx, tailOf(t, 126), nil); err == nil || !strings.Contains(err.Error(), "[62]") {
+		t.Errorf("rings at another page: error %v", err)
+	}
+	must(t, s.WritePages(63, all[63*epoch.PageSize:])) // that has cost nothing
+	must(t, s.Load(ctx, tailOf(t, 127), fetcher{9: 9}))
+	holds("loaded")
+	must(t, s.Reset(ctx))
+	holds("reset")
+	must(t, s.WritePages(62, all[62*epoch.PageSize:]))
+	must(t, s.Load(ctx, tailOf(t, 127), nil))
+	g, err := s.Run(ctx)
+	must(t, err)
+	defer func() { _ = g.Destroy() }()
+	must(t, s.Destroy())
+	if shop.made[1].domain.gone || shop.made[1].domain.resumed != 1 || !bytes.Equal(shop.made[1].tail, tailOf(t, 127)) {
+		t.Error("it does not go on with its state")
 	}
 }
 

@@ -6,8 +6,7 @@
 //	Detach: the nodes stay, for the next process;  Remove: they do not
 //
 // Nothing of it is known to libxl or to a kernel's back end: the nodes of our side
-// lie below a name of our own, where no driver of the first domain's kernel looks,
-// and so no script is run. The guest's driver follows its "backend" wherever that
+// lie below a name of our own, where nobody looks, and so no script is run. The guest's driver follows its "backend" wherever that
 // leads.
 //
 // A Device has one goroutine, which ends with Detach or with the connection to
@@ -85,8 +84,10 @@ func Paths(domain uint32, kind Kind, number uint32) (front, back string) {
 		fmt.Sprintf("%s/%d/%d", ours(kind), domain, number)
 }
 
-// ours is where our side's nodes of a kind are, by domain.
-func ours(kind Kind) string { return "/local/domain/0/backend/understudy-" + string(kind) }
+// ours is where our side's nodes of a kind are, by domain. They are not below
+// "backend", where the first domain's kernel reads whatever is written, again and
+// again, while a guest waits for its devices.
+func ours(kind Kind) string { return "/local/domain/0/understudy/" + string(kind) }
 
 // Attach writes the nodes of a device and begins to serve the handshake. If a
 // former process has left the device connected, it is served on as it is when
@@ -166,14 +167,16 @@ func (d *Device) write(ctx context.Context, tx xenstore.Tx, path string, nodes m
 	return errors.Join(err, d.put(ctx, tx, path, nodes))
 }
 
-// put writes nodes below a path, of which they have their permissions.
+// put writes nodes below a path, of which they have their permissions. They are asked
+// for all at once: a guest that was taken over waits for them.
 func (d *Device) put(ctx context.Context, tx xenstore.Tx, path string, nodes map[string]string) error {
-	for _, key := range slices.Sorted(maps.Keys(nodes)) {
-		if err := d.c.Store.Write(ctx, tx, path+"/"+key, nodes[key]); err != nil {
-			return err
-		}
+	var all sync.WaitGroup
+	errs := make([]error, len(nodes))
+	for i, key := range slices.Sorted(maps.Keys(nodes)) {
+		all.Go(func() { errs[i] = d.c.Store.Write(ctx, tx, path+"/"+key, nodes[key]) })
 	}
-	return nil
+	all.Wait()
+	return errors.Join(errs...)
 }
 
 // read is the value at a path, "" if there is none.

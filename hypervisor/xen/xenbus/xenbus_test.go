@@ -275,16 +275,16 @@ func TestSweep(t *testing.T) {
 	if err := Sweep(ctx, client, gone); err != nil { // there is nothing
 		t.Fatal(err)
 	}
-	for _, path := range []string{"understudy-vbd/3/51712/state", "understudy-vif/3/0/state", "understudy-vif/7/0/state", "understudy-vif/x/0/state", "vif/3/0/state"} {
-		if err := client.Write(ctx, 0, "/local/domain/0/backend/"+path, "4"); err != nil {
+	for _, path := range []string{"understudy/vbd/3/51712/state", "understudy/vif/3/0/state", "understudy/vif/7/0/state", "understudy/vif/x/0/state", "backend/vif/3/0/state"} {
+		if err := client.Write(ctx, 0, "/local/domain/0/"+path, "4"); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if err := Sweep(ctx, client, gone); err != nil {
 		t.Fatal(err)
 	}
-	for path, want := range map[string]bool{"understudy-vbd/3/51712/state": false, "understudy-vif/3/0/state": false, "understudy-vif/7/0/state": true, "understudy-vif/x/0/state": true, "vif/3/0/state": true} {
-		if _, err := client.Read(ctx, 0, "/local/domain/0/backend/"+path); (err == nil) != want {
+	for path, want := range map[string]bool{"understudy/vbd/3/51712/state": false, "understudy/vif/3/0/state": false, "understudy/vif/7/0/state": true, "understudy/vif/x/0/state": true, "backend/vif/3/0/state": true} {
+		if _, err := client.Read(ctx, 0, "/local/domain/0/"+path); (err == nil) != want {
 			t.Errorf("%s: error %v", path, err)
 		}
 	}

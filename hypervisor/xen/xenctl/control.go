@@ -19,6 +19,7 @@ import "C"
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"syscall"
 	"unsafe"
 
@@ -281,6 +282,32 @@ func (c *Control) AppendContext(domain uint32, dst []byte) ([]byte, error) {
 		return dst[:at], c.words.failed("save the HVM context", domain, err)
 	}
 	return dst[:at+int(n)], nil
+}
+
+// SetState gives a domain that stands still another state than its own, as libxc does
+// at the end of a stream (xg_sr_restore_x86_hvm.c): xc_domain_set_tsc_info,
+// xc_hvm_param_set for what is another, and xc_domain_hvm_setcontext. After an error
+// it has some of it. The rings' frames stay what they are (State.Transient).
+func (c *Control) SetState(domain uint32, s *xen.State) error {
+	if rc, err := C.xc_domain_set_tsc_info(c.xch, C.uint32_t(domain), C.uint32_t(s.TSC.Mode), C.uint64_t(s.TSC.Nanoseconds), C.uint32_t(s.TSC.KHz), C.uint32_t(s.TSC.Incarnation)); rc < 0 {
+		return c.words.failed("set the time stamp counter", domain, err)
+	}
+	now, err := c.Params(domain, nil)
+	if err != nil {
+		return err
+	}
+	for _, p := range s.Params {
+		if slices.Contains(now, p) {
+			continue // some can be set only once
+		}
+		if rc, err := C.xc_hvm_param_set(c.xch, C.uint32_t(domain), C.uint32_t(p.Index), C.uint64_t(p.Value)); rc < 0 {
+			return c.words.failed(fmt.Sprintf("set HVM parameter %d to %#x", p.Index, p.Value), domain, err)
+		}
+	}
+	if rc, err := C.xc_domain_hvm_setcontext(c.xch, C.uint32_t(domain), (*C.uint8_t)(unsafe.Pointer(unsafe.SliceData(s.Context))), C.uint32_t(len(s.Context))); rc < 0 {
+		return c.words.failed("set the HVM context", domain, err)
+	}
+	return nil
 }
 
 // Resume lets a domain go on that has suspended: xc_domain_resume, cooperatively.

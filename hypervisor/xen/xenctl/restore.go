@@ -2,14 +2,19 @@
 
 package xenctl
 
-// This file is a restore that waits for the last piece of its stream, as package
-// xen wants it.
+// This file is a domain that waits for its guest's state, as package xen wants it: a
+// restore.
 //
+//	goroutine: Toolstack.Restore <── pipe ── Feed, the Spec's tail (Make)
+//	           Finish: Control.SetState
+//	or, without a tail in the Spec:
 //	goroutine: Toolstack.Restore <── pipe ── Feed (Make) … tail (Finish)
-//	Make waits until the domain has all its frames, by mapping them
 //
-// The goroutine is owned by the restoring; it ends with the restore, at the latest
-// when Discard closes the pipe.
+// Make waits until the domain has all its frames, by mapping them.
+//
+// The toolstack has a lot to do when a stream has ended: of the two ways the first
+// leaves that out of a takeover. The goroutine is owned by the restoring; it ends with
+// the restore, at the latest when Discard closes the pipe.
 
 import (
 	"context"
@@ -23,6 +28,7 @@ import (
 	"time"
 
 	"understudy/hypervisor/xen"
+	"understudy/hypervisor/xen/stream"
 )
 
 // poll is how often Make looks whether the domain is there.
@@ -33,13 +39,15 @@ type restored struct {
 	err    error
 }
 
-// waiting is a restore without its tail. It implements xen.Waiting.
+// waiting is a domain without its guest's state. It implements xen.Waiting.
 type waiting struct {
 	host   *Host
 	id     [16]byte // its UUID
+	stream stream.Domain
 	domain uint32
 	frames *xen.Frames
 	memory *Mapping
+	taken  *Domain // owns the memory; nil: the restore has yet to get its tail
 	pipe   *os.File
 	done   chan restored
 	over   bool // done was received from
@@ -52,12 +60,16 @@ func (h *Host) Make(ctx context.Context, spec *xen.Spec, frames *xen.Frames) (_ 
 	if err != nil {
 		return nil, err
 	}
+	d, err := xen.ParseHead(spec.Head)
+	if err != nil {
+		return nil, err
+	}
 	id := parsed.id
 	read, write, err := os.Pipe()
 	if err != nil {
 		return nil, err
 	}
-	w := &waiting{host: h, id: id, frames: frames, pipe: write, done: make(chan restored, 1)}
+	w := &waiting{host: h, id: id, stream: d, frames: frames, pipe: write, done: make(chan restored, 1)}
 	h.began(w)
 	go func() {
 		var r restored
@@ -84,6 +96,11 @@ func (h *Host) Make(ctx context.Context, spec *xen.Spec, frames *xen.Frames) (_ 
 		}
 		if w.domain != 0 {
 			w.memory, err = h.control.Map(w.domain, frames, true)
+		}
+		if err == nil && len(spec.Tail) > 0 {
+			if err := w.end(ctx, spec.Tail); err != nil {
+				return nil, err
+			}
 		}
 		if err == nil {
 			return w, nil
@@ -132,11 +149,31 @@ func (h *Host) find(id [16]byte) (uint32, error) {
 // Memory is the domain's memory.
 func (w *waiting) Memory() []byte { return w.memory.Bytes() }
 
-// Finish writes the tail, and takes the domain on that comes of it.
+// Finish gives the domain the state of a tail.
 func (w *waiting) Finish(ctx context.Context, tail []byte) (*xen.Finished, error) {
-	if err := w.ended(); err != nil {
-		return nil, err
+	if w.taken == nil {
+		if err := w.ended(); err != nil {
+			return nil, err
+		}
+		if err := w.end(ctx, tail); err != nil {
+			return nil, err
+		}
+	} else {
+		state, err := xen.ParseTail(tail, w.stream)
+		if err == nil {
+			err = w.host.control.SetState(w.domain, state)
+		}
+		if err != nil {
+			return nil, err
+		}
 	}
+	w.given = true
+	w.host.forget(w)
+	return &xen.Finished{Number: w.domain, Domain: w.taken, Ask: xen.Control{Store: w.host.store, Domain: w.domain}}, nil
+}
+
+// end writes the tail, and takes the domain on that comes of the restore.
+func (w *waiting) end(ctx context.Context, tail []byte) error {
 	_, err := w.pipe.Write(tail)
 	err = errors.Join(err, w.pipe.Close())
 	r := <-w.done // the stream has ended, and so will the restore
@@ -144,16 +181,10 @@ func (w *waiting) Finish(ctx context.Context, tail []byte) (*xen.Finished, error
 	if r.domain != 0 {
 		w.domain = r.domain
 	}
-	if err = errors.Join(r.err, err); err != nil {
-		return nil, err
+	if err = errors.Join(r.err, err); err == nil {
+		w.taken, err = w.host.take(ctx, r.domain, w.memory, w.frames)
 	}
-	d, err := w.host.take(ctx, r.domain, w.memory, w.frames)
-	if err != nil {
-		return nil, err
-	}
-	w.given = true
-	w.host.forget(w)
-	return &xen.Finished{Number: r.domain, Domain: d, Ask: xen.Control{Store: w.host.store, Domain: r.domain}}, nil
+	return err
 }
 
 // Discard ends the restore, its domain if nobody has taken it, and the mapping.
@@ -178,10 +209,13 @@ func (w *waiting) Discard() error {
 			err = nil
 		}
 	}
-	if w.memory != nil {
+	switch {
+	case w.taken != nil:
+		err = errors.Join(err, w.taken.Close())
+	case w.memory != nil:
 		err = errors.Join(err, w.memory.Close())
-		w.memory = nil
 	}
+	w.taken, w.memory = nil, nil
 	w.host.forget(w)
 	return err
 }
