@@ -40,8 +40,7 @@ type Attached struct {
 // Host is what a Driver needs of the Xen host that it is on. Its methods may be
 // called from several goroutines.
 type Host interface {
-	// Make makes a domain that waits for the last piece of its restore. The
-	// configuration of libxl's is spec.Config.
+	// Make is Maker.Make. The configuration of libxl's is spec.Config.
 	Make(ctx context.Context, spec *Spec, frames *Frames) (Waiting, error)
 	// Create makes a domain of a configuration of libxl's, paused. After an error
 	// there may be a domain of its UUID, also when ctx has ended meanwhile.

@@ -49,6 +49,8 @@ type options struct {
 	limit  time.Duration
 	repeat int
 	seed   uint64
+	// restart has a daemon restarted in each round.
+	restart bool
 }
 
 // What guest is protected.
@@ -68,6 +70,7 @@ func main() {
 	flag.DurationVar(&o.limit, "limit", 20*time.Minute, "the boot, and each round, ends after that")
 	flag.IntVar(&o.repeat, "repeat", 1, "how many rounds, each of which loses a host at another moment")
 	flag.Uint64Var(&o.seed, "seed", 0, "of those moments; 0: another one each time")
+	flag.BoolVar(&o.restart, "restart", false, "end each round with a restart of the daemon of the guest's host, under the guest")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	var err error
@@ -174,11 +177,15 @@ func (s *story) rounds(ctx context.Context, o options) error {
 	defer g.lines.Close()
 	moments := rand.New(rand.NewPCG(o.seed, 0))
 	var silences []time.Duration
+	from, to := hostA, hostB
 	for n := range o.repeat {
 		moment := time.Duration(moments.Int64N(int64(longest)))
 		s.tell("round %d of %d", n+1, o.repeat)
 		bounded, cancel := within(ctx, o.limit)
-		silence, err := s.round(bounded, g, hostA, hostB, moment)
+		silence, err := s.round(bounded, g, from, to, moment)
+		if err == nil && o.restart {
+			from, to, err = s.restart(bounded, g, from, to)
+		}
 		cancel()
 		if err != nil {
 			return fmt.Errorf("round %d of %d, seed %d: %w", n+1, o.repeat, o.seed, err)

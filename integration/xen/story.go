@@ -111,6 +111,47 @@ func (s *story) round(ctx context.Context, g *met, from, to string, moment time.
 	return silence, s.equal(ctx)
 }
 
+// restart ends the daemon of the host that runs the guest, as its service manager
+// does, and starts it anew: the guest is left to the next daemon, or to the backup if
+// that takes longer than the backup is asked to wait. It returns who runs it.
+func (s *story) restart(ctx context.Context, g *met, from, to string) (owner, backup string, err error) {
+	err = s.working(ctx, g, func() error {
+		began := time.Now()
+		h := s.world.hosts[from]
+		if err := order(ctx, h, from, "kill -TERM $(pidof understudyd) && timeout 60 sh -c 'while pidof understudyd >/dev/null; do sleep 0.1; done'"); err != nil {
+			return err
+		}
+		s.tell("the daemon of host %s has ended, after %d ms", from, time.Since(began).Milliseconds())
+		if err := s.world.startDaemon(ctx, from); err != nil {
+			return err
+		}
+		err := s.world.until(ctx, seldom, func() bool {
+			for _, pair := range [][2]string{{from, to}, {to, from}} {
+				owner, backup = pair[0], pair[1]
+				now, err := s.world.status(ctx, owner)
+				if err == nil && now.Log.Owner == ownership.HostID(owner) && now.Role == "primary" {
+					return true
+				}
+			}
+			return false
+		})
+		if err != nil {
+			return fmt.Errorf("wait until a host has the guest again: %w", err)
+		}
+		s.tell("host %s has the guest, %d ms after that", owner, time.Since(began).Milliseconds())
+		if err := g.lines.More(ctx, 100, patience); err != nil {
+			return errors.Join(err, g.lines.Err())
+		}
+		silence, _ := g.lines.Outage(began)
+		s.tell("the connection lives, the longest silence was %d ms", silence.Milliseconds())
+		return g.lines.Err()
+	})
+	if err == nil {
+		err = s.protected(ctx, owner, backup)
+	}
+	return owner, backup, err
+}
+
 // working moves the guest while it uses its disk, which it then examines.
 func (s *story) working(ctx context.Context, g *met, move func() error) (err error) {
 	disk, err := g.LoadDisk(ctx, diskWork)
