@@ -192,6 +192,9 @@ func (r *ring) request(q *work) error {
 		}
 		return nil
 	}
+	if q.Op == disk.OpFlush && !q.write {
+		return nil // Linux says sector -1
+	}
 	if n > info.MaxSectors || !r.d.within(q.ask.sector, uint64(n)) {
 		return fmt.Errorf("%d sectors, of a disk of %d that takes %d at a time", n, info.Sectors, info.MaxSectors)
 	}
