@@ -57,8 +57,9 @@ type Domain interface {
 	// which a processor of the domain waits.
 	Still(ctx context.Context) error
 	// Clean returns a bit for each frame that was written since it was called last,
-	// valid until the next call.
-	Clean() ([]uint64, error)
+	// valid until the next call. whole: nobody writes to the domain's memory without the
+	// log telling of it, but for those whom Written tells of.
+	Clean() (words []uint64, whole bool, err error)
 	// Moved returns how many pages of its image the domain, which stands still, has
 	// elsewhere than in Memory: it has taken them away, and put others in their place.
 	// Pages that it has only taken away are none.

@@ -459,7 +459,7 @@ func (g *Guest) CollectDirty(set *epoch.PageSet) error {
 
 func (g *Guest) collect(set *epoch.PageSet) error {
 	still := g.paused.Load()
-	words, err := g.domain.Clean()
+	words, whole, err := g.domain.Clean()
 	if err != nil {
 		return err
 	}
@@ -470,7 +470,7 @@ func (g *Guest) collect(set *epoch.PageSet) error {
 		return errGone
 	}
 	switch {
-	case !g.known:
+	case !g.known || g.ran && !whole:
 		set.Fill()
 	case g.ran: // else what others write to is what it was at the last collection
 		for _, frame := range g.rings {

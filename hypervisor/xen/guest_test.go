@@ -30,6 +30,7 @@ type fake struct {
 	dirty   []uint64
 	written []uint64
 	fails   error // of the log
+	silent  bool  // its device model does not log
 	deaf    bool  // does not answer
 	asked   bool
 	late    bool // answers when the request is to be withdrawn
@@ -93,13 +94,13 @@ func (f *fake) Limit(pages uint64) error {
 	return nil
 }
 
-func (f *fake) Clean() ([]uint64, error) {
+func (f *fake) Clean() ([]uint64, bool, error) {
 	if f.fails != nil {
-		return nil, f.fails
+		return nil, false, f.fails
 	}
 	words := slices.Clone(f.dirty)
 	clear(f.dirty)
-	return words, nil
+	return words, !f.silent, nil
 }
 
 func (f *fake) Written(yield func(uint64) bool) error {
@@ -347,6 +348,35 @@ func TestAGuestThatMovesItsMemory(t *testing.T) {
 		t.Errorf("it lives: %v", err)
 	}
 	must(t, g.Destroy())
+}
+
+// While a device model writes what the log does not have, a domain that has run may have
+// any page changed; one that has not has none.
+func TestADeviceModelThatDoesNotLog(t *testing.T) {
+	f := newFake()
+	g := newTestGuest(t, f)
+	f.silent = true
+	collected := func() uint64 {
+		t.Helper()
+		set := epoch.NewPageSet(g.Pages())
+		must(t, g.CollectDirty(set))
+		return set.Count()
+	}
+	for round := range 2 {
+		if n := collected(); n != g.Pages() {
+			t.Errorf("round %d: %d pages of %d are dirty", round, n, g.Pages())
+		}
+		f.dirty[0] = 1
+		if n := collected(); n != 1 {
+			t.Errorf("round %d: of a domain that stands still %d pages are dirty, want that of the log", round, n)
+		}
+		must(t, g.Resume(t.Context()))
+		must(t, g.Pause(t.Context()))
+	}
+	f.silent = false // from when it logs
+	if n := collected(); n != 1 {
+		t.Errorf("%d pages are dirty, want the ring", n)
+	}
 }
 
 // A device model that cannot be stopped would write to an image that stands still.

@@ -130,23 +130,18 @@ func (d *Domain) Still(ctx context.Context) error {
 	return d.emulator.Still(ctx)
 }
 
-// Clean is DirtyLog.Clean. Every frame counts as written while a device model does not
+// Clean is DirtyLog.Clean. It has nothing of what a device model writes that does not
 // log, which it does only when the guest has drivers for Xen: before, nothing can
 // suspend it.
-func (d *Domain) Clean() ([]uint64, error) {
-	all := d.emulator != nil && !d.logs
-	if all {
+func (d *Domain) Clean() (words []uint64, whole bool, err error) {
+	whole = d.emulator == nil || d.logs
+	if !whole {
 		if err := d.begin(); err != nil {
-			return nil, err
+			return nil, false, err
 		}
 	}
-	words, err := d.log.Clean()
-	if err == nil && all {
-		for i := range words {
-			words[i] = ^uint64(0)
-		}
-	}
-	return words, err
+	words, err = d.log.Clean()
+	return words, whole, err
 }
 
 // begin has the device model log, if it is time to.
