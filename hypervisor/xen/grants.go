@@ -32,12 +32,6 @@ func (g Grant) Valid() bool { return g.flags&grantTypeMask == grantAccess && g.f
 // ReadOnly reports whether the frame may only be read.
 func (g Grant) ReadOnly() bool { return g.flags&grantReadOnly != 0 }
 
-// Written reports whether somebody has the frame mapped for writing now. Xen tells
-// of what is written through such a mapping only when it ends.
-func (g Grant) Written() bool {
-	return g.flags&grantTypeMask == grantAccess && g.flags&grantWriting != 0
-}
-
 // Grants is a domain's grant table, version 1, as xenforeignmemory_map_resource
 // maps it. The guest changes it at any time: an entry is read once, and what was
 // read is what counts.
@@ -55,13 +49,18 @@ func (t Grants) At(ref uint32) (Grant, error) {
 	return Grant{flags: uint16(e), Domain: uint16(e >> 16), Frame: e >> 32}, nil
 }
 
-// Written calls yield with every frame that somebody has mapped for writing, and
-// with those that the toolstack's own entries name (console and xenstore, which
-// are mapped by other means), until yield returns false.
+// Written calls yield with every frame that somebody has mapped for writing now, of
+// which Xen tells only when the mapping ends, and with those that the toolstack's own
+// entries name (console and xenstore, which are mapped by other means), until yield
+// returns false. It is called in the pause, for a table that is as large as it may
+// become and mostly empty.
 func (t Grants) Written(yield func(frame uint64) bool) {
-	for ref := range t.Len() {
-		g, err := t.At(ref)
-		if err == nil && (g.Written() || ref < grantsReserved && g.flags&grantTypeMask == grantAccess) && !yield(g.Frame) {
+	for at := 0; at+grantLen <= len(t); at += grantLen {
+		e := binary.LittleEndian.Uint64(t[at:])
+		if e&grantTypeMask != grantAccess || e&grantWriting == 0 && at >= grantsReserved*grantLen {
+			continue
+		}
+		if !yield(e >> 32) {
 			return
 		}
 	}

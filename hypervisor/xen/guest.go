@@ -69,7 +69,7 @@ type Guest struct {
 	paused  atomic.Bool // it stands still
 	// still is what others than the guest write to, as it was when it came to stand
 	// still; nil: it runs.
-	still atomic.Pointer[map[epoch.GFN][]byte]
+	still atomic.Pointer[[]keptPage]
 
 	displaced atomic.Bool // memory of it is elsewhere than is mapped
 
@@ -91,6 +91,12 @@ type Guest struct {
 }
 
 var _ hypervisor.Guest = (*Guest)(nil)
+
+// keptPage is a page as it was at one moment.
+type keptPage struct {
+	page    epoch.GFN
+	content []byte
+}
 
 // GuestConfig says of which domain a Guest is made.
 type GuestConfig struct {
@@ -175,10 +181,10 @@ func (g *Guest) Fill(epoch.GFN, uint64) error { return nil }
 // freeze notes that the domain stands still, and what others may still write to, as
 // it is now: an image that stands still does not change.
 func (g *Guest) freeze() {
-	kept := make(map[epoch.GFN][]byte, len(g.rings))
+	kept := make([]keptPage, 0, len(g.rings))
 	for _, frame := range g.rings {
 		if page, ok := g.frames.Page(frame); ok {
-			kept[page] = append([]byte(nil), g.domain.Memory()[uint64(page)*epoch.PageSize:][:epoch.PageSize]...)
+			kept = append(kept, keptPage{page, slices.Clone(g.domain.Memory()[uint64(page)*epoch.PageSize:][:epoch.PageSize])})
 		}
 	}
 	g.still.Store(&kept)
@@ -204,9 +210,9 @@ func (g *Guest) ReadPages(first epoch.GFN, dst []byte) error {
 	}
 	copy(dst, g.domain.Memory()[uint64(first)*epoch.PageSize:])
 	if kept := g.still.Load(); kept != nil {
-		for page, content := range *kept {
-			if page >= first && uint64(page-first) < count {
-				copy(dst[uint64(page-first)*epoch.PageSize:], content)
+		for _, k := range *kept {
+			if k.page >= first && uint64(k.page-first) < count {
+				copy(dst[uint64(k.page-first)*epoch.PageSize:], k.content)
 			}
 		}
 	}
@@ -223,15 +229,17 @@ func (g *Guest) Hole(first epoch.GFN, count uint64) uint64 {
 		return 0
 	}
 	count = min(count, g.Pages()-uint64(first))
-	var kept map[epoch.GFN][]byte
+	var kept []keptPage
 	if still := g.still.Load(); still != nil {
 		kept = *still
 	}
 	for n := range count {
 		page := first + epoch.GFN(n)
 		content := g.domain.Memory()[uint64(page)*epoch.PageSize:][:epoch.PageSize]
-		if other, there := kept[page]; there {
-			content = other
+		for _, k := range kept {
+			if k.page == page {
+				content = k.content
+			}
 		}
 		if !isZero(content) {
 			return n

@@ -207,16 +207,6 @@ func (c *Control) Policies(domain uint32) (xen.Policies, error) {
 	}, nil
 }
 
-// TSC returns how the domain's time stamp counter goes: xc_domain_get_tsc_info.
-func (c *Control) TSC(domain uint32) (stream.TSCInfo, error) {
-	var mode, khz, incarnation C.uint32_t
-	var ns C.uint64_t
-	if rc, err := C.xc_domain_get_tsc_info(c.xch, C.uint32_t(domain), &mode, &ns, &khz, &incarnation); rc < 0 {
-		return stream.TSCInfo{}, c.words.failed("ask for the time stamp counter", domain, err)
-	}
-	return stream.TSCInfo{Mode: uint32(mode), KHz: uint32(khz), Nanoseconds: uint64(ns), Incarnation: uint32(incarnation)}, nil
-}
-
 // params are the parameters that libxc saves (xg_sr_save_x86_hvm.c).
 var params = [...]C.uint32_t{
 	C.HVM_PARAM_STORE_PFN, C.HVM_PARAM_IOREQ_PFN, C.HVM_PARAM_BUFIOREQ_PFN, C.HVM_PARAM_PAGING_RING_PFN, C.HVM_PARAM_MONITOR_RING_PFN,
@@ -268,22 +258,6 @@ func (c *Control) CallbackSet(domain uint32) (bool, error) {
 	return value != 0, nil
 }
 
-// AppendContext appends the state of processors and Xen's own devices:
-// xc_domain_hvm_getcontext. The domain stands still.
-func (c *Control) AppendContext(domain uint32, dst []byte) ([]byte, error) {
-	size, err := C.xc_domain_hvm_getcontext(c.xch, C.uint32_t(domain), nil, 0)
-	if size <= 0 || size > xen.MaxContext {
-		return dst, c.words.failed(fmt.Sprintf("ask for the size of the HVM context (%d bytes)", size), domain, err)
-	}
-	at := len(dst)
-	dst = append(dst, make([]byte, size)...)
-	n, err := C.xc_domain_hvm_getcontext(c.xch, C.uint32_t(domain), (*C.uint8_t)(unsafe.Pointer(&dst[at])), C.uint32_t(size))
-	if n <= 0 || n > size {
-		return dst[:at], c.words.failed("save the HVM context", domain, err)
-	}
-	return dst[:at+int(n)], nil
-}
-
 // SetState gives a domain that stands still another state than its own, as libxc does
 // at the end of a stream (xg_sr_restore_x86_hvm.c): xc_domain_set_tsc_info,
 // xc_hvm_param_set for what is another, and xc_domain_hvm_setcontext. After an error
@@ -306,15 +280,6 @@ func (c *Control) SetState(domain uint32, s *xen.State) error {
 	}
 	if rc, err := C.xc_domain_hvm_setcontext(c.xch, C.uint32_t(domain), (*C.uint8_t)(unsafe.Pointer(unsafe.SliceData(s.Context))), C.uint32_t(len(s.Context))); rc < 0 {
 		return c.words.failed("set the HVM context", domain, err)
-	}
-	return nil
-}
-
-// Resume lets a domain go on that has suspended: xc_domain_resume, cooperatively.
-// The guest's hypercall returns 1, and it goes on with the rings that it has.
-func (c *Control) Resume(domain uint32) error {
-	if rc, err := C.xc_domain_resume(c.xch, C.uint32_t(domain), 1); rc < 0 {
-		return c.words.failed("resume", domain, err)
 	}
 	return nil
 }

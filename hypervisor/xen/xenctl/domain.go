@@ -25,6 +25,7 @@ type Domain struct {
 	memory   *Mapping
 	frames   *xen.Frames // of memory
 	moves    *Moves
+	batch    *Batch
 	log      *DirtyLog
 	table    *GrantTable
 	channel  *Channel
@@ -59,6 +60,9 @@ func (h *Host) take(ctx context.Context, number uint32, memory *Mapping, frames 
 		return nil, err
 	}
 	if d.log, err = h.control.LogDirty(number); err != nil {
+		return nil, err
+	}
+	if d.batch, err = h.control.Batch(number); err != nil {
 		return nil, err
 	}
 	port, err := h.control.AllocPort(number)
@@ -185,19 +189,10 @@ func (d *Domain) Written(yield func(frame uint64) bool) error {
 	return nil
 }
 
-// State is TSC, Params, AppendContext, and the device model's.
+// State is Batch.State, and the device model's.
 func (d *Domain) State(ctx context.Context, s *xen.State) (err error) {
-	if s.TSC, err = d.host.control.TSC(d.number); err != nil {
+	if err := d.batch.State(s); err != nil || d.emulator == nil {
 		return err
-	}
-	if s.Params, err = d.host.control.Params(d.number, s.Params[:0]); err != nil {
-		return err
-	}
-	if s.Context, err = d.host.control.AppendContext(d.number, s.Context[:0]); err != nil {
-		return err
-	}
-	if d.emulator == nil {
-		return nil
 	}
 	if s.Emulator, err = d.emulator.AppendState(ctx, s.Emulator[:0]); err != nil {
 		return fmt.Errorf("domain %d: %w", d.number, err)
@@ -205,7 +200,7 @@ func (d *Domain) State(ctx context.Context, s *xen.State) (err error) {
 	return nil
 }
 
-// Resume is Control.Resume. A domain that was made and never ran is unpaused
+// Resume is Batch.Resume. A domain that was made and never ran is unpaused
 // instead; one with a device model is resumed by the toolstack, which resumes that
 // too.
 func (d *Domain) Resume(context.Context) error {
@@ -220,7 +215,7 @@ func (d *Domain) Resume(context.Context) error {
 	case d.emulator != nil:
 		return d.host.with(func(t *Toolstack) error { return t.Resume(d.number) })
 	}
-	return d.host.control.Resume(d.number)
+	return d.batch.Resume()
 }
 
 // Await is Channel.Wait.
@@ -246,6 +241,9 @@ func (d *Domain) Close() error {
 	}
 	if d.moves != nil {
 		errs = append(errs, d.moves.Close())
+	}
+	if d.batch != nil {
+		d.batch.Close()
 	}
 	if d.table != nil {
 		errs = append(errs, d.table.Close())

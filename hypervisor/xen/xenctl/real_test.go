@@ -110,8 +110,27 @@ func TestOnXen(t *testing.T) {
 			tools.ChildEnded()
 		}
 	}()
+	saveByToolstack(t, tools, domain)
 	restore(ctx, t, c, store, tools, domain, last)
 	close(children)
+}
+
+// saveByToolstack makes sure that others see the domain suspend when we have let go of
+// its channel.
+func saveByToolstack(t *testing.T, tools *Toolstack, domain uint32) {
+	nowhere, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = nowhere.Close() }()
+	began := time.Now()
+	if err := tools.Save(domain, nowhere.Fd()); err != nil {
+		t.Fatalf("the toolstack cannot save a domain that we have let go of: %v", err)
+	}
+	t.Logf("saved by the toolstack in %v", time.Since(began))
+	if err := tools.Resume(domain); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func capture(ctx context.Context, t *testing.T, c *Control, store *xenstore.Client, domain uint32) captured {
@@ -161,6 +180,9 @@ func capture(ctx context.Context, t *testing.T, c *Control, store *xenstore.Clie
 	log, err := c.LogDirty(domain)
 	must(err)
 	defer func() { must(log.Close()) }()
+	batch, err := c.Batch(domain)
+	must(err)
+	defer batch.Close()
 	port, err := c.AllocPort(domain)
 	must(err)
 	channel, err := c.Suspend(domain, port)
@@ -197,12 +219,7 @@ func capture(ctx context.Context, t *testing.T, c *Control, store *xenstore.Clie
 		}
 		copied := time.Now()
 		state := xen.State{}
-		state.TSC, err = c.TSC(domain)
-		must(err)
-		state.Params, err = c.Params(domain, nil)
-		must(err)
-		state.Context, err = c.AppendContext(domain, nil)
-		must(err)
+		must(batch.State(&state))
 		got.tail, err = state.AppendTail(nil, d)
 		must(err)
 		stated := time.Now()
@@ -219,7 +236,7 @@ func capture(ctx context.Context, t *testing.T, c *Control, store *xenstore.Clie
 			t.Errorf("capture %d: %d pages were written that the log does not tell of", i, differ)
 		}
 		compared := time.Now()
-		must(c.Resume(domain))
+		must(batch.Resume())
 		must(store.Resumed(ctx, domain))
 		t.Logf("capture %d: %d pages; asked to suspended %v, log %v, copy %v, state %v (%d bytes), resume %v", i, dirty.Count(),
 			suspended.Sub(began), cleaned.Sub(suspended), copied.Sub(cleaned), stated.Sub(copied), len(got.tail), time.Since(compared))
@@ -229,6 +246,11 @@ func capture(ctx context.Context, t *testing.T, c *Control, store *xenstore.Clie
 		must(err)
 		if i == 0 {
 			t.Logf("parameters %+v, %d processors, %d records of context", parsed.Params, context.VCPUs, len(context.Entries))
+			asked, err := c.Params(domain, nil)
+			must(err)
+			if !slices.Equal(asked, parsed.Params) {
+				t.Errorf("asked for one by one, the parameters are %+v", asked)
+			}
 		}
 		time.Sleep(300 * time.Millisecond) // the guest's own life between two epochs
 	}

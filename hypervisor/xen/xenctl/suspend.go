@@ -8,9 +8,14 @@ package xenctl
 //	guest's port (device/suspend/event-channel in xenstore, or one made by us)
 //	    ─ bind_interdomain ─> ours: notify asks the guest
 //	    ─ subscribe ─> Xen notifies the same port when the domain shuts down
+//	listen ─> Wait
+//
+// One goroutine listens. It is owned by the Channel, and ends with Close. It waits by
+// Go's poller: a goroutine that waits in the kernel keeps its processor from all others
+// until that is noticed, which takes milliseconds of a pause on a host that gives its
+// first domain a single one.
 
 /*
-#include <poll.h>
 #include <xenctrl.h>
 #include <xenevtchn.h>
 #include <xenguest.h>
@@ -22,6 +27,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -34,6 +41,11 @@ type Channel struct {
 	events  *C.xenevtchn_handle
 	port    C.int // ours
 	lock    C.int // of /var/run/xen/suspend-evtchn-DOMID.lock
+
+	file   *os.File // the descriptor of events once more, for the poller
+	heard  chan struct{}
+	err    error // why listen has ended, when heard is closed
+	listen sync.WaitGroup
 }
 
 // AllocPort makes a port in the domain that we can bind to:
@@ -60,7 +72,62 @@ func (c *Control) Suspend(domain, port uint32) (*Channel, error) {
 		C.xenevtchn_close(events)
 		return nil, c.words.failed("bind the suspend channel (is another program saving it?)", domain, err)
 	}
+	s.heard = make(chan struct{}, 1)
+	s.file, err = pollable(int(C.xenevtchn_fd(events)))
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	s.listen.Go(s.listens)
 	return s, nil
+}
+
+// pollable makes a file of a copy of a descriptor, which Go's poller waits for.
+func pollable(fd int) (*os.File, error) {
+	fd, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl(F_DUPFD_CLOEXEC)", err)
+	}
+	err = unix.SetNonblock(fd, true)
+	if err != nil {
+		return nil, errors.Join(os.NewSyscallError("fcntl(O_NONBLOCK)", err), unix.Close(fd))
+	}
+	return os.NewFile(uintptr(fd), "/dev/xen/evtchn"), nil
+}
+
+// listens takes what Xen notifies us of: xenevtchn_pending, xenevtchn_unmask.
+func (s *Channel) listens() {
+	defer close(s.heard)
+	conn, err := s.file.SyscallConn()
+	for err == nil {
+		var port C.xenevtchn_port_or_error_t
+		var failed error
+		err = conn.Read(func(uintptr) bool {
+			port, failed = C.xenevtchn_pending(s.events)
+			return port >= 0 || !errors.Is(failed, unix.EAGAIN)
+		})
+		switch {
+		case err != nil:
+			err = fmt.Errorf("listen for the suspend of domain %d: %w", s.domain, err)
+		case port < 0:
+			err = s.control.words.failed("look for the suspend", s.domain, failed)
+		default:
+			err = s.take(port)
+		}
+	}
+	s.err = err
+}
+
+func (s *Channel) take(port C.xenevtchn_port_or_error_t) error {
+	if rc, err := C.xenevtchn_unmask(s.events, C.evtchn_port_t(port)); rc < 0 {
+		return s.control.words.failed("unmask the suspend channel", s.domain, err)
+	}
+	if port == s.port {
+		select {
+		case s.heard <- struct{}{}:
+		default: // nobody has taken the last one
+		}
+	}
+	return nil
 }
 
 // Notify asks the guest to suspend, if the port is its own: xenevtchn_notify.
@@ -71,59 +138,48 @@ func (s *Channel) Notify() error {
 	return nil
 }
 
-// step is how often a wait looks whether it should end, in milliseconds, and steps
-// how many of them it is patient: xenstored tells of a domain's end once, and not if
+// patience is how long a wait is: xenstored tells of a domain's end once, and not if
 // that came between its resume and our word of it.
-const (
-	step  = 50
-	steps = 20
-)
+const patience = time.Second
 
 // Wait returns when Xen has notified us, there is something in also, or a second has
 // gone by: the domain has shut down, or something else has happened to it, or
-// nothing; Control.Info says what. xenevtchn_pending, xenevtchn_unmask.
+// nothing; Control.Info says what.
 func (s *Channel) Wait(ctx context.Context, also <-chan struct{}) error {
-	fds := []unix.PollFd{{Fd: int32(C.xenevtchn_fd(s.events)), Events: unix.POLLIN}}
-	for range steps {
-		if err := ctx.Err(); err != nil {
-			return fmt.Errorf("wait for domain %d to suspend: %w", s.domain, err)
+	enough := time.NewTimer(patience)
+	defer enough.Stop()
+	select {
+	case <-ctx.Done():
+		return fmt.Errorf("wait for domain %d to suspend: %w", s.domain, ctx.Err())
+	case _, ok := <-s.heard:
+		if !ok {
+			return s.err
 		}
-		n, err := unix.Poll(fds, step)
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			return os.NewSyscallError("poll", err)
+	case _, ok := <-also:
+		if !ok {
+			return fmt.Errorf("wait for domain %d: xenstored is gone", s.domain)
 		}
-		if n < 1 {
-			select {
-			case _, ok := <-also:
-				if !ok {
-					return fmt.Errorf("wait for domain %d: xenstored is gone", s.domain)
-				}
-				return nil
-			default:
-				continue
-			}
-		}
-		port, err := C.xenevtchn_pending(s.events)
-		if port < 0 {
-			return s.control.words.failed("look for the suspend", s.domain, err)
-		}
-		if rc, err := C.xenevtchn_unmask(s.events, C.evtchn_port_t(port)); rc < 0 {
-			return s.control.words.failed("unmask the suspend channel", s.domain, err)
-		}
-		if port == s.port {
-			return nil
-		}
+	case <-enough.C:
 	}
 	return nil
 }
 
-// Close lets go of the channel: xc_suspend_evtchn_release. What that returns says
-// nothing: in Xen 4.17 it is -1 also when all went well.
+// Close lets go of the channel: xc_domain_subscribe_for_suspend of no port,
+// xc_suspend_evtchn_release. While a port is subscribed Xen notifies that instead of
+// xenstored, also when nobody has it any more: `xl save` would wait in vain. What the
+// second returns says nothing: in Xen 4.17 it is -1 also when all went well. The domain
+// may be gone.
 func (s *Channel) Close() error {
+	var err error
+	if s.file != nil {
+		err = s.file.Close()
+	}
+	s.listen.Wait()
+	C.xc_domain_subscribe_for_suspend(s.control.xch, C.uint32_t(s.domain), 0)
 	C.xc_suspend_evtchn_release(s.control.xch, s.events, C.uint32_t(s.domain), s.port, &s.lock)
 	s.control.words.forget()
-	if rc, err := C.xenevtchn_close(s.events); rc < 0 {
-		return s.control.words.failed("close the event channels", s.domain, err)
+	if rc, failed := C.xenevtchn_close(s.events); rc < 0 {
+		err = errors.Join(err, s.control.words.failed("close the event channels", s.domain, failed))
 	}
-	return nil
+	return err
 }
