@@ -11,6 +11,7 @@
 #   make bench      figures, into build/bench.json
 #   make bench-checkpoint   checkpoint files beside QEMU's own, into build/bench-checkpoint.json and .svg
 #   make bench-disk the disk's speed beside QEMU's own, into build/bench-disk.json
+#   make bench-xen  a Xen guest's pause and bytes beside stock Remus, on a real Xen host in emulation, into build/bench-xen.json: ten minutes
 #   make packages   deb and rpm, into build/packages
 #   make model      every state of the model of ownership
 #   make fuzz       every parser's fuzz target for a while; FUZZ_FLAGS=-keep lets the corpora grow
@@ -40,7 +41,7 @@ GOTEST := $(GO) test -race -timeout 15m
 REAL   := ./demo ./disk/vhost ./guest ./hypervisor/qemu ./integration ./integration/diskbench ./integration/faults ./packaging/... ./status/dashboard
 
 .NOTPARALLEL:
-.PHONY: all build guest guest-big xen-dom0 xen xen-conformance demo test failovers drills faults bench bench-disk packages lint model fuzz setup clean
+.PHONY: all build guest guest-big xen-dom0 xen xen-conformance demo test failovers drills faults bench bench-disk bench-checkpoint bench-xen packages lint model fuzz setup clean
 
 all: build
 
@@ -102,6 +103,9 @@ bench-disk: setup guest
 bench-checkpoint: guest-big
 	$(GO) run ./integration/bench checkpoint --report build/bench-checkpoint.json --plot build/bench-checkpoint.svg $(BENCH_FLAGS)
 
+bench-xen: xen-dom0 guest
+	$(GO) run ./integration/xen/remus -report build/bench-xen.json $(BENCH_FLAGS)
+
 packages: $(NFPM)
 	$(GO) run ./packaging/build -nfpm $(NFPM) -out build/packages $(PACKAGE_FLAGS)
 
@@ -118,8 +122,8 @@ lint: $(GOLANGCI_LINT)
 	$(GO) vet ./...
 	$(GOLANGCI_LINT) run --concurrency 2 ./...
 	$(GO) build -tags xen ./...
-	$(GO) vet -tags xen ./hypervisor/xen/... ./cmd/daemon
-	$(GOLANGCI_LINT) run --concurrency 2 --build-tags xen ./hypervisor/xen/...
+	$(GO) vet -tags xen ./hypervisor/xen/... ./cmd/daemon ./integration/xen/...
+	$(GOLANGCI_LINT) run --concurrency 2 --build-tags xen ./hypervisor/xen/... ./integration/xen/...
 
 # Compiled here, once: its sources come by the module proxy like ours.
 $(GOLANGCI_LINT):
