@@ -31,7 +31,7 @@ import (
 	"understudy/host"
 )
 
-var bubbles = flag.Int("bubbles", 3, "how many bubbles TestRealBubble measures the throughput beside")
+var bubbles = flag.Int("bubbles", 1, "how many bubbles TestRealBubble measures the throughput beside")
 
 // TestRealBubble starts the backup's copy in isolation beside a guest under load,
 // and shows that nobody outside of it notices. What it costs in throughput is less
