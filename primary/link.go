@@ -98,13 +98,15 @@ func (p *Primary) connect(ctx context.Context) {
 func (p *Primary) handshake(ctx context.Context, hello protocol.Hello) (*link, error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTime)
 	defer cancel()
-	// Touching the capture memory takes a while: here nobody waits for it.
-	if err := p.memory.touch(); err != nil {
-		return nil, err
-	}
 	s, peer, err := p.Dial(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("dial the backup: %w", err)
+	}
+	// Touching the capture memory takes a while: here nobody waits for it. Without a
+	// backup it is not done: after a failover the guest has a better use for the time.
+	if err := p.memory.touch(); err != nil {
+		_ = s.Close()
+		return nil, err
 	}
 	w, err := greet(ctx, s, hello)
 	if err != nil {
