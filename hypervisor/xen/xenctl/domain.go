@@ -30,6 +30,11 @@ type Domain struct {
 	table    *GrantTable
 	channel  *Channel
 	released *xenstore.Watch // tells of domains that have ended
+
+	// How far the pages are compared with what is mapped (Moved).
+	unseen uint64    // pages that have not been since they may have moved
+	patrol uint64    // the next of them
+	paused time.Time // when the last was
 }
 
 var _ xen.Domain = (*Domain)(nil)
@@ -163,21 +168,44 @@ func (d *Domain) begin() error {
 	return nil
 }
 
-// Moved is Mapping.Displaced, if Moves.Told says that there may be any.
+// What of the image a pause compares with what is mapped, if there is any reason to:
+// patrolSlice pages, or all of it if the last pause is longer ago than patrolPause (a
+// file is saved, protection begins).
+const (
+	patrolSlice = 512
+	patrolPause = 5 * time.Second
+)
+
+// Moved compares pages with what is mapped until each has been since Moves.Told has
+// said that some may be elsewhere. Linux has it told in every pause, since it puts its
+// grant table in its place anew whenever it has suspended; and to compare all of the
+// image takes as long as to map it. So a pause of many compares a slice.
 func (d *Domain) Moved() (uint64, error) {
 	told, err := d.moves.Told()
-	if err != nil || !told {
+	if err != nil {
 		return 0, err
 	}
+	if told {
+		d.unseen = d.frames.Pages()
+	}
+	first, count := d.patrol, min(d.unseen, patrolSlice, d.frames.Pages()-d.patrol)
+	if time.Since(d.paused) > patrolPause && d.unseen > 0 {
+		first, count = 0, d.frames.Pages()
+	}
+	d.paused = time.Now()
+	if count == 0 {
+		return 0, nil
+	}
 	info, err := d.Info()
-	var moved uint64
-	if err == nil {
-		moved, err = d.memory.Displaced(d.number, d.frames, d.table, info.Shared)
+	if err != nil {
+		return 0, err
 	}
+	moved, err := d.memory.Displaced(d.number, d.frames, first, count, d.table, info.Shared)
 	if err != nil || moved > 0 {
-		d.moves.Remember()
+		return moved, err // and again, if there is another pause
 	}
-	return moved, err
+	d.patrol, d.unseen = (first+count)%d.frames.Pages(), d.unseen-min(d.unseen, count)
+	return 0, nil
 }
 
 // Limit is Control.Limit.

@@ -165,9 +165,6 @@ func (m *Moves) Told() (bool, error) {
 	return m.told.Swap(false), nil
 }
 
-// Remember has Told report it again.
-func (m *Moves) Remember() { m.told.Store(true) }
-
 // Close ends the server, and lets processors go on that wait for it:
 // xendevicemodel_destroy_ioreq_server. The domain may be gone.
 func (m *Moves) Close() error {
@@ -198,15 +195,19 @@ func isGone(err error) bool { return errors.Is(err, syscall.ESRCH) || errors.Is(
 // displacedBatch is how many frames are mapped again at a time.
 const displacedBatch = 1 << 14
 
-// Displaced counts the pages of the image that the domain, which stands still, has
-// elsewhere than in m: other machine frames are at their places. Places where it has
-// nothing any more count not, nor do those where it has put Xen's own: its grant table,
-// and the frame shared. It maps every frame again: xenforeignmemory_map.
-func (m *Mapping) Displaced(domain uint32, frames *xen.Frames, table *GrantTable, shared uint64) (displaced uint64, err error) {
-	numbers := frameNumbers(frames)
-	for first := 0; first < len(numbers); first += displacedBatch {
-		batch := numbers[first:min(first+displacedBatch, len(numbers))]
-		n, err := m.displaced(domain, batch, m.bytes[first*epoch.PageSize:], table, shared)
+// Displaced counts, of count pages of the image from first on, those that the domain,
+// which stands still, has elsewhere than in m: other machine frames are at their
+// places. Places where it has nothing any more count not, nor do those where it has put
+// Xen's own: its grant table, and the frame shared. It maps every frame again:
+// xenforeignmemory_map.
+func (m *Mapping) Displaced(domain uint32, frames *xen.Frames, first, count uint64, table *GrantTable, shared uint64) (displaced uint64, err error) {
+	numbers := make([]C.xen_pfn_t, 0, min(count, displacedBatch))
+	for end := first + count; first < end; first += uint64(len(numbers)) {
+		numbers = numbers[:0]
+		for page := first; page < min(end, first+displacedBatch); page++ {
+			numbers = append(numbers, C.xen_pfn_t(frames.Frame(epoch.GFN(page))))
+		}
+		n, err := m.displaced(domain, numbers, m.bytes[first*epoch.PageSize:], table, shared)
 		if err != nil {
 			return 0, err
 		}

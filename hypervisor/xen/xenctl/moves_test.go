@@ -140,11 +140,17 @@ func (m *moving) present(wanted func(pages uint64) bool) uint64 {
 // ends has the next pause fail for that reason, and the guest be of no use any more.
 func (m *moving) ends(why error) {
 	m.Helper()
-	err := m.guest.Pause(m.ctx)
-	if !errors.Is(err, why) {
-		m.Fatalf("the pause says: %v, want %v", err, why)
+	pauses := 0
+	var err error
+	for ; err == nil && pauses <= int(m.frames.Pages()/patrolSlice)+1; pauses++ {
+		if err = m.guest.Pause(m.ctx); err == nil {
+			m.must(m.guest.Resume(m.ctx))
+		}
 	}
-	m.Logf("the pause says: %v", err)
+	if !errors.Is(err, why) {
+		m.Fatalf("pause %d says: %v, want %v", pauses, err, why)
+	}
+	m.Logf("pause %d says: %v", pauses, err)
 	for e := range m.guest.Events() {
 		if e.Kind == hypervisor.EventExited {
 			m.Logf("its owner hears: %s", e.Detail)
