@@ -8,6 +8,7 @@
 #   make faults     real daemons and guests struck at every step of the protocol; hours: see FAULT_FLAGS
 #   make xen        a guest survives the loss of its host between two real Xen hosts, in emulation, and goes back: ten minutes
 #   make xen-conformance    the conformance suite of Xen's driver on a real Xen host, for PVH and for HVM guests: most of an hour
+#   make xen-files  a guest of a real Xen host goes into checkpoint files and comes back, and one of xl's comes in: five minutes
 #   make bench      figures, into build/bench.json
 #   make bench-checkpoint   checkpoint files beside QEMU's own, into build/bench-checkpoint.json and .svg
 #   make bench-disk the disk's speed beside QEMU's own, into build/bench-disk.json
@@ -41,7 +42,7 @@ GOTEST := $(GO) test -race -timeout 15m
 REAL   := ./demo ./disk/vhost ./guest ./hypervisor/qemu ./integration ./integration/diskbench ./integration/faults ./packaging/... ./status/dashboard
 
 .NOTPARALLEL:
-.PHONY: all build guest guest-big xen-dom0 xen xen-conformance demo test failovers drills faults bench bench-disk bench-checkpoint bench-xen packages lint model fuzz setup clean
+.PHONY: all build guest guest-big xen-dom0 xen xen-files xen-conformance demo test failovers drills faults bench bench-disk bench-checkpoint bench-xen packages lint model fuzz setup clean
 
 all: build
 
@@ -69,6 +70,9 @@ xen: xen-dom0 guest
 
 xen-conformance: xen-dom0 guest
 	scripts/xen-try -conformance
+
+xen-files: xen-dom0 guest
+	$(GO) run ./integration/xen -story files $(XEN_FLAGS)
 
 demo: setup build guest
 	bin/understudy demo $(DEMO_FLAGS)

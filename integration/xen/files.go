@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"understudy/config"
@@ -36,8 +37,17 @@ const (
 // Sizes of disks, in bytes: of the guest's, and of each host's.
 const (
 	guestDiskSize = 64 << 20
-	hostDiskSize  = 512 << 20
+	hostDiskSize  = 1 << 30
 )
+
+// What tells of another story than the one of two hosts has one Xen host: the other
+// votes beside us, and has no guests.
+func (o options) xenHosts() []string {
+	if o.story == takeovers {
+		return []string{hostA, hostB}
+	}
+	return []string{hostA}
+}
 
 // addresses in the world's network.
 var addresses = map[string]string{witness: "10.77.0.1", hostA: "10.77.0.11", hostB: "10.77.0.12"}
@@ -55,13 +65,15 @@ func files(ctx context.Context, dir string, o options) (*config.Config, error) {
 
 // programs are what the hosts run, and where.
 func programs(ctx context.Context, dir string, o options) error {
-	if err := goBuild(ctx, filepath.Join(dir, "understudyd"), nil, "-tags", "xen", "./cmd/understudyd"); err != nil {
-		return err
+	for _, name := range []string{"understudyd", "understudy"} {
+		if err := goBuild(ctx, filepath.Join(dir, name), nil, "-tags", "xen", "./cmd/"+name); err != nil {
+			return err
+		}
 	}
 	if err := guestFiles(ctx, dir, o); err != nil {
 		return err
 	}
-	for _, host := range []string{hostA, hostB} {
+	for _, host := range o.xenHosts() {
 		if err := os.Mkdir(filepath.Join(dir, host), 0o755); err != nil {
 			return err
 		}
@@ -82,7 +94,7 @@ func hostDisk(ctx context.Context, dir, host string, o options) error {
 		return err
 	}
 	if host == hostA && o.guest == linux {
-		if err := image.Filesystem(ctx, filepath.Join(tree, guestDisk), "data", "", guestDiskSize); err != nil {
+		if err := dataDisk(ctx, filepath.Join(tree, guestDisk), o); err != nil {
 			return fmt.Errorf("the guest's disk: %w", err)
 		}
 	}
@@ -90,6 +102,18 @@ func hostDisk(ctx context.Context, dir, host string, o options) error {
 		return fmt.Errorf("the disk of host %s: %w", host, err)
 	}
 	return os.RemoveAll(tree)
+}
+
+// dataDisk makes the guest's disk: empty, or with files to read.
+func dataDisk(ctx context.Context, path string, o options) error {
+	if o.story == takeovers {
+		return image.Filesystem(ctx, path, "data", "", guestDiskSize)
+	}
+	small, err := image.Small(ctx, o.boots)
+	if err != nil {
+		return err
+	}
+	return image.Copy(path, small)
 }
 
 // guestFiles are what the guest boots.
@@ -148,18 +172,27 @@ func initrd(program, path string) error {
 	return os.WriteFile(path, archive.Bytes(), 0o644)
 }
 
-// configure writes the configuration of the hosts, and of the witness, whose
+// The configurations: of the hosts, and of one that is none and only votes.
+const (
+	configFile = "understudy.toml"
+	voterFile  = "voter.toml"
+)
+
+// configure writes the configuration of the hosts, and of those beside us, whose
 // directories are elsewhere.
 func configure(dir string, o options) (*config.Config, error) {
 	c := &config.Config{Cluster: "xen", Lease: config.Duration(o.lease)}
 	c.TLS = share + "/tls"
 	for _, name := range []string{hostA, hostB, witness} {
-		h := config.Host{Name: name, Address: addresses[name] + ":7400"}
-		if name == witness {
-			h.Witness = true
-			h.Dirs = config.Dirs{State: filepath.Join(dir, "witness", "state"), Run: filepath.Join(dir, "witness", "run"), TLS: filepath.Join(dir, "tls")}
+		h := config.Host{Name: name, Address: addresses[name] + ":7400", Witness: name == witness}
+		if !slices.Contains(o.xenHosts(), name) {
+			at := filepath.Join(dir, "beside-"+name)
+			h.Dirs = config.Dirs{State: filepath.Join(at, "state"), Run: filepath.Join(at, "run"), TLS: filepath.Join(dir, "tls")}
 		}
 		c.Hosts = append(c.Hosts, h)
+	}
+	if err := os.WriteFile(filepath.Join(dir, voterFile), c.Render(), 0o600); err != nil {
+		return nil, err
 	}
 	g := config.Guest{
 		Name: guestName, Host: hostA, Backup: hostB, Hypervisor: config.Xen, Type: o.kind, Memory: 96 * config.MiB, CPUs: 1,
@@ -171,11 +204,14 @@ func configure(dir string, o options) (*config.Config, error) {
 		g.Disks = []config.Disk{{Path: kept + "/" + guestDisk, Mode: config.Replicated, Size: guestDiskSize}}
 		g.NICs = []config.NIC{{MAC: guestMAC, Bridge: "br0"}}
 	}
+	if o.story == saves {
+		g.Memory, g.Disks[0].Size = savedMemory, 0
+	}
 	if o.kind == config.TypeHVM {
 		g.Memory += 64 * config.MiB // what starts its kernel needs room
 	}
 	c.Guests = []config.Guest{g}
-	path := filepath.Join(dir, "understudy.toml")
+	path := filepath.Join(dir, configFile)
 	if err := os.WriteFile(path, c.Render(), 0o600); err != nil {
 		return nil, err
 	}

@@ -29,9 +29,12 @@ var (
 	memoryWork = client.Dirty{Pages: 50, Every: 50 * time.Millisecond, Random: true, AreaMiB: 8}
 )
 
+// reach is the way to it.
+func reach() world.Reach { return world.Reach{Limit: patience, Dial: dialGuest} }
+
 // meet waits until the guest is up, and has it count and use its memory.
 func (s *story) meet(ctx context.Context) (*met, error) {
-	g := &met{Reach: world.Reach{Limit: patience, Dial: dialGuest}}
+	g := &met{Reach: reach()}
 	conn, err := dialGuest(ctx, guest.CounterPort)
 	if err != nil {
 		return nil, err

@@ -53,9 +53,17 @@ func TestWhatHostsSayIsFollowed(t *testing.T) {
 
 // The hosts' configuration is one that they take.
 func TestTheHostsAreConfigured(t *testing.T) {
-	for _, kind := range []string{counting, linux} {
-		if _, err := configure(t.TempDir(), options{guest: kind, kind: config.TypeHVM, lease: time.Second}); err != nil {
-			t.Errorf("%s: %v", kind, err)
+	for _, o := range []options{{story: takeovers, guest: counting}, {story: takeovers, guest: linux}, {story: saves, guest: linux}} {
+		o.kind, o.lease = config.TypeHVM, time.Second
+		dir := t.TempDir()
+		c, err := configure(dir, o)
+		if err != nil {
+			t.Errorf("%s, %s: %v", o.story, o.guest, err)
+			continue
+		}
+		voter, err := config.Load(filepath.Join(dir, voterFile))
+		if err != nil || len(voter.Guests) != 0 || len(voter.Hosts) != len(c.Hosts) {
+			t.Errorf("%s: who only votes has %d guests of %d hosts, %v", o.story, len(voter.Guests), len(voter.Hosts), err)
 		}
 	}
 }

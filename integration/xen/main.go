@@ -1,10 +1,12 @@
-// Command xen tries the engine on real Xen hosts: two of them in QEMU's emulation,
-// with a witness beside them, and a PVH or HVM guest that is protected from one to the
-// other. It tells what it does and how long each step took; its exit status is 0
-// only if every check held.
+// Command xen tries the engine on real Xen hosts, in QEMU's emulation. It tells one of
+// its stories, and how long each step took; its exit status is 0 only if every check
+// held. With a witness beside them, two hosts protect a PVH or HVM guest from one to
+// the other (takeovers), or one host keeps a guest in checkpoint files (files).
 //
 //	main.go   rounds of the story
 //	story.go  one round: a host is lost, comes back, and gets its guest back
+//	saved.go  the other story: a guest is saved, gone, restored, and comes from xl
+//	xl.go     a guest that xl runs
 //	guest.go  the guest, as its clients see it
 //	world.go  the hosts, the witness, and the network between them
 //	files.go  what is on them: programs, certificates, configuration, the guest
@@ -15,6 +17,7 @@
 //
 //	go run ./integration/xen
 //	go run ./integration/xen -repeat 20
+//	go run ./integration/xen -story files
 package main
 
 import (
@@ -40,6 +43,7 @@ import (
 const inside = "inside"
 
 type options struct {
+	story  string
 	images string
 	logs   string
 	guest  string
@@ -53,6 +57,12 @@ type options struct {
 	restart bool
 }
 
+// The stories.
+const (
+	takeovers = "takeovers"
+	saves     = "files"
+)
+
 // What guest is protected.
 const (
 	counting = "counting" // one program on a kernel, without devices
@@ -61,6 +71,7 @@ const (
 
 func main() {
 	var o options
+	flag.StringVar(&o.story, "story", takeovers, "which story: \"takeovers\" between two hosts, or \"files\", of a guest in checkpoint files on one")
 	flag.StringVar(&o.images, "image", "build/xen", "where the Xen host's image is, or is made (make xen-dom0)")
 	flag.StringVar(&o.logs, "logs", "build/xen-logs", "where the hosts' logs are left")
 	flag.StringVar(&o.guest, "guest", linux, "which guest: \"linux\", with a disk and a TCP connection that has to live on, or \"counting\", without devices, which is tried once and in one direction")
@@ -77,6 +88,8 @@ func main() {
 	switch {
 	case o.repeat < 1 || o.guest != linux && o.guest != counting:
 		err = fmt.Errorf("%d rounds of a guest %q", o.repeat, o.guest)
+	case o.story != takeovers && (o.story != saves || o.guest != linux):
+		err = fmt.Errorf("a story %q of a guest %q", o.story, o.guest)
 	case flag.Arg(0) == inside:
 		if err = ownProcesses(); err == nil {
 			err = run(ctx, o)
@@ -85,8 +98,9 @@ func main() {
 		err = again(ctx)
 	}
 	stop()
-	var told *exec.ExitError // the other process has
-	if err != nil && !errors.As(err, &told) {
+	var other *exec.ExitError
+	told := flag.Arg(0) != inside && errors.As(err, &other) // by the process in the namespaces
+	if err != nil && !told {
 		fmt.Fprintln(os.Stderr, "xen:", err)
 	}
 	if err != nil {
@@ -139,12 +153,15 @@ func run(ctx context.Context, o options) (err error) {
 	if err := s.begin(ctx, o.limit); err != nil {
 		return err
 	}
-	if o.guest == counting {
-		bounded, cancel := within(ctx, o.limit)
-		defer cancel()
-		return s.counted(bounded, hostA, hostB)
+	if o.story == takeovers && o.guest == linux {
+		return s.rounds(ctx, o)
 	}
-	return s.rounds(ctx, o)
+	bounded, cancel := within(ctx, o.limit)
+	defer cancel()
+	if o.story == saves {
+		return s.saves(bounded)
+	}
+	return s.counted(bounded, hostA, hostB)
 }
 
 // within bounds a part of the story.
@@ -156,11 +173,11 @@ func within(ctx context.Context, limit time.Duration) (context.Context, context.
 func (s *story) begin(ctx context.Context, limit time.Duration) error {
 	ctx, cancel := within(ctx, limit)
 	defer cancel()
-	s.tell("two Xen hosts boot")
+	s.tell("%d Xen hosts boot", len(s.world.names))
 	if err := s.world.boot(ctx); err != nil {
 		return err
 	}
-	s.tell("both are up; the daemons start")
+	s.tell("they are up; the daemons start")
 	return s.world.startDaemons(ctx)
 }
 

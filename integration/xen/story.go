@@ -191,6 +191,11 @@ func (s *story) heard(ctx context.Context, g *met, from, to string, since time.T
 		return 0, err
 	}
 	s.tell("the guest's first packet left host %s %d ms after that", to, packet.Sub(since).Milliseconds())
+	return s.lives(g, since)
+}
+
+// lives tells how the guest's client has heard it again.
+func (s *story) lives(g *met, since time.Time) (time.Duration, error) {
 	silence, first := g.lines.Outage(since)
 	s.tell("the connection lives: line %d came %d ms after that, the longest silence was %d ms", first.Number, first.At.Sub(since).Milliseconds(), silence.Milliseconds())
 	return silence, g.lines.Err()

@@ -6,6 +6,7 @@ package main
 //	   ├─ TAP usa ── QEMU: Xen host a, 10.77.0.11
 //	   └─ TAP usb ── QEMU: Xen host b, 10.77.0.12
 //
+// Where one Xen host is enough, host b is a daemon beside us, too, which only votes.
 // Whatever it starts ends with close. The network ends with the process.
 
 import (
@@ -15,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -32,14 +34,15 @@ import (
 // pair is the world.
 type pair struct {
 	*follower
-	dir     string
-	lock    *os.File // of the directory, while this process lives
-	config  *config.Config
-	dom0    image.Dom0
-	hosts   map[string]*xenhost.Host
-	boots   int
-	witness *exec.Cmd
-	wire    *world.Wire // where the hosts' cables end
+	dir    string
+	lock   *os.File // of the directory, while this process lives
+	config *config.Config
+	dom0   image.Dom0
+	names  []string // of the Xen hosts
+	hosts  map[string]*xenhost.Host
+	boots  int
+	beside []*exec.Cmd // daemons
+	wire   *world.Wire // where the hosts' cables end
 }
 
 // prefix begins the name of a world's directory.
@@ -49,7 +52,7 @@ func newWorld(ctx context.Context, dom0 image.Dom0, o options) (_ *pair, err err
 	if err := sweep(); err != nil {
 		return nil, fmt.Errorf("remove what a former run has left: %w", err)
 	}
-	w := &pair{dom0: dom0, hosts: map[string]*xenhost.Host{}}
+	w := &pair{dom0: dom0, names: o.xenHosts(), hosts: map[string]*xenhost.Host{}}
 	if w.dir, err = os.MkdirTemp("", prefix); err != nil {
 		return nil, err
 	}
@@ -67,10 +70,14 @@ func newWorld(ctx context.Context, dom0 image.Dom0, o options) (_ *pair, err err
 	if w.config, err = files(ctx, w.dir, o); err != nil {
 		return nil, err
 	}
-	if err := network(ctx); err != nil {
+	if err := network(ctx, w.names); err != nil {
 		return nil, err
 	}
-	if w.wire, err = world.ListenEnds(map[string]string{hostA: tap(hostA), hostB: tap(hostB)}); err != nil {
+	ends := map[string]string{}
+	for _, host := range w.names {
+		ends[host] = tap(host)
+	}
+	if w.wire, err = world.ListenEnds(ends); err != nil {
 		return nil, err
 	}
 	w.follower = follow(w.dir)
@@ -107,17 +114,24 @@ func (w *pair) remove() error {
 	return err
 }
 
-// network makes the bridge.
-func network(ctx context.Context) error {
+// network makes the bridge. Who has no host of its own has its address here.
+func network(ctx context.Context, hosts []string) error {
 	for _, args := range [][]string{
 		{"link", "set", "lo", "up"}, {"link", "add", "us0", "type", "bridge"}, {"link", "set", "us0", "up"},
-		{"addr", "add", addresses[witness] + "/24", "dev", "us0"},
 	} {
 		if err := ip(ctx, args...); err != nil {
 			return err
 		}
 	}
-	for _, host := range []string{hostA, hostB} {
+	for _, name := range []string{witness, hostB} {
+		if slices.Contains(hosts, name) {
+			continue
+		}
+		if err := ip(ctx, "addr", "add", addresses[name]+"/24", "dev", "us0"); err != nil {
+			return err
+		}
+	}
+	for _, host := range hosts {
 		for _, args := range [][]string{{"tuntap", "add", tap(host), "mode", "tap"}, {"link", "set", tap(host), "master", "us0"}, {"link", "set", tap(host), "up"}} {
 			if err := ip(ctx, args...); err != nil {
 				return err
@@ -135,15 +149,15 @@ func ip(ctx context.Context, args ...string) error {
 	return nil
 }
 
-// bootLimit bounds the boot of both hosts on a busy machine.
+// bootLimit bounds the boot of all hosts on a busy machine.
 const bootLimit = 8 * time.Minute
 
-// boot starts both hosts at once.
+// boot starts all hosts at once.
 func (w *pair) boot(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, bootLimit)
 	defer cancel()
 	dirs := map[string]string{}
-	for _, host := range []string{hostA, hostB} {
+	for _, host := range w.names {
 		var err error
 		if dirs[host], err = w.machine(host); err != nil {
 			return err
@@ -229,25 +243,39 @@ func said(ctx context.Context, h *xenhost.Host, host, text string) (string, erro
 	return out, nil
 }
 
-// startDaemons starts the witness' daemon here, and the hosts'.
+// startDaemons starts the daemons beside us, and the hosts'.
 func (w *pair) startDaemons(ctx context.Context) error {
-	log, err := os.Create(filepath.Join(w.dir, witness+".log"))
-	if err != nil {
-		return err
+	beside := map[string]string{witness: configFile}
+	if !slices.Contains(w.names, hostB) {
+		beside[hostB] = voterFile
 	}
-	defer func() { _ = log.Close() }()
-	w.witness = exec.Command(filepath.Join(w.dir, "understudyd"), "--config", filepath.Join(w.dir, "understudy.toml"), "--host", witness, "--log-format", "json")
-	w.witness.Stdout, w.witness.Stderr = log, log
-	w.witness.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := w.witness.Start(); err != nil {
-		w.witness = nil
-		return fmt.Errorf("the witness: %w", err)
+	for name, file := range beside {
+		if err := w.startBeside(name, file); err != nil {
+			return fmt.Errorf("the daemon of %s: %w", name, err)
+		}
 	}
-	for _, host := range []string{hostA, hostB} {
+	for _, host := range w.names {
 		if err := w.startDaemon(ctx, host); err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+// startBeside starts a daemon that has no host of its own.
+func (w *pair) startBeside(name, file string) error {
+	log, err := os.Create(filepath.Join(w.dir, name+".log"))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = log.Close() }()
+	d := exec.Command(filepath.Join(w.dir, "understudyd"), "--config", filepath.Join(w.dir, file), "--host", name, "--log-format", "json")
+	d.Stdout, d.Stderr = log, log
+	d.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := d.Start(); err != nil {
+		return err
+	}
+	w.beside = append(w.beside, d)
 	return nil
 }
 
@@ -281,7 +309,7 @@ func (w *pair) status(ctx context.Context, name string) (host.GuestStatus, error
 // keepLogs copies what was said, for people.
 func (w *pair) keepLogs(to string) error {
 	var errs []error
-	for _, pattern := range []string{"*.log", "*/*.log", "understudy.toml"} {
+	for _, pattern := range []string{"*.log", "*/*.log", configFile} {
 		found, _ := filepath.Glob(filepath.Join(w.dir, pattern))
 		for _, from := range found {
 			name, err := filepath.Rel(w.dir, from)
@@ -304,9 +332,9 @@ func (w *pair) close() error {
 			errs = append(errs, h.Close())
 		}
 	}
-	if w.witness != nil {
-		_ = w.witness.Process.Kill()
-		_ = w.witness.Wait() // killed
+	for _, d := range w.beside {
+		_ = d.Process.Kill()
+		_ = d.Wait() // killed
 	}
 	w.stop()
 	w.wire.Close()
