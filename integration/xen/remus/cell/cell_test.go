@@ -134,14 +134,20 @@ func TestGapsAreMatched(t *testing.T) {
 		if now/ms%200 >= 60 && now/ms != 150 { // once it is a little late
 			ticks++
 		}
-		w.Look(now, ticks)
+		w.Look(now, now+3, ticks)
 	}
-	if len(w.Gaps) != 5 || w.Gaps[1] != (Gap{196*ms + 1, 260*ms + 1}) {
+	if len(w.Gaps) != 5 || w.Gaps[1] != (Gap{196*ms + 1, 260*ms + 4}) {
 		t.Errorf("gaps %v", w.Gaps)
+	}
+	var late Watcher // held up in the look that sees the first tick after it
+	late.Look(1, 2, 1)
+	late.Look(2*ms, 90*ms, 2)
+	if len(late.Gaps) != 1 || late.Gaps[0] != (Gap{1, 90 * ms}) {
+		t.Errorf("held up: %v", late.Gaps)
 	}
 	at := func(n int64) Epoch { return Epoch{Stood: n * ms} }
 	got, err := Match([]Epoch{at(230), at(659)}, w.Gaps)
-	if err != nil || !slices.Equal(got, []time.Duration{64 * time.Millisecond, 64 * time.Millisecond}) {
+	if err != nil || !slices.Equal(got, []time.Duration{64*time.Millisecond + 3, 64*time.Millisecond + 3}) {
 		t.Errorf("matched %v, error %v", got, err)
 	}
 	for _, bad := range [][]Epoch{{at(100)}, {at(230), at(300)}, {at(999)}} {

@@ -19,25 +19,26 @@ type Watcher struct {
 	Gaps []Gap
 
 	ticks  uint64
-	before int64 // of the look before the one that saw them first
-	last   int64 // of the last one
+	before int64 // when the look began before the one that saw them first
+	last   int64 // when the last one began
 }
 
 // least is how long a gap is at least: less is the guest's own sleep.
 const least = int64(8 * time.Millisecond)
 
-// Look notes how many ticks there are now. A gap lasts from the look before its last
-// tick was seen to the one at which the next is: whoever looks late tells of no less.
-func (w *Watcher) Look(now int64, ticks uint64) {
-	defer func() { w.last = now }()
+// Look notes how many ticks there were at a moment between began and ended. A gap lasts
+// from before its last tick to after the next: whoever looks late, or is held up while it
+// looks, tells of no less.
+func (w *Watcher) Look(began, ended int64, ticks uint64) {
+	defer func() { w.last = began }()
 	switch {
 	case w.last == 0:
-		w.before = now
+		w.before = began
 	case ticks == w.ticks:
 		return
 	default:
-		if now-w.before >= least {
-			w.Gaps = append(w.Gaps, Gap{w.before, now})
+		if ended-w.before >= least {
+			w.Gaps = append(w.Gaps, Gap{w.before, ended})
 		}
 		w.before = w.last
 	}

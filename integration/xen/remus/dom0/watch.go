@@ -74,7 +74,9 @@ func watchMain(args []string) error {
 	for !over.Load() {
 		pause := unix.NsecToTimespec(int64(often))
 		_ = unix.Nanosleep(&pause, nil) // woken up early, it looks early
-		w.Look(now(), page.Ticks())
+		began := now()
+		ticks := page.Ticks()
+		w.Look(began, now(), ticks)
 	}
 	return json.NewEncoder(os.Stdout).Encode(w.Gaps)
 }
