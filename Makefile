@@ -7,7 +7,7 @@
 #   make drills     a hundred drills of every kind in a row, checked from outside; an hour: see DRILL_FLAGS
 #   make faults     real daemons and guests struck at every step of the protocol; hours: see FAULT_FLAGS
 #   make xen        a guest survives the loss of its host between two real Xen hosts, in emulation, and goes back: ten minutes
-#   make xen-conformance    the conformance suite of Xen's driver on a real Xen host, for PVH and for HVM guests: most of an hour
+#   make xen-conformance    the conformance suite of Xen's driver on a real Xen host, for PVH and for HVM guests: hours
 #   make xen-files  a guest of a real Xen host goes into checkpoint files and comes back, and one of xl's comes in: five minutes
 #   make bench      figures, into build/bench.json
 #   make bench-checkpoint   checkpoint files beside QEMU's own, into build/bench-checkpoint.json and .svg
