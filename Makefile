@@ -8,7 +8,7 @@
 #   make faults     real daemons and guests struck at every step of the protocol; hours: see FAULT_FLAGS
 #   make xen        a guest survives the loss of its host between two real Xen hosts, in emulation, and goes back: ten minutes
 #   make xen-conformance    the conformance suite of Xen's driver on a real Xen host, for PVH and for HVM guests: hours
-#   make xen-files  a guest of a real Xen host goes into checkpoint files and comes back, and one of xl's comes in: five minutes
+#   make xen-files  a guest of a real Xen host goes into checkpoint files and comes back, and one of xl's comes in: a quarter of an hour
 #   make bench      figures, into build/bench.json
 #   make bench-checkpoint   checkpoint files beside QEMU's own, into build/bench-checkpoint.json and .svg
 #   make bench-disk the disk's speed beside QEMU's own, into build/bench-disk.json
