@@ -11,6 +11,7 @@
 #   make xen-files  a guest of a real Xen host goes into checkpoint files and comes back, and one of xl's comes in: a quarter of an hour
 #   make bench      figures, into build/bench.json
 #   make bench-checkpoint   checkpoint files beside QEMU's own, into build/bench-checkpoint.json and .svg
+#   make bench-checkpoint-xen   checkpoint files of Xen guests beside xl save, into build/bench-checkpoint-xen.json: an hour
 #   make bench-disk the disk's speed beside QEMU's own, into build/bench-disk.json
 #   make bench-xen  a Xen guest's pause and bytes beside stock Remus, on a real Xen host in emulation, into build/bench-xen.json: ten minutes
 #   make packages   deb and rpm, into build/packages
@@ -42,7 +43,7 @@ GOTEST := $(GO) test -race -timeout 15m
 REAL   := ./demo ./disk/vhost ./guest ./hypervisor/qemu ./integration ./integration/diskbench ./integration/faults ./packaging/... ./status/dashboard
 
 .NOTPARALLEL:
-.PHONY: all build guest guest-big xen-dom0 xen xen-files xen-conformance demo test failovers drills faults bench bench-disk bench-checkpoint bench-xen packages lint model fuzz setup clean
+.PHONY: all build guest guest-big xen-dom0 xen xen-files xen-conformance demo test failovers drills faults bench bench-disk bench-checkpoint bench-checkpoint-xen bench-xen packages lint model fuzz setup clean
 
 all: build
 
@@ -109,6 +110,10 @@ bench-checkpoint: guest-big
 
 bench-xen: xen-dom0 guest
 	$(GO) run ./integration/xen/remus -report build/bench-xen.json $(BENCH_FLAGS)
+
+# One type alone: make bench-checkpoint-xen XEN_FLAGS="-type pvh".
+bench-checkpoint-xen: xen-dom0 guest-big
+	$(GO) run ./integration/xen -story compare -type pvh,hvm,pv -repeat 3 -limit 1h -lease 12s -report build/bench-checkpoint-xen.json $(XEN_FLAGS)
 
 packages: $(NFPM)
 	$(GO) run ./packaging/build -nfpm $(NFPM) -out build/packages $(PACKAGE_FLAGS)

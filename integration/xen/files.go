@@ -93,7 +93,7 @@ func hostDisk(ctx context.Context, dir, host string, o options) error {
 	if err := os.Mkdir(tree, 0o755); err != nil {
 		return err
 	}
-	if host == hostA && o.guest == linux {
+	if host == hostA && o.guest == linux && o.story != compares {
 		if err := dataDisk(ctx, filepath.Join(tree, guestDisk), o); err != nil {
 			return fmt.Errorf("the guest's disk: %w", err)
 		}
@@ -204,13 +204,19 @@ func configure(dir string, o options) (*config.Config, error) {
 		g.Disks = []config.Disk{{Path: kept + "/" + guestDisk, Mode: config.Replicated, Size: guestDiskSize}}
 		g.NICs = []config.NIC{{MAC: guestMAC, Bridge: "br0"}}
 	}
-	if o.story == saves {
+	switch o.story {
+	case saves:
 		g.Memory, g.Disks[0].Size = savedMemory, 0
+	case compares:
+		g.Memory, g.Disks[0].Size, g.Disks[0].Path = comparedMemory, 0, oursDevice
+		g.Append = guest.Boot{Address: guestAddress, Disk: guest.Disk{Device: "/dev/xvda", Dir: guest.RootDir}, Extra: "console=hvc0"}.CommandLine()
 	}
-	if o.kind == config.TypeHVM {
+	if o.kind == config.TypeHVM && o.story != compares {
 		g.Memory += 64 * config.MiB // what starts its kernel needs room
 	}
-	c.Guests = []config.Guest{g}
+	if o.kind != pv {
+		c.Guests = []config.Guest{g}
+	}
 	path := filepath.Join(dir, configFile)
 	if err := os.WriteFile(path, c.Render(), 0o600); err != nil {
 		return nil, err

@@ -30,7 +30,12 @@ var (
 )
 
 // reach is the way to it.
-func reach() world.Reach { return world.Reach{Limit: patience, Dial: dialGuest} }
+func reach() world.Reach { return reachAt(guestAddress) }
+
+// reachAt is the way to a guest with another address.
+func reachAt(address netip.Prefix) world.Reach {
+	return world.Reach{Limit: patience, Dial: func(ctx context.Context, port int) (net.Conn, error) { return dialAt(ctx, address, port) }}
+}
 
 // meet waits until the guest is up, and has it count and use its memory.
 func (s *story) meet(ctx context.Context) (*met, error) {
@@ -52,9 +57,13 @@ func (s *story) meet(ctx context.Context) (*met, error) {
 
 // dialGuest connects to a service of the guest's, which may not be there yet.
 func dialGuest(ctx context.Context, port int) (net.Conn, error) {
+	return dialAt(ctx, guestAddress, port)
+}
+
+func dialAt(ctx context.Context, address netip.Prefix, port int) (net.Conn, error) {
 	ctx, cancel := within(ctx, patience)
 	defer cancel()
-	at := net.JoinHostPort(guestAddress.Addr().String(), strconv.Itoa(port))
+	at := net.JoinHostPort(address.Addr().String(), strconv.Itoa(port))
 	for {
 		conn, err := (&net.Dialer{Timeout: 3 * time.Second}).DialContext(ctx, "tcp", at)
 		if err == nil {

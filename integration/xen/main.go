@@ -1,11 +1,13 @@
 // Command xen tries the engine on real Xen hosts, in QEMU's emulation. It tells one of
 // its stories, and how long each step took; its exit status is 0 only if every check
 // held. With a witness beside them, two hosts protect a PVH or HVM guest from one to
-// the other (takeovers), or one host keeps a guest in checkpoint files (files).
+// the other (takeovers), or one host keeps a guest in checkpoint files (files), which
+// can be measured beside xl's own (compare).
 //
 //	main.go   rounds of the story
 //	story.go  one round: a host is lost, comes back, and gets its guest back
 //	saved.go  the other story: a guest is saved, gone, restored, and comes from xl
+//	compare.go, comparison.go  what saving costs beside xl save; its figures
 //	xl.go     a guest that xl runs
 //	guest.go  the guest, as its clients see it
 //	world.go  the hosts, the witness, and the network between them
@@ -18,6 +20,7 @@
 //	go run ./integration/xen
 //	go run ./integration/xen -repeat 20
 //	go run ./integration/xen -story files
+//	go run ./integration/xen -story compare -type pvh,hvm,pv -report FILE
 package main
 
 import (
@@ -55,12 +58,15 @@ type options struct {
 	seed   uint64
 	// restart has a daemon restarted in each round.
 	restart bool
+	report  string
+	debian  string // image of the disk of guests that are compared
 }
 
 // The stories.
 const (
 	takeovers = "takeovers"
 	saves     = "files"
+	compares  = "compare"
 )
 
 // What guest is protected.
@@ -71,15 +77,16 @@ const (
 
 func main() {
 	var o options
-	flag.StringVar(&o.story, "story", takeovers, "which story: \"takeovers\" between two hosts, or \"files\", of a guest in checkpoint files on one")
+	flag.StringVar(&o.story, "story", takeovers, "which story: \"takeovers\" between two hosts; on one, \"files\", of a guest in checkpoint files, or \"compare\", of what they cost beside xl's")
 	flag.StringVar(&o.images, "image", "build/xen", "where the Xen host's image is, or is made (make xen-dom0)")
 	flag.StringVar(&o.logs, "logs", "build/xen-logs", "where the hosts' logs are left")
 	flag.StringVar(&o.guest, "guest", linux, "which guest: \"linux\", with a disk and a TCP connection that has to live on, or \"counting\", without devices, which is tried once and in one direction")
-	flag.StringVar(&o.kind, "type", config.TypePVH, "the type of its domain: \"pvh\" or \"hvm\"")
+	flag.StringVar(&o.kind, "type", config.TypePVH, "the type of its domain: \"pvh\" or \"hvm\"; to compare, several with commas, \"pv\" as well")
 	flag.StringVar(&o.boots, "guest-files", "build/guest", "where the guest's vmlinuz and initrd are (make guest)")
 	flag.DurationVar(&o.lease, "lease", time.Second, "the owner's lease; a busy machine needs a longer one")
 	flag.DurationVar(&o.limit, "limit", 20*time.Minute, "the boot, and each round, ends after that")
-	flag.IntVar(&o.repeat, "repeat", 1, "how many rounds, each of which loses a host at another moment")
+	flag.IntVar(&o.repeat, "repeat", 1, "how many rounds, each of which loses a host at another moment; to compare, how many saves of each kind")
+	flag.StringVar(&o.report, "report", "", "to compare: where the figures are written, as JSON")
 	flag.Uint64Var(&o.seed, "seed", 0, "of those moments; 0: another one each time")
 	flag.BoolVar(&o.restart, "restart", false, "end each round with a restart of the daemon of the guest's host, under the guest")
 	flag.Parse()
@@ -88,7 +95,7 @@ func main() {
 	switch {
 	case o.repeat < 1 || o.guest != linux && o.guest != counting:
 		err = fmt.Errorf("%d rounds of a guest %q", o.repeat, o.guest)
-	case o.story != takeovers && (o.story != saves || o.guest != linux):
+	case o.story != takeovers && (o.story != saves && o.story != compares || o.guest != linux):
 		err = fmt.Errorf("a story %q of a guest %q", o.story, o.guest)
 	case flag.Arg(0) == inside:
 		if err = ownProcesses(); err == nil {
@@ -142,6 +149,24 @@ func run(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
+	if o.story == compares {
+		return compareAll(ctx, o, dom0)
+	}
+	return inWorld(ctx, o, dom0, func(s *story) error {
+		if o.story == takeovers && o.guest == linux {
+			return s.rounds(ctx, o)
+		}
+		bounded, cancel := within(ctx, o.limit)
+		defer cancel()
+		if o.story == saves {
+			return s.saves(bounded)
+		}
+		return s.counted(bounded, hostA, hostB)
+	})
+}
+
+// inWorld tells a story in a world that is up, and ends the world.
+func inWorld(ctx context.Context, o options, dom0 image.Dom0, tell func(*story) error) (err error) {
 	w, err := newWorld(ctx, dom0, o)
 	if err != nil {
 		return err
@@ -153,15 +178,7 @@ func run(ctx context.Context, o options) (err error) {
 	if err := s.begin(ctx, o.limit); err != nil {
 		return err
 	}
-	if o.story == takeovers && o.guest == linux {
-		return s.rounds(ctx, o)
-	}
-	bounded, cancel := within(ctx, o.limit)
-	defer cancel()
-	if o.story == saves {
-		return s.saves(bounded)
-	}
-	return s.counted(bounded, hostA, hostB)
+	return tell(s)
 }
 
 // within bounds a part of the story.
@@ -176,6 +193,9 @@ func (s *story) begin(ctx context.Context, limit time.Duration) error {
 	s.tell("%d Xen hosts boot", len(s.world.names))
 	if err := s.world.boot(ctx); err != nil {
 		return err
+	}
+	if len(s.world.config.Guests) == 0 {
+		return nil
 	}
 	s.tell("they are up; the daemons start")
 	return s.world.startDaemons(ctx)

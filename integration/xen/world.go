@@ -39,6 +39,7 @@ type pair struct {
 	config *config.Config
 	dom0   image.Dom0
 	names  []string // of the Xen hosts
+	debian string   // image of two more disks of theirs; "": none
 	hosts  map[string]*xenhost.Host
 	boots  int
 	beside []*exec.Cmd // daemons
@@ -52,7 +53,7 @@ func newWorld(ctx context.Context, dom0 image.Dom0, o options) (_ *pair, err err
 	if err := sweep(); err != nil {
 		return nil, fmt.Errorf("remove what a former run has left: %w", err)
 	}
-	w := &pair{dom0: dom0, names: o.xenHosts(), hosts: map[string]*xenhost.Host{}}
+	w := &pair{dom0: dom0, names: o.xenHosts(), debian: o.debian, hosts: map[string]*xenhost.Host{}}
 	if w.dir, err = os.MkdirTemp("", prefix); err != nil {
 		return nil, err
 	}
@@ -141,6 +142,17 @@ func network(ctx context.Context, hosts []string) error {
 	return nil
 }
 
+// unplug removes the network, for another world of this process.
+func (w *pair) unplug() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	errs := []error{ip(ctx, "link", "del", "us0")}
+	for _, host := range w.names {
+		errs = append(errs, ip(ctx, "link", "del", tap(host)))
+	}
+	return errors.Join(errs...)
+}
+
 func ip(ctx context.Context, args ...string) error {
 	cmd := exec.CommandContext(ctx, "ip", args...)
 	if said, err := cmd.CombinedOutput(); err != nil {
@@ -205,10 +217,17 @@ func (w *pair) machine(host string) (string, error) {
 // written down.
 func (w *pair) bootOne(ctx context.Context, host, dir string) (*xenhost.Host, error) {
 	n := map[string]int{hostA: 1, hostB: 2}[host]
-	h, err := xenhost.Boot(ctx, xenhost.Config{Dom0: w.dom0, Dir: dir, Share: w.dir, Args: []string{
+	c := xenhost.Config{Dom0: w.dom0, Dir: dir, Share: w.dir, Args: []string{
 		"-netdev", "tap,id=net,ifname=" + tap(host) + ",script=no,downscript=no", "-device", fmt.Sprintf("virtio-net-pci,netdev=net,mac=52:54:00:77:00:%02x", n),
 		"-drive", "file=" + diskOf(w.dir, host) + ",if=virtio,format=raw",
-	}})
+	}}
+	if w.debian != "" {
+		c.Memory = comparedHost
+		for range 2 {
+			c.Args = append(c.Args, "-drive", "file="+w.debian+",if=virtio,format=raw,snapshot=on")
+		}
+	}
+	h, err := xenhost.Boot(ctx, c)
 	if err != nil {
 		return nil, fmt.Errorf("host %s: %w", host, err)
 	}
@@ -338,5 +357,6 @@ func (w *pair) close() error {
 	}
 	w.stop()
 	w.wire.Close()
+	errs = append(errs, w.unplug())
 	return errors.Join(append(errs, w.remove())...)
 }

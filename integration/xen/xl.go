@@ -30,8 +30,10 @@ memory = {{.MiB}}
 maxmem = {{.MiB}}
 vcpus = 1
 disk = [ "phy:{{.Disk}},xvda,w" ]
-vif = [ "mac={{.MAC}},bridge=br0" ]
-on_crash = "preserve"
+vif = [ "mac={{.MAC}},bridge=br0{{if eq .Kind "hvm"}},type=vif{{end}}" ]
+{{if eq .Kind "hvm"}}vga = "none"
+vnc = 0
+{{end}}on_crash = "preserve"
 `))
 
 // MiB is the guest's memory.
