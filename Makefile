@@ -11,7 +11,7 @@
 #   make xen-files  a guest of a real Xen host goes into checkpoint files and comes back, and one of xl's comes in: a quarter of an hour
 #   make bench      figures, into build/bench.json
 #   make bench-checkpoint   checkpoint files beside QEMU's own, into build/bench-checkpoint.json and .svg
-#   make bench-checkpoint-xen   checkpoint files of Xen guests beside xl save, into build/bench-checkpoint-xen.json: an hour
+#   make bench-checkpoint-xen   checkpoint files of Xen guests beside xl save, into build/bench-checkpoint-xen.json: an hour or more, not run to its end yet
 #   make bench-disk the disk's speed beside QEMU's own, into build/bench-disk.json
 #   make bench-xen  a Xen guest's pause and bytes beside stock Remus, on a real Xen host in emulation, into build/bench-xen.json: ten minutes
 #   make packages   deb and rpm, into build/packages
