@@ -6,7 +6,6 @@ package main
 // state, and at the first host the guest's disk.
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -138,7 +137,7 @@ func guestFiles(ctx context.Context, dir string, o options) error {
 	if err := goBuild(ctx, program, []string{"CGO_ENABLED=0"}, "./hypervisor/xen/xenctl/testdata/counting"); err != nil {
 		return err
 	}
-	return initrd(program, filepath.Join(dir, "initrd"))
+	return cpio.Initramfs(program, filepath.Join(dir, "initrd"))
 }
 
 // goBuild builds a program of this module.
@@ -149,27 +148,6 @@ func goBuild(ctx context.Context, out string, env []string, what ...string) erro
 		return fmt.Errorf("%s: %w\n%s", build, err, said)
 	}
 	return nil
-}
-
-// initrd writes an initramfs with one program.
-func initrd(program, path string) error {
-	text, err := os.ReadFile(program)
-	if err != nil {
-		return err
-	}
-	var archive bytes.Buffer
-	w := cpio.NewWriter(&archive)
-	for _, step := range []func() error{
-		func() error { return w.Dir("dev", 0o755) },
-		func() error { return w.CharDevice("dev/console", 0o600, 5, 1) }, // what the program is started with
-		func() error { return w.File(filepath.Base(program), 0o755, text) },
-		w.Close,
-	} {
-		if err := step(); err != nil {
-			return err
-		}
-	}
-	return os.WriteFile(path, archive.Bytes(), 0o644)
 }
 
 // The configurations: of the hosts, and of one that is none and only votes.

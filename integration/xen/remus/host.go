@@ -4,7 +4,6 @@ package main
 // this process alone, and the program that measures there.
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -55,28 +54,7 @@ func files(ctx context.Context, dir string, o options) error {
 	if err := os.WriteFile(filepath.Join(dir, "vmlinuz"), kernel, 0o644); err != nil {
 		return err
 	}
-	return initrd(guest, filepath.Join(dir, "initrd"))
-}
-
-// initrd writes an initramfs with one program.
-func initrd(program, path string) error {
-	text, err := os.ReadFile(program)
-	if err != nil {
-		return err
-	}
-	var archive bytes.Buffer
-	w := cpio.NewWriter(&archive)
-	for _, step := range []func() error{
-		func() error { return w.Dir("dev", 0o755) },
-		func() error { return w.CharDevice("dev/console", 0o600, 5, 1) },
-		func() error { return w.File(filepath.Base(program), 0o755, text) },
-		w.Close,
-	} {
-		if err := step(); err != nil {
-			return err
-		}
-	}
-	return os.WriteFile(path, archive.Bytes(), 0o644)
+	return cpio.Initramfs(guest, filepath.Join(dir, "initrd"))
 }
 
 // measure boots the host and has it measure. QEMU's own network gives the host this
