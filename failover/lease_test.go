@@ -133,10 +133,11 @@ func TestTakenBackAfterTheTakersLease(t *testing.T) {
 
 	ctx, cancel := context.WithTimeout(c.ctx, testLease/2)
 	defer cancel()
-	if _, err := c.try(ctx, hostA, ownership.Return, ownership.Backup{}); !errors.Is(err, ErrNotProposed) {
+	// A leader on a busy machine answers late: the outcome is then unknown to A.
+	if _, err := c.try(ctx, hostA, ownership.Return, ownership.Backup{}); !errors.Is(err, ErrNotProposed) && !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("taken back at once: %v", err)
 	}
-	grant := c.renew(hostB, st.Generation)
+	grant := c.renew(hostB, st.Generation) // which is refused if it was taken back
 	got := c.do(hostA, ownership.Return, ownership.Backup{})
 	back := now()
 	if got.Owner != hostA || got.Phase != ownership.PhaseActive || back.Before(grant.Until) || back.Before(taken.Add(testLease)) {

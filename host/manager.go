@@ -307,14 +307,10 @@ func (m *manager) leave() {
 	m.guest = nil
 }
 
-// as notes the role for status and requests.
+// as notes the role for status and requests, then tells it: who hears of it and
+// asks for the status finds it there.
 func (m *manager) as(role string, p *primary.Primary, b *backup.Backup) {
-	m.tellRole(role)
-	if p != nil || b != nil {
-		m.tellProblem(nil)
-	}
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	if m.primary != nil && m.primary != p {
 		m.earlier = m.earlier.Plus(m.primary.Status().Totals)
 	}
@@ -322,16 +318,23 @@ func (m *manager) as(role string, p *primary.Primary, b *backup.Backup) {
 	if p != nil || b != nil {
 		m.problem = "" // what was in the way has been overcome
 	}
+	m.mu.Unlock()
+	m.tellRole(role)
+	if p != nil || b != nil {
+		m.tellProblem(nil)
+	}
 }
 
+// note keeps what is in the way for status, then tells it.
 func (m *manager) note(err error) {
-	m.tellProblem(err)
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.problem = ""
+	text := ""
 	if err != nil {
-		m.problem = err.Error()
+		text = err.Error()
 	}
+	m.mu.Lock()
+	m.problem = text
+	m.mu.Unlock()
+	m.tellProblem(err)
 }
 
 func sleep(ctx context.Context, d time.Duration) {

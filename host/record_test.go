@@ -272,3 +272,46 @@ func TestALifeIsToldInOrder(t *testing.T) {
 	s.must(err)
 	inOrder(t, record, at, events.KindStopped, events.KindRestored, events.KindRoleChanged)
 }
+
+// asks asks for the status whenever a role or a problem is told.
+type asks struct {
+	*events.Log
+	host  func() *Host
+	wrong chan string
+}
+
+func (a asks) Add(e events.Event) {
+	st := a.host().Status()[0]
+	switch {
+	case e.Kind == events.KindRoleChanged && st.Role != e.Change.To,
+		e.Kind == events.KindProblem && st.Problem != e.Text,
+		e.Kind == events.KindProblemOver && st.Problem != "":
+		select {
+		case a.wrong <- fmt.Sprintf("told %+v while the status says %+v", e, st):
+		default:
+		}
+	}
+	a.Log.Add(e)
+}
+
+// Who hears that this host plays another part, or of a problem, and asks for
+// the status, finds it there.
+func TestTheStatusKnowsWhatIsTold(t *testing.T) {
+	s := newScene(t)
+	s.end()
+	told := asks{Log: newRecord(t, "a"), host: func() *Host { return s.host }, wrong: make(chan string, 1)}
+	s.cfg.Events = told
+	slow := &busyLog{memoryLog: s.log}
+	s.cfg.Log = slow
+	s.run()
+	inOrder(t, told.Log, 0, events.KindProblem)
+	slow.asked.Store(true)
+	at := inOrder(t, told.Log, 0, events.KindRoleChanged, events.KindRoleChanged, events.KindProblemOver)[2].Seq
+	s.stop()
+	inOrder(t, told.Log, at, events.KindRoleChanged)
+	select {
+	case wrong := <-told.wrong:
+		t.Error(wrong)
+	default:
+	}
+}
