@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"time"
 
+	"understudy/epoch"
 	"understudy/hypervisor/xen"
 	"understudy/hypervisor/xen/xenstore"
 )
@@ -58,7 +59,13 @@ func (h *Host) take(ctx context.Context, number uint32, memory *Mapping, frames 
 	if err = h.store.Remove(ctx, 0, fmt.Sprintf("/local/domain/%d/memory/target", number)); err != nil {
 		return nil, err
 	}
-	if d.moves, err = h.control.Moves(number, d.emulator != nil); err != nil {
+	if d.moves, err = h.control.Moves(number, d.emulator != nil, func(frame uint64) []byte {
+		p, ok := frames.Page(frame)
+		if !ok {
+			return nil
+		}
+		return memory.Bytes()[uint64(p)*epoch.PageSize:][:epoch.PageSize]
+	}); err != nil {
 		return nil, err
 	}
 	if d.table, err = h.control.Grants(number); err != nil {
@@ -177,9 +184,9 @@ const (
 )
 
 // Moved compares pages with what is mapped until each has been since Moves.Told has
-// said that some may be elsewhere. Linux has it told in every pause, since it puts its
-// grant table in its place anew whenever it has suspended; and to compare all of the
-// image takes as long as to map it. So a pause of many compares a slice.
+// said that some may be elsewhere. To compare all of the image takes as long as to map
+// it, and a guest whose hypercalls are not understood (a 32-bit one) has it told in
+// every pause. So a pause of many compares a slice.
 func (d *Domain) Moved() (uint64, error) {
 	told, err := d.moves.Told()
 	if err != nil {

@@ -9,7 +9,8 @@ package xenctl
 //
 //	guest: a hypercall takes a frame from its memory, or puts one elsewhere
 //	    ─> Xen stops the processor that made it, and writes a request ─> our port
-//	    ─> goroutine of that processor: told; answer ─> the processor goes on
+//	    ─> goroutine of that processor: which hypercall it was (xen.TakesOnly)
+//	    ─> told, unless it can have done no harm; answer ─> the processor goes on
 //
 // So what a guest does to its frames is known here before its next instruction. What
 // only adds frames is not told of, and cannot be: the domain has all it may have
@@ -25,6 +26,7 @@ package xenctl
 #include <xendevicemodel.h>
 #include <xenforeignmemory.h>
 #include <xen/hvm/ioreq.h>
+#include <xen/hvm/save.h>
 */
 import "C"
 
@@ -46,6 +48,7 @@ import (
 type Moves struct {
 	control  *Control
 	domain   uint32
+	page     func(frame uint64) []byte // of the domain's memory, nil: none
 	id       C.ioservid_t
 	resource *C.xenforeignmemory_resource_handle
 	requests []C.ioreq_t // one for each processor
@@ -66,14 +69,15 @@ const (
 
 // Moves makes a server, or takes on the one of a process that has died. Whether
 // anything has happened before cannot be known: Told says so, unless the domain stands
-// still. xendevicemodel_create_ioreq_server, xendevicemodel_set_ioreq_server_state,
+// still. page returns what is mapped of a frame until Close; nil: nothing.
+// xendevicemodel_create_ioreq_server, xendevicemodel_set_ioreq_server_state,
 // xenforeignmemory_map_resource.
-func (c *Control) Moves(domain uint32, emulated bool) (_ *Moves, err error) {
+func (c *Control) Moves(domain uint32, emulated bool, page func(frame uint64) []byte) (_ *Moves, err error) {
 	info, err := c.Info(domain)
 	if err != nil {
 		return nil, err
 	}
-	m := &Moves{control: c, domain: domain}
+	m := &Moves{control: c, domain: domain, page: page}
 	m.told.Store(!info.Paused && !info.Shutdown)
 	// A device model is there before, and has the first number.
 	want := C.ioservid_t(0)
@@ -118,6 +122,9 @@ func (c *Control) Moves(domain uint32, emulated bool) (_ *Moves, err error) {
 	return m, nil
 }
 
+// cpuRecord is HVM_SAVE_CODE(CPU), which is an expression of types.
+const cpuRecord = 2
+
 // listen answers the requests of a processor.
 func (m *Moves) listen(vcpu int, p *Port) {
 	for {
@@ -142,9 +149,21 @@ func (m *Moves) answer(vcpu int, p *Port) error {
 	if *state&ioreqStateSet != C.STATE_IOREQ_READY {
 		return nil
 	}
-	m.told.Store(true)
+	if !m.harmless(vcpu) {
+		m.told.Store(true)
+	}
 	*state = *state&^ioreqStateSet | C.STATE_IORESP_READY // Notify is a barrier
 	return p.Notify()
+}
+
+// harmless looks at what a processor has asked for that stands still:
+// xc_domain_hvm_getcontext_partial. It does not know of what dom0 does to the domain's
+// frames: of that the processor tells behind its own next hypercall.
+func (m *Moves) harmless(vcpu int) bool {
+	var cpu C.struct_hvm_hw_cpu
+	rc, _ := C.xc_domain_hvm_getcontext_partial(m.control.xch, C.uint32_t(m.domain), cpuRecord, C.uint16_t(vcpu), unsafe.Pointer(&cpu), C.uint32_t(unsafe.Sizeof(cpu)))
+	m.control.words.forget()
+	return rc == 0 && xen.TakesOnly(unsafe.Slice((*byte)(unsafe.Pointer(&cpu)), unsafe.Sizeof(cpu)), m.page)
 }
 
 func (m *Moves) state(vcpu int) *byte {
