@@ -90,11 +90,11 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, backup.close()) }()
-	if err := measure(ctx, dom0, dir, share, backup.port, o); err != nil {
-		return err
-	}
+	// What was measured before something went wrong is told, too.
+	broken := measure(ctx, dom0, dir, share, backup.port, o)
+	defer func() { err = errors.Join(err, broken) }()
 	runs, err := readRuns(filepath.Join(share, results))
-	if err != nil {
+	if err != nil || len(runs) == 0 {
 		return err
 	}
 	if o.raw != "" {
@@ -102,9 +102,7 @@ func run(ctx context.Context, o options) (err error) {
 			return err
 		}
 	}
-	if err := report.add(runs); err != nil {
-		return err
-	}
+	broken = errors.Join(broken, report.add(runs))
 	if o.report != "" {
 		if err := writeJSON(o.report, report); err != nil {
 			return err

@@ -116,11 +116,13 @@ func readRuns(path string) ([]cell.Run, error) {
 	}
 }
 
-// add makes rows of runs: each of stock's with the next one of ours.
-func (r *Report) add(runs []cell.Run) error {
+// add makes rows of runs: each of stock's with the next one of ours. What is left of
+// them is an error, behind what was added.
+func (r *Report) add(runs []cell.Run) (err error) {
 	for len(runs) > 0 {
 		if len(runs) < 2 || runs[0].Side != cell.Stock || runs[1].Side != cell.Ours || runs[0].Load != runs[1].Load || runs[0].Interval != runs[1].Interval {
-			return fmt.Errorf("%d runs are left, which are not one of each side", len(runs))
+			err = fmt.Errorf("%d runs are left, which are not one of each side", len(runs))
+			break
 		}
 		r.Rows = append(r.Rows, row(runs[0], runs[1]))
 		runs = runs[2:]
@@ -129,7 +131,7 @@ func (r *Report) add(runs []cell.Run) error {
 		r.WorstPause, r.WorstBytes = max(r.WorstPause, one.PauseRatio), max(r.WorstBytes, one.BytesRatio)
 	}
 	r.Seconds = time.Since(r.Time).Seconds()
-	return nil
+	return err
 }
 
 func row(stock, ours cell.Run) Row {

@@ -52,8 +52,11 @@ func Match(epochs []Epoch, gaps []Gap) ([]time.Duration, error) {
 		for len(gaps) > 0 && gaps[0].To < e.Stood {
 			gaps = gaps[1:]
 		}
-		if len(gaps) == 0 || gaps[0].From > e.Stood {
-			return nil, fmt.Errorf("epoch %d of %d: the guest ticked when it stood still, at %d", i, len(epochs), e.Stood)
+		if len(gaps) == 0 {
+			return nil, fmt.Errorf("epoch %d of %d: the guest stood still at %d, and has not been seen to tick since, or did at that moment", i, len(epochs), e.Stood)
+		}
+		if gaps[0].From > e.Stood {
+			return nil, fmt.Errorf("epoch %d of %d: the guest ticked when it stood still, at %d: the next gap is from %d to %d", i, len(epochs), e.Stood, gaps[0].From, gaps[0].To)
 		}
 		all = append(all, time.Duration(gaps[0].To-gaps[0].From))
 	}

@@ -25,7 +25,24 @@ func TestPagesAreWrittenAtTheirRate(t *testing.T) {
 			t.Fatalf("page %d is written: %v, want %v, or behind what was asked for", n, got, want)
 		}
 	}
-	if n := w.due(cell.Load{}, time.Hour); n != 0 {
-		t.Errorf("an idle guest writes %d pages", n)
+	// It was held up, and catches up.
+	load := cell.Load{Pages: 5000, Bytes: 8}
+	n, times := w.due(load, 100*time.Millisecond), 1
+	for ; w.owed >= 1; times++ {
+		if next := w.due(load, 0); next > few {
+			t.Fatalf("%d pages at once", next)
+		} else {
+			n += next
+		}
+	}
+	if n < 499 || n > 501 || times < 31 {
+		t.Errorf("%d pages in 100 ms, at %d times", n, times)
+	}
+	w.due(load, time.Hour)
+	if w.owed > cell.AreaPages {
+		t.Errorf("after an hour %v pages are due", w.owed)
+	}
+	if n := w.due(cell.Load{}, time.Hour); n != 0 || w.owed != 0 {
+		t.Errorf("an idle guest writes %d pages, and owes %v", n, w.owed)
 	}
 }
