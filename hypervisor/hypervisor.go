@@ -69,6 +69,12 @@ type Guest interface {
 	Destroy() error
 }
 
+// Booting is a Guest whose own drivers have a part in its Pause.
+type Booting interface {
+	// Ready returns why the guest cannot be paused yet, nil once it can.
+	Ready() error
+}
+
 // Standby is a guest that is not running yet: an image kept up to date, and a
 // machine started ahead that will take it over.
 type Standby interface {

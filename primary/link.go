@@ -2,7 +2,7 @@ package primary
 
 // This file is the session to the backup.
 //
-//	connect: dial → Hello → Welcome → link
+//	connect: the guest can be paused → dial → Hello → Welcome → link
 //	send:    job → encoder → Begin, Chunk…, End      (one goroutine a link)
 //	receive: Ack → Acked | Mismatch                   (one goroutine a link)
 //	compare: hashes of the disks, see outgoing.go     (one goroutine, for a while)
@@ -22,6 +22,7 @@ import (
 
 	"understudy/crashpoint"
 	"understudy/epoch"
+	"understudy/hypervisor"
 	"understudy/ownership"
 	"understudy/protocol"
 )
@@ -98,6 +99,11 @@ func (p *Primary) connect(ctx context.Context) {
 func (p *Primary) handshake(ctx context.Context, hello protocol.Hello) (*link, error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTime)
 	defer cancel()
+	if g, boots := p.Guest.(hypervisor.Booting); boots {
+		if err := g.Ready(); err != nil {
+			return nil, err
+		}
+	}
 	s, peer, err := p.Dial(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("dial the backup: %w", err)

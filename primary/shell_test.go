@@ -3,10 +3,12 @@ package primary
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"understudy/epoch"
+	"understudy/hypervisor"
 	"understudy/hypervisor/sim"
 	"understudy/protocol"
 )
@@ -224,5 +226,37 @@ func TestMismatchGivesTheImageUp(t *testing.T) {
 		if again, err := r.p.Verify(ctx); err != nil || !again.Identical {
 			t.Fatalf("the new image: %+v, %v", again, err)
 		}
+	})
+}
+
+// booting is a guest that cannot be paused yet.
+type booting struct {
+	hypervisor.Guest
+	up atomic.Bool
+}
+
+var errBoots = errors.New("it boots")
+
+func (b *booting) Ready() error {
+	if !b.up.Load() {
+		return errBoots
+	}
+	return nil
+}
+
+// TestAGuestThatBootsIsLeftAlone: no backup is called before the guest can be paused,
+// and the status says why.
+func TestAGuestThatBootsIsLeftAlone(t *testing.T) {
+	inBubble(t, nil, func(r *rig) {
+		guest := &booting{Guest: r.guest}
+		r.p.Guest = guest
+		r.start(true)
+		r.wait("the status says so", 5*time.Second, func() bool { return r.p.Status().LinkError == errBoots.Error() })
+		time.Sleep(30 * time.Second)
+		if n := r.sessions(); n != 0 || r.protected() {
+			t.Errorf("%d sessions while it boots, protected: %v", n, r.protected())
+		}
+		guest.up.Store(true)
+		r.wait("protected", 20*time.Second, r.protected)
 	})
 }

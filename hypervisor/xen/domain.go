@@ -51,6 +51,8 @@ type Domain interface {
 	Memory() []byte
 	// Plot is what the back ends of its devices need, but for the frames.
 	Plot() Plot
+	// Answers reports whether the guest has drivers that answer a request to suspend.
+	Answers() (bool, error)
 	// Still is called when the domain has suspended, or was found so. When it has
 	// returned, its device model writes nothing to its memory until Resume. That of a
 	// domain that is paused, and did not suspend, may have a request to answer, for

@@ -72,6 +72,7 @@ type Guest struct {
 	still atomic.Pointer[[]keptPage]
 
 	displaced atomic.Bool // memory of it is elsewhere than is mapped
+	up        atomic.Bool // its drivers are
 
 	mu      sync.Mutex
 	fate    fate
@@ -246,6 +247,32 @@ func (g *Guest) Hole(first epoch.GFN, count uint64) uint64 {
 		}
 	}
 	return count
+}
+
+// ErrBooting is why a guest cannot be paused yet.
+var ErrBooting = errors.New("the guest has no drivers for Xen yet that suspend it: it boots, or its system has none")
+
+// Ready asks whether the guest's system has gone so far that it answers a request to
+// suspend. Before that, the memory of an HVM guest would be copied again and again, on
+// processors that its boot could use: its device model does not log.
+func (g *Guest) Ready() error {
+	if g.up.Load() {
+		return nil
+	}
+	g.swap.RLock()
+	defer g.swap.RUnlock()
+	if g.over.Load() || g.domain == nil {
+		return g.failed("ask whether it can be paused", errOver)
+	}
+	up, err := g.domain.Answers()
+	if err == nil && !up {
+		err = ErrBooting
+	}
+	if err != nil {
+		return g.failed("ask whether it can be paused", err)
+	}
+	g.up.Store(true)
+	return nil
 }
 
 // Pause asks the guest to suspend and waits until it has. When ctx ends before the

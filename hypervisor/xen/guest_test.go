@@ -37,7 +37,8 @@ type fake struct {
 	resumed int
 	limit   uint64
 	moved   uint64
-	looked  error // of a look at what has moved
+	looked  error // of a look at what has moved, or whether it answers
+	boots   bool
 	stilled int
 	stirs   error // of its device model
 	happens chan struct{}
@@ -77,6 +78,8 @@ func (f *fake) suspend() {
 func (f *fake) Memory() []byte { return f.memory }
 
 func (f *fake) Plot() Plot { return Plot{Domain: f.info.Domain, Memory: f.memory} }
+
+func (f *fake) Answers() (bool, error) { return !f.boots, f.looked }
 
 func (f *fake) Still(context.Context) error {
 	f.mu.Lock()
@@ -287,6 +290,29 @@ func TestAGuestThatDoesNotAnswer(t *testing.T) {
 	defer cancel()
 	must(t, g.Pause(again))
 	must(t, g.Resume(t.Context()))
+}
+
+// A guest that boots cannot be paused yet, which is asked for until it can.
+func TestAGuestThatBoots(t *testing.T) {
+	f := newFake()
+	f.boots = true
+	g := newTestGuest(t, f)
+	must(t, g.Resume(t.Context()))
+	if err := g.Ready(); !errors.Is(err, ErrBooting) {
+		t.Errorf("while it boots: %v", err)
+	}
+	f.looked = errors.New("Xen says nothing")
+	if err := g.Ready(); !errors.Is(err, f.looked) || errors.Is(err, ErrBooting) {
+		t.Errorf("asked in vain: %v", err)
+	}
+	f.boots, f.looked = false, nil
+	must(t, g.Ready())
+	f.boots = true // nobody is asked again
+	must(t, g.Ready())
+	must(t, g.Detach())
+	if err := newTestGuest(t, newFake()).Ready(); err != nil {
+		t.Error(err)
+	}
 }
 
 // What a balloon has taken stays in the image as it was, and is not given back; a
@@ -548,13 +574,18 @@ func TestAGuestThatReboots(t *testing.T) {
 	second.info.Domain = 4
 	next := &Successor{Domain: second, Ask: second, Plugged: p, Rings: []uint64{126}}
 	next.Frames, _ = NewFrames(fakeRuns)
+	second.boots = true
 	g := newGuestOf(t, GuestConfig{Domain: first, Ask: first, Again: func(context.Context) (*Successor, error) { return next, nil }})
 	ctx, set := t.Context(), epoch.NewPageSet(64)
 	must(t, g.Resume(ctx))
+	must(t, g.Ready())
 	must(t, g.CollectDirty(set))
 	first.change(shutdown(ReasonReboot))
 	if e := <-g.Events(); e.Kind != hypervisor.EventReset {
 		t.Fatalf("event %v %q", e.Kind, e.Detail)
+	}
+	if err := g.Ready(); !errors.Is(err, ErrBooting) {
+		t.Errorf("while it boots again: %v", err)
 	}
 	if !first.gone || !first.closed || second.resumed != 1 || !slices.Equal(p.said, []string{"start"}) {
 		t.Errorf("the old domain is there, or the new one does not run (devices: %q)", p.said)

@@ -205,6 +205,7 @@ func (g *Guest) replace(ctx context.Context) error {
 	}
 	g.domain, g.ask, g.plugged, g.rings, g.pages = next.Domain, next.Ask, next.Plugged, next.Rings, info.Pages
 	g.displaced.Store(false)
+	g.up.Store(false)
 	g.thaw()
 	g.collecting.Lock()
 	g.known, g.ran = false, true

@@ -138,6 +138,9 @@ func (d *Domain) Plot() xen.Plot {
 	}
 }
 
+// Answers is Control.CallbackSet.
+func (d *Domain) Answers() (bool, error) { return d.host.control.CallbackSet(d.number) }
+
 // Still is Emulator.Still.
 func (d *Domain) Still(ctx context.Context) error {
 	if d.emulator == nil {
