@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strconv"
 	"time"
 
@@ -95,8 +96,9 @@ const (
 	maxXenDisks  = 16
 )
 
-// Plug makes the devices of a domain.
-func (x *xenOutside) Plug(ctx context.Context, p xen.Plot, _ bool) (_ xen.Plugged, err error) {
+// Plug makes the devices of a domain. Of one that was restored the network is first: its
+// clients wait for that, while its own programs have what they need most in its memory.
+func (x *xenOutside) Plug(ctx context.Context, p xen.Plot, restored bool) (_ xen.Plugged, err error) {
 	plugged := &xenPlugged{}
 	defer func() {
 		if err != nil {
@@ -112,6 +114,19 @@ func (x *xenOutside) Plug(ctx context.Context, p xen.Plot, _ bool) (_ xen.Plugge
 		}
 		return err
 	}
+	for i, n := range x.nets {
+		device := n.link.Device(netif.Config{Memory: memory, Pages: p.Frames.Pages(), Log: x.log,
+			Bind: func(port uint32) (netif.Channel, error) { return p.Bind(port) }})
+		plugged.nets = append(plugged.nets, device)
+		keys := map[string]string{"handle": strconv.Itoa(i), "mac": n.mac.String()}
+		if err := attach(xenbus.Config{Kind: xenbus.Network, Number: uint32(i), Backend: device, Front: keys, Back: keys}); err != nil {
+			return nil, err
+		}
+	}
+	var first []*xenbus.Device
+	if restored {
+		first = slices.Clone(plugged.buses)
+	}
 	for i := range x.diskCount() {
 		device, err := blkif.New(blkif.Config{Backend: x.disks.Disk(epoch.DiskID(i)), Memory: memory, Log: x.log,
 			Bind: func(port uint32) (blkif.Channel, error) { return p.Bind(port) }})
@@ -123,18 +138,9 @@ func (x *xenOutside) Plug(ctx context.Context, p xen.Plot, _ bool) (_ xen.Plugge
 			return nil, err
 		}
 		number := uint32(firstXenDisk + xenDiskStep*i)
-		if err := attach(xenbus.Config{Kind: xenbus.Disk, Number: number, Backend: device,
+		if err := attach(xenbus.Config{Kind: xenbus.Disk, Number: number, Backend: device, Behind: first,
 			Front: map[string]string{"virtual-device": strconv.FormatUint(uint64(number), 10), "device-type": "disk"},
 			Back:  map[string]string{"dev": "xvd" + string(rune('a'+i)), "mode": "w", "removable": "0"}}); err != nil {
-			return nil, err
-		}
-	}
-	for i, n := range x.nets {
-		device := n.link.Device(netif.Config{Memory: memory, Pages: p.Frames.Pages(), Log: x.log,
-			Bind: func(port uint32) (netif.Channel, error) { return p.Bind(port) }})
-		plugged.nets = append(plugged.nets, device)
-		keys := map[string]string{"handle": strconv.Itoa(i), "mac": n.mac.String()}
-		if err := attach(xenbus.Config{Kind: xenbus.Network, Number: uint32(i), Backend: device, Front: keys, Back: keys}); err != nil {
 			return nil, err
 		}
 	}

@@ -43,10 +43,9 @@ type Channel interface {
 // Devices are the back ends of one guest's disks and network devices. The domain is
 // made without any: they write into xenstore what its drivers look for.
 type Devices interface {
-	// Plug makes the devices of a domain that stands still. adopted: it is one that a
-	// former process of this host has left, whose drivers may be connected. Nothing is
-	// served before Start.
-	Plug(ctx context.Context, p Plot, adopted bool) (Plugged, error)
+	// Plug makes the devices of a domain that stands still. restored: its drivers were
+	// connected where it ran before, and connect anew. Nothing is served before Start.
+	Plug(ctx context.Context, p Plot, restored bool) (Plugged, error)
 }
 
 // Plugged are the devices of one domain.
@@ -71,10 +70,10 @@ func Join(all ...Devices) Devices { return joined(all) }
 
 type joined []Devices
 
-func (j joined) Plug(ctx context.Context, p Plot, adopted bool) (Plugged, error) {
+func (j joined) Plug(ctx context.Context, p Plot, restored bool) (Plugged, error) {
 	var all plugs
 	for _, one := range j {
-		plug, err := one.Plug(ctx, p, adopted)
+		plug, err := one.Plug(ctx, p, restored)
 		if err != nil {
 			return nil, errors.Join(err, all.Unplug())
 		}

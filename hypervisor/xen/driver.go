@@ -149,7 +149,7 @@ func (d *Driver) make(ctx context.Context) (_ *established, err error) {
 	if err != nil {
 		return nil, errors.Join(err, d.destroyAll(context.WithoutCancel(ctx), func(n Named) bool { return n.UUID == id }))
 	}
-	e, err := d.establish(ctx, number, false)
+	e, err := d.establish(ctx, number)
 	if err == nil {
 		if err = d.host.Rename(number, d.cfg.Domain); err == nil {
 			d.log.Info("a domain was made", "domain", number)
@@ -161,22 +161,22 @@ func (d *Driver) make(ctx context.Context) (_ *established, err error) {
 }
 
 // establish takes a domain on that stands still, or is adopted.
-func (d *Driver) establish(ctx context.Context, number uint32, adopted bool) (*established, error) {
+func (d *Driver) establish(ctx context.Context, number uint32) (*established, error) {
 	a, err := d.host.Attach(ctx, number)
 	if err != nil {
 		return nil, err
 	}
-	plugged, err := d.plug(ctx, a.Domain, a.Frames, adopted)
+	plugged, err := d.plug(ctx, a.Domain, a.Frames, false)
 	if err != nil {
 		return nil, errors.Join(err, a.Domain.Close())
 	}
 	return &established{a, plugged}, nil
 }
 
-func (d *Driver) plug(ctx context.Context, domain Domain, frames *Frames, adopted bool) (Plugged, error) {
+func (d *Driver) plug(ctx context.Context, domain Domain, frames *Frames, restored bool) (Plugged, error) {
 	plot := domain.Plot()
 	plot.Frames = frames
-	plugged, err := d.cfg.Devices.Plug(ctx, plot, adopted)
+	plugged, err := d.cfg.Devices.Plug(ctx, plot, restored)
 	if err != nil {
 		return nil, fmt.Errorf("make the devices of domain %d: %w", plot.Domain, err)
 	}
@@ -283,7 +283,7 @@ func (d *Driver) takeOn(ctx context.Context, found Named) (*Guest, error) {
 	if err != nil {
 		return nil, err
 	}
-	e, err := d.establish(ctx, found.Domain, true)
+	e, err := d.establish(ctx, found.Domain)
 	if err != nil {
 		return nil, err
 	}
@@ -339,7 +339,7 @@ func (m standbyMaker) Make(ctx context.Context, spec *Spec, frames *Frames) (Wai
 
 // Guest makes a Guest of a domain that was restored.
 func (m standbyMaker) Guest(ctx context.Context, f *Finished, spec *Spec, frames *Frames, rings []uint64) (*Guest, error) {
-	plugged, err := m.plug(ctx, f.Domain, frames, false)
+	plugged, err := m.plug(ctx, f.Domain, frames, true)
 	if err != nil {
 		return nil, err
 	}

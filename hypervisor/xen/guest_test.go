@@ -453,8 +453,8 @@ func TestAnImageStandsStill(t *testing.T) {
 // plug is devices that note what is asked of them.
 type plug struct{ said []string }
 
-func (p *plug) Plug(_ context.Context, plot Plot, adopted bool) (Plugged, error) {
-	p.say(fmt.Sprintf("plug %d %v", plot.Domain, adopted))
+func (p *plug) Plug(_ context.Context, plot Plot, restored bool) (Plugged, error) {
+	p.say(fmt.Sprintf("plug %d %v", plot.Domain, restored))
 	return p, nil
 }
 func (p *plug) say(what string)                       { p.said = append(p.said, what) }

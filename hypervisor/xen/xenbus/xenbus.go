@@ -63,6 +63,10 @@ type Config struct {
 	// Front and Back are further keys of the guest's and our side.
 	Front, Back map[string]string
 	Backend     Backend
+	// Behind are devices whose drivers are connected first, if they ask for it within
+	// two seconds of this one's. A guest connects its drivers one after the other, and
+	// each takes some thirty requests to xenstored.
+	Behind []*Device
 	// Log is told of a handshake that fails.
 	Log *slog.Logger
 }
@@ -76,6 +80,10 @@ type Device struct {
 	stop        context.CancelFunc
 	running     sync.WaitGroup
 	over        sync.Once
+
+	ending    <-chan struct{} // closed by stop
+	connected chan struct{}   // closed when the guest's driver is, for the first time
+	first     sync.Once
 }
 
 // Paths returns where the two sides' nodes are.
@@ -96,7 +104,7 @@ func Attach(ctx context.Context, c Config) (_ *Device, err error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	d := &Device{c: c}
+	d := &Device{c: c, connected: make(chan struct{})}
 	d.front, d.back = Paths(c.Domain, c.Kind, c.Number)
 	defer func() {
 		if err != nil {
@@ -123,7 +131,7 @@ func Attach(ctx context.Context, c Config) (_ *Device, err error) {
 		return nil, err
 	}
 	running, stop := context.WithCancel(context.Background())
-	d.stop = stop
+	d.stop, d.ending = stop, running.Done()
 	d.running.Go(func() { d.run(running) })
 	return d, nil
 }
@@ -253,6 +261,7 @@ func (d *Device) carry(ctx context.Context, actions []Action) error {
 	for _, a := range actions {
 		switch a {
 		case Connect:
+			d.behind()
 			var err error
 			if nodes, err = d.plug(ctx); err != nil {
 				return errors.Join(err, d.carry(ctx, d.shake.Failed()))
@@ -273,11 +282,30 @@ func (d *Device) carry(ctx context.Context, actions []Action) error {
 				return err
 			}
 			if d.shake.State == StateConnected {
+				d.first.Do(func() { close(d.connected) })
 				d.c.Log.Info("a Xen guest's driver is connected", "device", d.front)
 			}
 		}
 	}
 	return nil
+}
+
+// behindPatience bounds a driver's wait for those that are connected first.
+const behindPatience = 2 * time.Second
+
+// behind waits for the devices that are connected first.
+func (d *Device) behind() {
+	limit := time.NewTimer(behindPatience)
+	defer limit.Stop()
+	for _, one := range d.c.Behind {
+		select {
+		case <-one.connected:
+		case <-limit.C:
+			return
+		case <-d.ending:
+			return
+		}
+	}
 }
 
 // plug is Backend.Plug with the guest's nodes.

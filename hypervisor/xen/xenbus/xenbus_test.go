@@ -2,6 +2,7 @@ package xenbus
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"log/slog"
 	"slices"
@@ -202,6 +203,64 @@ func TestADevice(t *testing.T) {
 	}
 	if err := d.Detach(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+// A disk is connected behind the network, if that asks soon enough, and at the end of its
+// patience otherwise. Who detaches it then does not wait for that.
+func TestADeviceBehindAnother(t *testing.T) {
+	disk, network := newWorld(t), newWorld(t)
+	network.store, network.guest = disk.store, disk.guest
+	network.front, network.back = Paths(7, Network, 0)
+	attach := func(w *world, c Config) *Device {
+		c.Store, c.Domain = w.store.Client(t), 7
+		d, err := Attach(t.Context(), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := d.Detach(context.Background()); err != nil {
+				t.Error(err)
+			}
+		})
+		return d
+	}
+	first := attach(network, Config{Kind: Network, Number: 0, Backend: &backend{}})
+	attach(disk, Config{Kind: Disk, Number: 51712, Backend: &backend{}, Behind: []*Device{first}})
+	disk.says(StateInitialised, "ring-ref=8")
+	network.says(StateConnected)
+	disk.ours(StateConnected)
+	if is := network.store.Values(network.back)["state"]; is != StateConnected.String() {
+		t.Errorf("the disk is connected while the network is in state %s", is)
+	}
+	// Its driver goes and comes back: nobody waits any more.
+	disk.says(StateClosed)
+	disk.ours(StateClosed)
+	disk.says(StateInitialising)
+	disk.ours(StateInitWait)
+	disk.says(StateInitialised, "ring-ref=9")
+	disk.ours(StateConnected)
+
+	alone := newWorld(t)
+	silent := attach(alone, Config{Kind: Network, Number: 1, Backend: &backend{}})
+	attach(alone, Config{Kind: Disk, Number: 51712, Backend: &backend{}, Behind: []*Device{silent}})
+	began := time.Now()
+	alone.says(StateInitialised, "ring-ref=8")
+	alone.ours(StateConnected)
+	if waited := time.Since(began); waited < behindPatience {
+		t.Errorf("without a network it is connected after %v", waited)
+	}
+
+	gone := newWorld(t)
+	never := attach(gone, Config{Kind: Network, Number: 1, Backend: &backend{}})
+	last := attach(gone, Config{Kind: Disk, Number: 51712, Backend: &backend{}, Behind: []*Device{never}})
+	gone.says(StateInitialised, "ring-ref=8")
+	began = time.Now()
+	if err := last.Detach(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if waited := time.Since(began); waited >= behindPatience {
+		t.Errorf("let go of after %v", waited)
 	}
 }
 
