@@ -197,8 +197,11 @@ func (c *Core) absorbCaptured(ev Captured) {
 	if ev.Kind == epoch.KindSync {
 		c.remaining, c.comparing = ev.Remaining, ev.Comparing
 		c.syncRounds++
-		if ev.Comparing && ev.Remaining <= c.cfg.SyncEnough {
-			c.epochAt = c.now.Add(c.cfg.Floor) // only the comparison is waited for
+		if ev.Sent > c.cfg.SyncEnough {
+			c.bulk = ev.Number
+		}
+		if ev.Remaining <= c.cfg.SyncEnough && (ev.Comparing || c.acked < c.bulk) {
+			c.epochAt = c.now.Add(c.cfg.Floor) // only the comparison, or the backup, is waited for
 		} else {
 			c.epochAt = 0
 		}
@@ -214,7 +217,7 @@ func (c *Core) absorbAcked(n epoch.Number) {
 	}
 	c.acked, c.owed = n, 0
 	if c.acked < c.sealed && c.holds() {
-		c.owed = c.sealedAt[(c.acked+1)%maxWindow]
+		c.owed = c.unanswered()
 	}
 	c.emit(Forget{n})
 	if c.mode.commits() && c.mode != ModeYielded && c.firstWhole != 0 && n >= c.firstWhole {

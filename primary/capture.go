@@ -193,13 +193,13 @@ func (p *Primary) syncStep(n epoch.Number) Event {
 		handed, err = p.copyPages(j, set)
 	}
 	differ, compare := p.Disks.Unsynced()
-	left := p.pending.Count() + differ/epoch.PageSize
+	sends, left := set.Count(), p.pending.Count()+differ/epoch.PageSize
 	p.finishJob(j, set, handed, err)
 	if err != nil {
 		return CaptureFailed{n, err}
 	}
 	p.stats.synced(left + compare/epoch.PageSize)
-	return Captured{Number: n, Kind: j.kind, Remaining: left, Comparing: compare > 0}
+	return Captured{Number: n, Kind: j.kind, Sent: sends, Remaining: left, Comparing: compare > 0}
 }
 
 // collect adds what is dirty now, and what former attempts owe, to set.

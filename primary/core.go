@@ -121,8 +121,10 @@ type Core struct {
 	unseal        bool                     // a capture that failed may have sealed output
 	firstWhole    epoch.Number             // first checkpoint of this entering; 0: none yet
 	syncRounds    int
-	remaining     uint64 // pages the last sync step left
-	comparing     bool   // the backup's copies of the disks are not all compared yet
+	bulk          epoch.Number  // the last sync step that sends more than SyncEnough pages
+	entered       clock.Instant // when output was held for the first checkpoint, last
+	remaining     uint64        // pages the last sync step left
+	comparing     bool          // the backup's copies of the disks are not all compared yet
 	epochAt       clock.Instant
 	againAt       clock.Instant // a capture that failed or was postponed is not tried again before
 	pace          pace
@@ -378,10 +380,16 @@ func (c *Core) decideGuestGone() {
 }
 
 // converged reports whether what is left of the initial synchronisation is
-// small enough for a pause, or will not get smaller.
+// small enough for a pause, or will not get smaller. Output, which is held from the
+// first checkpoint on, is not to wait for the bulk of it as well.
 func (c *Core) converged() bool {
-	return c.syncRounds > 0 && c.linked && !c.comparing &&
-		(c.remaining <= c.cfg.SyncEnough || c.remaining == 0 || c.syncRounds > c.cfg.SyncRounds)
+	switch {
+	case c.syncRounds == 0, !c.linked, c.comparing:
+		return false
+	case c.syncRounds > c.cfg.SyncRounds:
+		return true
+	}
+	return c.remaining <= c.cfg.SyncEnough && c.acked >= c.bulk
 }
 
 // decideEntering: record the backup as in sync once it holds a whole
@@ -434,9 +442,16 @@ func (c *Core) lost() bool {
 	case c.log.InSync && c.log.Backup.Image != c.image:
 		return true // it came back with another image
 	case c.acked < c.sealed:
-		return !c.now.Before(c.sealedAt[(c.acked+1)%maxWindow].Add(c.cfg.AckTimeout))
+		return !c.now.Before(c.unanswered().Add(c.cfg.AckTimeout))
 	}
 	return false
+}
+
+// unanswered returns since when the oldest epoch in flight is waited for. A
+// synchronisation may take as long as it takes: what is left of it in flight is waited
+// for since output is held.
+func (c *Core) unanswered() clock.Instant {
+	return max(c.sealedAt[(c.acked+1)%maxWindow], c.entered)
 }
 
 // overdue reports whether output has waited too long for an acknowledgement: also
@@ -539,12 +554,12 @@ func (c *Core) enter(m Mode) {
 		}
 		c.emit(Pass{})
 	case ModeSyncing:
-		c.syncRounds, c.comparing = 0, false
+		c.syncRounds, c.bulk, c.comparing = 0, 0, false
 		if c.failing == 0 {
 			c.epochAt = 0
 		}
 	case ModeEntering:
-		c.firstWhole, c.owed = 0, 0
+		c.firstWhole, c.owed, c.entered = 0, 0, c.now
 		c.emit(Hold{})
 	case ModeYielded:
 		c.reclaimAt = c.now.Add(c.cfg.ReclaimAfter)
@@ -612,7 +627,7 @@ func (c *Core) NextWake() clock.Instant {
 		sooner(c.linkLost.Add(c.cfg.DetachAfter))
 	}
 	if c.acked < c.sealed {
-		sooner(c.sealedAt[(c.acked+1)%maxWindow].Add(c.cfg.AckTimeout))
+		sooner(c.unanswered().Add(c.cfg.AckTimeout))
 	}
 	return wake
 }

@@ -55,7 +55,8 @@ type (
 	Captured struct {
 		Number    epoch.Number
 		Kind      epoch.Kind
-		Remaining uint64 // pages still to be sent after this sync step, disks included
+		Sent      uint64 // pages that this sync step sends
+		Remaining uint64 // pages still to be sent after it, disks included
 		Comparing bool   // the backup's copies of the disks are not all compared yet
 		Cost      Cost
 		// Stalled: the guest stood still because the backup took nothing, until

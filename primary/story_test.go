@@ -58,6 +58,7 @@ type narrator struct {
 	asked     *ownership.Command // the last proposal
 	broken    bool               // no capture succeeds
 	comparing bool               // the copies of the disks
+	bulky     bool               // sync step 1 sends much
 	unsettled bool               // writes are on their way to a disk
 
 	failing bool // the next capture fails
@@ -207,6 +208,8 @@ func (n *narrator) line(words []string) {
 		n.step(LogApplied{n.log})
 	case "captures": // fail | work
 		n.broken = arg(1) == "fail"
+	case "bulky": // the first sync step sends more than is enough
+		n.bulky = true
 	case "comparing": // the backup's copies of the disks; until "compared"
 		n.comparing = true
 	case "compared":
@@ -229,11 +232,14 @@ func (n *narrator) step(ev Event) {
 			switch a := a.(type) {
 			case SyncStep:
 				n.say("sync %d", a.Number)
-				left := uint64(50)
+				left, sends := uint64(50), uint64(0)
 				if a.Number == 1 {
 					left = 150
+					if n.bulky {
+						sends = 1000
+					}
 				}
-				queue = append(queue, Captured{Number: a.Number, Kind: epoch.KindSync, Remaining: left, Comparing: n.comparing})
+				queue = append(queue, Captured{Number: a.Number, Kind: epoch.KindSync, Sent: sends, Remaining: left, Comparing: n.comparing})
 			case Capture:
 				final := ""
 				if a.Final {

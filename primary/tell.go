@@ -98,7 +98,7 @@ func (p *Primary) tellCover(is events.Kind, reason events.Reason, text string) {
 // may have been closed since.
 func (p *Primary) uncovered() (events.Reason, string) {
 	c := p.core
-	switch oldest := c.sealedAt[(c.acked+1)%maxWindow]; {
+	switch oldest := c.unanswered(); {
 	case !c.wanted():
 		return events.ReasonOperator, fmt.Sprintf("an operator has set the guest's protection to %s", c.log.Protection)
 	case p.said.cover == "":

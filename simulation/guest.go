@@ -28,6 +28,13 @@ type bits uint32
 
 const everyPage bits = 1<<pages - 1
 
+func (b bits) count() (n uint64) {
+	for ; b != 0; b &= b - 1 {
+		n++
+	}
+	return n
+}
+
 // warm is how many of them the guest's processor writes all the time; in the
 // others stays what a disk has brought.
 const warm = 12

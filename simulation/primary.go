@@ -400,17 +400,14 @@ func (p *primaryShell) capture(n epoch.Number, kind epoch.Kind, final bool) prim
 		p.d.gate.release(n)
 		p.d.set.Release(n)
 	}
-	left := uint64(0)
-	for i := range pages {
-		left += uint64(p.pending >> i & 1)
-	}
+	left := p.pending.count()
 	stalled := check && p.w.chance(p.w.faults.captureFails/4)
 	if l := p.link; stalled {
 		p.d.after(0, func() { l.e.fail(errors.New("the backup takes nothing")) })
 	}
 	differ, compare := p.d.set.Unsynced()
 	left += differ / epoch.PageSize
-	return primary.Captured{Number: n, Kind: kind, Remaining: left, Comparing: compare > 0, Stalled: stalled,
+	return primary.Captured{Number: n, Kind: kind, Sent: set.count(), Remaining: left, Comparing: compare > 0, Stalled: stalled,
 		Cost: primary.Cost{Pause: time.Millisecond, Held: len(p.d.gate.held)}}
 }
 
