@@ -43,6 +43,7 @@ import (
 var (
 	xenKernel = flag.String("xen-kernel", "", "the guest's kernel; none: this is no Xen host")
 	xenInitrd = flag.String("xen-initrd", "", "its initramfs")
+	xenType   = flag.String("xen-type", string(xen.PVH), "the type of its domain: pvh or hvm")
 )
 
 const (
@@ -122,7 +123,7 @@ func (y *try) driver(domain string, outside xen.Devices) *xen.Driver {
 	h, err := xenctl.OpenHost(y.ctx, deviceModel)
 	y.must(err)
 	y.t.Cleanup(func() { _ = h.Close() })
-	d, err := xen.NewDriver(xen.Config{Name: "try", Domain: domain, Type: xen.PVH, Memory: 128 << 20, VCPUs: 1, Kernel: *xenKernel, Initrd: *xenInitrd,
+	d, err := xen.NewDriver(xen.Config{Name: "try", Domain: domain, Type: xen.Type(*xenType), Memory: 128 << 20, VCPUs: 1, Kernel: *xenKernel, Initrd: *xenInitrd,
 		Append: "console=hvc0 quiet rdinit=/try-devices", Devices: outside}, h, y.log)
 	y.must(err)
 	y.t.Cleanup(func() { y.must(d.Clean(context.Background())) })
@@ -303,6 +304,12 @@ func TestXenDevices(t *testing.T) {
 	g, err := y.driver("try-a", y.outside()).Start(ctx)
 	must(err)
 	must(g.Resume(ctx))
+	booted := time.Now()
+	for g.(hypervisor.Booting).Ready() != nil {
+		must(ctx.Err())
+		time.Sleep(100 * time.Millisecond) // the guest's
+	}
+	t.Logf("it can be suspended %v after it began to run", time.Since(booted))
 	y.await("the guest has begun", func(s progress) bool { return s.n >= 2 })
 	y.connect()
 	defer func() { _ = y.conn.Close() }()
