@@ -29,8 +29,8 @@ type bits uint32
 const everyPage bits = 1<<pages - 1
 
 func (b bits) count() (n uint64) {
-	for ; b != 0; b &= b - 1 {
-		n++
+	for page := range pages {
+		n += uint64(b >> page & 1)
 	}
 	return n
 }
