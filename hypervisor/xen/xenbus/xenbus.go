@@ -83,7 +83,6 @@ type Device struct {
 
 	ending    <-chan struct{} // closed by stop
 	connected chan struct{}   // closed when the guest's driver is, for the first time
-	first     sync.Once
 }
 
 // Paths returns where the two sides' nodes are.
@@ -124,6 +123,8 @@ func Attach(ctx context.Context, c Config) (_ *Device, err error) {
 			if err := d.carry(ctx, d.shake.Failed()); err != nil {
 				return nil, err
 			}
+		} else {
+			close(d.connected)
 		}
 	}
 	if d.watch, err = c.Store.Watch(ctx, d.front+"/state"); err != nil {
@@ -282,7 +283,11 @@ func (d *Device) carry(ctx context.Context, actions []Action) error {
 				return err
 			}
 			if d.shake.State == StateConnected {
-				d.first.Do(func() { close(d.connected) })
+				select {
+				case <-d.connected: // before
+				default:
+					close(d.connected)
+				}
 				d.c.Log.Info("a Xen guest's driver is connected", "device", d.front)
 			}
 		}

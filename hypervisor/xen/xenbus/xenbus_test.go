@@ -285,6 +285,11 @@ func TestAFormerProcess(t *testing.T) {
 	if b.all() != "plug 8" {
 		t.Errorf("at first the back end did %q", b.all())
 	}
+	select {
+	case <-third.connected:
+	default:
+		t.Error("who is behind it would wait")
+	}
 	w.says(StateConnected)
 	detach(third)
 	if b.all() != "plug 8, unplug" || w.store.Values(w.back)["state"] != "4" {
