@@ -355,7 +355,8 @@ func TestAFreshVoterBeginsNoLog(t *testing.T) {
 func TestAVoterThatIsNotAdmittedDoesNotConfirm(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, testLease)
-	c.leads(witness)
+	c.leads(witness) // with A's vote: B may have yet to be admitted
+	c.until("b is admitted", c.node[hostB].transport.admitted.Load)
 	term := c.node[witness].reigns.now().term
 	ask := func() code {
 		ctx, cancel := context.WithTimeout(c.ctx, time.Second)
