@@ -212,7 +212,11 @@ func TestSnapshotReachesAVoterThatWasAway(t *testing.T) {
 	}
 	c.start(hostB)
 	c.until("B has the state", func() bool { return c.node[hostB].fsm.guest(guest) == st })
-	// And its own restart begins from that snapshot.
+	// And its own restart begins from that snapshot, whose entries are not in its log,
+	// between those of before and those that came behind it.
+	c.do(hostA, ownership.OutOfSync, ownership.Backup{})
+	st = c.do(hostA, ownership.InSync, b)
+	c.until("B has what came behind it", func() bool { return c.node[hostB].fsm.guest(guest) == st })
 	c.stop(hostB)
 	c.start(hostB)
 	c.until("B has the state again", func() bool { return c.node[hostB].fsm.guest(guest) == st })

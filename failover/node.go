@@ -56,6 +56,7 @@ type Node struct {
 	callers callers
 
 	store     *raftboltdb.BoltStore
+	snapshots *raft.FileSnapshotStore
 	transport *gatedTransport
 	failed    chan struct{} // see Failed
 	failOnce  sync.Once
@@ -137,10 +138,26 @@ func (n *Node) openStore() (err error) {
 	if err != nil {
 		return err
 	}
-	return n.checkLog()
+	file := path
+	path = filepath.Join(n.cfg.Dir, "snapshots")
+	if n.snapshots, err = raft.NewFileSnapshotStoreWithLogger(n.cfg.Dir, keepSnapshots, newRaftLog(n.log)); err != nil {
+		return err
+	}
+	kept, err := n.snapshots.List()
+	if err != nil {
+		return err
+	}
+	covered := uint64(0)
+	if len(kept) > 0 {
+		covered = kept[0].Index // the newest is the first
+	}
+	path = file
+	return n.checkLog(covered)
 }
 
-func (n *Node) checkLog() error {
+// checkLog reads every entry. Those up to the newest snapshot's, covered, may be missing:
+// a voter that was sent a snapshot goes on behind it, and keeps what it had before.
+func (n *Node) checkLog(covered uint64) error {
 	first, err := n.store.FirstIndex()
 	if err != nil {
 		return err
@@ -151,7 +168,11 @@ func (n *Node) checkLog() error {
 	}
 	for i := first; i <= last; i++ {
 		var l raft.Log
-		if err := n.store.GetLog(i, &l); err != nil {
+		err := n.store.GetLog(i, &l)
+		if errors.Is(err, raft.ErrLogNotFound) && i <= covered {
+			continue
+		}
+		if err != nil {
 			return fmt.Errorf("entry %d of %d to %d: %w", i, first, last, err)
 		}
 		if l.Index != i {
@@ -185,11 +206,7 @@ func explainStore(path string, err error) error {
 }
 
 func (n *Node) startRaft() error {
-	rlog := newRaftLog(n.log)
-	snaps, err := raft.NewFileSnapshotStoreWithLogger(n.cfg.Dir, keepSnapshots, rlog)
-	if err != nil {
-		return explainStore(filepath.Join(n.cfg.Dir, "snapshots"), err)
-	}
+	rlog, snaps := newRaftLog(n.log), n.snapshots
 	n.transport = &gatedTransport{n: n, consume: make(chan raft.RPC), NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream:  newStream(n),
 		Logger:  rlog,
