@@ -93,9 +93,13 @@ func TestADeposedLeaderDoesNotPersist(t *testing.T) {
 	c.stop(hostB)
 	c.do(hostA, ownership.OutOfSync, ownership.Backup{})
 	w := c.node[witness]
-	term := w.raft.CurrentTerm()
-	if !w.transport.leads(term) || w.transport.leads(term-1) {
-		t.Fatal("the leader does not know its term")
+	var term uint64
+	c.until("the leader knows its term, which a busy machine may have changed", func() bool {
+		term = w.raft.CurrentTerm()
+		return w.transport.leads(term)
+	})
+	if w.transport.leads(term - 1) {
+		t.Fatal("it leads in the term before")
 	}
 	tries := make(chan error, 1)
 	go func() {
