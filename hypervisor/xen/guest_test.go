@@ -292,29 +292,6 @@ func TestAGuestThatDoesNotAnswer(t *testing.T) {
 	must(t, g.Resume(t.Context()))
 }
 
-// A guest that boots cannot be paused yet, which is asked for until it can.
-func TestAGuestThatBoots(t *testing.T) {
-	f := newFake()
-	f.boots = true
-	g := newTestGuest(t, f)
-	must(t, g.Resume(t.Context()))
-	if err := g.Ready(); !errors.Is(err, ErrBooting) {
-		t.Errorf("while it boots: %v", err)
-	}
-	f.looked = errors.New("Xen says nothing")
-	if err := g.Ready(); !errors.Is(err, f.looked) || errors.Is(err, ErrBooting) {
-		t.Errorf("asked in vain: %v", err)
-	}
-	f.boots, f.looked = false, nil
-	must(t, g.Ready())
-	f.boots = true // nobody is asked again
-	must(t, g.Ready())
-	must(t, g.Detach())
-	if err := newTestGuest(t, newFake()).Ready(); err != nil {
-		t.Error(err)
-	}
-}
-
 // What a balloon has taken stays in the image as it was, and is not given back; a
 // domain with more memory than its image is of no use any more.
 func TestADomainThatWasBallooned(t *testing.T) {
