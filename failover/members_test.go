@@ -164,6 +164,11 @@ func TestWitnessIsReplaced(t *testing.T) {
 			c.replace(hostB, witness, fresh) // once more: nothing is left to do
 
 			// The old one has no say, and no way in.
+			for _, id := range []ownership.HostID{hostA, hostB, fresh} {
+				if c.node[id].isPeer(witness) {
+					t.Errorf("%s still lets the removed witness in", id)
+				}
+			}
 			if alive {
 				call, cancel := context.WithTimeout(c.ctx, testLease)
 				defer cancel()

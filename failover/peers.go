@@ -67,7 +67,9 @@ func (n *Node) sortPeers() {
 	}
 	ps.former = slices.DeleteFunc(ps.former, func(p Peer) bool {
 		gone := known[p.ID] || filled && !votes[p.ID]
-		known[p.ID] = known[p.ID] || !gone
+		if !gone {
+			known[p.ID] = true
+		}
 		return gone
 	})
 	var dropped []*other

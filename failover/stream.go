@@ -139,13 +139,14 @@ func (n *Node) accept(l net.Listener, what string, serve func(net.Conn, ownershi
 			peer := n.cfg.PeerName(c)
 			_ = c.SetDeadline(time.Time{})
 			<-slots
+			// Noted before it is looked up: whoever removes the peer meanwhile closes it.
+			n.conns.of(conn, peer)
 			if !n.isPeer(peer) {
 				n.log.Warn("refused a connection: its peer is no voter of this cluster",
 					"protocol", what, "from", c.RemoteAddr(), "name", peer)
 				_ = conn.Close()
 				return
 			}
-			n.conns.of(conn, peer)
 			serve(n.hear(conn, peer), peer)
 		}) {
 			_ = conn.Close()
