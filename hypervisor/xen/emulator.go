@@ -7,11 +7,12 @@ package xen
 //	Log:         "xen-set-global-dirty-log"   before Xen's own log is believed (RULES 29)
 //	Still:       "stop"                       the domain has suspended
 //	AppendState: "xen-save-devices-state"     into a file, which is read
+//	Go:          "cont"                       the domain is about to go on
 //
 // Logging makes each byte that it writes a call of the hypervisor, and byte by byte it
 // brings the kernel: so it is told to log only when that runs.
 //
-// Who lets the domain go on lets the device model go on, too: the toolstack does both.
+// The toolstack, which could resume both, opens a connection of its own each time.
 
 import (
 	"context"
@@ -99,6 +100,14 @@ func (e *Emulator) AppendState(ctx context.Context, dst []byte) ([]byte, error) 
 		return dst[:at], fmt.Errorf("read the device model's state: %w", err)
 	}
 	return dst, nil
+}
+
+// Go lets the device model go on, which Still has stopped.
+func (e *Emulator) Go(ctx context.Context) error {
+	if err := e.monitor.Execute(ctx, "cont", nil, nil); err != nil {
+		return fmt.Errorf("let the device model go on: %w", err)
+	}
+	return nil
 }
 
 // Close ends the log, unless the device model is gone, and the connection.

@@ -42,8 +42,8 @@ func left(t *testing.T, dir string) []string {
 	return found
 }
 
-// A device model logs, is stopped with each pause, and its state is what it has
-// saved last.
+// A device model logs, is stopped with each pause, goes on after it, and its state is
+// what it has saved last.
 func TestADeviceModel(t *testing.T) {
 	dir, ctx := t.TempDir(), t.Context()
 	m := &monitor{fails: map[string]error{}}
@@ -58,6 +58,7 @@ func TestADeviceModel(t *testing.T) {
 		if string(got) != "before "+state {
 			t.Errorf("its state is %q", got)
 		}
+		must(t, e.Go(ctx))
 	}
 	for name, bad := range map[string][]byte{"empty": nil, "large": bytes.Repeat([]byte{1}, maxEmulator+1)} {
 		m.state = bad
@@ -66,13 +67,15 @@ func TestADeviceModel(t *testing.T) {
 		}
 	}
 	broken := errors.New("no more")
-	m.fails["stop"], m.fails["xen-save-devices-state"], m.fails["xen-set-global-dirty-log"] = broken, broken, broken
+	for _, command := range []string{"stop", "cont", "xen-save-devices-state", "xen-set-global-dirty-log"} {
+		m.fails[command] = broken
+	}
 	_, err = e.AppendState(ctx, nil)
-	if !errors.Is(err, broken) || !errors.Is(e.Still(ctx), broken) || !errors.Is(e.Log(ctx), broken) {
+	if !errors.Is(err, broken) || !errors.Is(e.Still(ctx), broken) || !errors.Is(e.Go(ctx), broken) || !errors.Is(e.Log(ctx), broken) {
 		t.Error("what it refuses is not told")
 	}
 	must(t, e.Close(ctx)) // it may be gone
-	if want := []string{"xen-set-global-dirty-log true", "stop", "xen-save-devices-state true"}; !slices.Equal(m.told[:3], want) || m.told[len(m.told)-1] != "xen-set-global-dirty-log false" || !m.closed {
+	if want := []string{"xen-set-global-dirty-log true", "stop", "xen-save-devices-state true", "cont"}; !slices.Equal(m.told[:4], want) || m.told[len(m.told)-1] != "xen-set-global-dirty-log false" || !m.closed {
 		t.Errorf("it was told %q", m.told)
 	}
 	if _, err := NewEmulator(m, filepath.Join(dir, "nowhere")); err == nil {

@@ -238,10 +238,9 @@ func (d *Domain) State(ctx context.Context, s *xen.State) (err error) {
 	return nil
 }
 
-// Resume is Batch.Resume. A domain that was made and never ran is unpaused
-// instead; one with a device model is resumed by the toolstack, which resumes that
-// too.
-func (d *Domain) Resume(context.Context) error {
+// Resume is Batch.Resume, and Emulator.Go before it. A domain that was made and never
+// ran is unpaused instead.
+func (d *Domain) Resume(ctx context.Context) error {
 	info, err := d.Info()
 	switch {
 	case err != nil:
@@ -250,10 +249,16 @@ func (d *Domain) Resume(context.Context) error {
 		return d.host.control.Unpause(d.number)
 	case !info.Shutdown && info.Paused:
 		return d.host.with(func(t *Toolstack) error { return t.Unpause(d.number) })
-	case d.emulator != nil:
-		return d.host.with(func(t *Toolstack) error { return t.Resume(d.number) })
+	case d.emulator == nil:
+		return d.batch.Resume()
 	}
-	return d.batch.Resume()
+	if err := d.emulator.Go(ctx); err != nil {
+		return fmt.Errorf("domain %d: %w", d.number, err)
+	}
+	if err := d.batch.Resume(); err != nil {
+		return errors.Join(err, d.emulator.Still(ctx))
+	}
+	return nil
 }
 
 // Await is Channel.Wait.
