@@ -253,7 +253,11 @@ func (d *Domain) Resume(ctx context.Context) error {
 		return d.batch.Resume()
 	}
 	if err := d.emulator.Go(ctx); err != nil {
-		return fmt.Errorf("domain %d: %w", d.number, err)
+		// Without a connection to it the toolstack, which makes its own, may still do it.
+		if resumed := d.host.with(func(t *Toolstack) error { return t.Resume(d.number) }); resumed != nil {
+			return fmt.Errorf("domain %d: %w", d.number, errors.Join(err, resumed))
+		}
+		return nil
 	}
 	if err := d.batch.Resume(); err != nil {
 		return errors.Join(err, d.emulator.Still(ctx))
