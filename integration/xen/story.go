@@ -181,13 +181,26 @@ func (s *story) working(ctx context.Context, g *met, move func() error) (err err
 }
 
 // heard waits until the guest's client hears it again, and tells for how long it has
-// not.
+// not. Until a packet has left the new host, the client may still read what left the
+// former one.
 func (s *story) heard(ctx context.Context, g *met, from, to string, since time.Time) (time.Duration, error) {
+	defer s.world.wire.Forget()
+	var packet time.Time
+	var wrong error
+	err := s.world.until(ctx, seldom, func() bool {
+		packet, wrong = s.firstPacket(from, to, since)
+		return wrong != nil || !packet.IsZero()
+	})
+	if err != nil {
+		return 0, fmt.Errorf("wait for a packet of the guest from host %s: %w", to, err)
+	}
+	if wrong != nil {
+		return 0, wrong
+	}
 	if err := g.lines.More(ctx, 100, patience); err != nil {
 		return 0, errors.Join(err, g.lines.Err())
 	}
-	packet, err := s.firstPacket(from, to, since)
-	if err != nil {
+	if packet, err = s.firstPacket(from, to, since); err != nil {
 		return 0, err
 	}
 	s.tell("the guest's first packet left host %s %d ms after that", to, packet.Sub(since).Milliseconds())
@@ -201,11 +214,11 @@ func (s *story) lives(g *met, since time.Time) (time.Duration, error) {
 	return silence, g.lines.Err()
 }
 
-// firstPacket is when the first packet of the guest's own left its new host; what is
-// announced for it before that is none. No packet leaves its former one any more.
+// firstPacket is when the first packet of the guest's own left its new host, zero: none
+// has; what is announced for it before that is none. After it no packet leaves the
+// former host.
 func (s *story) firstPacket(from, to string, since time.Time) (time.Time, error) {
 	frames, err := s.world.wire.Since(guestMAC, since)
-	s.world.wire.Forget()
 	var first, last time.Time
 	for _, f := range frames {
 		switch {
@@ -215,11 +228,7 @@ func (s *story) firstPacket(from, to string, since time.Time) (time.Time, error)
 			last = f.At
 		}
 	}
-	switch {
-	case err != nil:
-	case first.IsZero():
-		err = fmt.Errorf("no packet of the guest has left host %s", to)
-	case last.After(first):
+	if err == nil && !first.IsZero() && last.After(first) {
 		err = fmt.Errorf("a frame of the guest left host %s %v after its first packet had left host %s", from, last.Sub(first), to)
 	}
 	return first, err
