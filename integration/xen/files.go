@@ -177,8 +177,8 @@ func configure(dir string, o options) (*config.Config, error) {
 		Kernel: share + "/vmlinuz", Initrd: share + "/initrd", Append: "console=hvc0 quiet rdinit=/counting",
 	}
 	if o.guest == linux {
-		// Debian's kernel loses 1.1 MiB at each move, its network driver's receive
-		// buffers, under xl and the kernel's own back ends too: enough for forty and more.
+		// Enough for forty moves and more: Debian's kernel loses 1.1 MB at each, by its
+		// network driver, under xl and the kernel's own back ends too.
 		g.Memory = 192 * config.MiB
 		g.Append = guest.Boot{Address: guestAddress, Disk: guest.Disk{Device: "/dev/xvda", Dir: guest.DataDir}, Extra: "console=hvc0"}.CommandLine()
 		g.Disks = []config.Disk{{Path: kept + "/" + guestDisk, Mode: config.Replicated, Size: guestDiskSize}}
